@@ -1,0 +1,41 @@
+// Storage formats of tensor elements: the plain ones and ggml's block formats.
+// Source of the block layouts: ggml `ggml-common.h` (block_q4_0 ... block_q6_K) and the dequantisation
+// formulas of ggml `ggml-quants.c` (dequantize_row_*), as also published in gguf-py `quants.py`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace headrace {
+
+enum class DType {
+  kF32,
+  kF16,
+  kBF16,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ2_K,
+  kQ3_K,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+};
+
+struct DTypeInfo {
+  const char* name;    // "Q4_K", as GGUF tools print it
+  int block_elements;  // consecutive elements of a row that share a block; 1 for plain types
+  int block_bytes;
+};
+
+const DTypeInfo& dtype_info(DType dtype);
+inline const char* dtype_name(DType dtype) { return dtype_info(dtype).name; }
+
+// Bytes of a row of `elements` elements, which must be a multiple of block_elements.
+size_t row_bytes(DType dtype, int64_t elements);
+
+}  // namespace headrace
