@@ -1,4 +1,5 @@
-// Errors of the engine, one type per cause. `main` maps each to an exit code (launch/exit_code.cpp).
+// Errors of the engine, one type per cause. `main` maps each to an exit code
+// (launch/exit_code.cpp).
 #pragma once
 
 #include <stdexcept>

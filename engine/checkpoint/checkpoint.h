@@ -7,9 +7,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "engine/checkpoint/dtype.h"
@@ -36,20 +39,26 @@ class Checkpoint {
   static std::unique_ptr<Checkpoint> open(const std::string& model);
 
   const ModelConfig& config() const { return config_; }
-  // All tensors in file order, also those no role names.
+  // All tensors in file order, also those no role names; without those whose format is not
+  // supported (see unusable_).
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const std::vector<std::string>& files() const { return files_; }
 
-  // The tensor of a role (layer is ignored for roles that exist once), or nullptr.
+  // The tensor of a role (layer is ignored for roles that exist once), or nullptr where the
+  // configuration has none (has_role) or the layer is out of range. Every role that the
+  // configuration has is there, with the shape of role_shape. For a tied head kHead names the token
+  // embedding.
   const TensorInfo* find(Role role, int layer = 0) const;
   // The same; throws ModelError with the names that were tried.
   const TensorInfo& require(Role role, int layer = 0) const;
 
-  // GGUF files of the llama family store the rows of Q and K of each head interleaved
-  // (0, d/2, 1, d/2+1, ...); whoever loads them must undo it to use Rope's convention.
+  // GGUF files of the llama family store the rows of Q and K (and the elements of their biases) of
+  // each head interleaved (0, d/2, 1, d/2+1, ...); whoever loads them must undo it to use Rope's
+  // convention.
   virtual bool qk_rows_interleaved() const { return false; }
 
-  // Reads bytes [offset, offset + out.size()) of the tensor. Any thread. Throws IoError, ModelError.
+  // Reads bytes [offset, offset + out.size()) of the tensor. Any thread. Throws IoError, and
+  // ModelError for a file that became shorter or a range outside the tensor.
   virtual void read(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const = 0;
 
   // 16 hex digits that identify format, configuration, tensor table and (by samples of 4 KiB per
@@ -62,17 +71,27 @@ class Checkpoint {
  protected:
   // Names to try for a role, most usual first.
   virtual std::vector<std::string> names(Role role, int layer) const = 0;
-  // Call once `config_` and `tensors_` are final: builds the name index and checks every tensor a
-  // role names against the shape that `config_` implies.
-  void finish();
+  // Call once `config_` and `tensors_` are final: validates the configuration, builds the name
+  // index and checks that every tensor that `config_` implies is there with the right shape.
+  // Messages start with `source`, the file or directory.
+  void finish(const std::string& source);
 
   ModelConfig config_;
   std::vector<TensorInfo> tensors_;
   std::vector<std::string> files_;
+  std::vector<uint64_t> file_bytes_;  // size of each of files_
+  // Tensors left out of tensors_, with the reason; it becomes the error if a role needs one.
+  std::map<std::string, std::string> unusable_;
 
  private:
-  struct Index;
-  std::shared_ptr<const Index> index_;
+  // Position in tensors_ of the tensor of each role, -1 for none: the roles that exist once, then
+  // layer by layer all roles.
+  std::vector<int> index_;
+  std::string source_;
+
+  size_t slot(Role role, int layer) const;
+  int locate(Role role, int layer, const std::unordered_map<std::string_view, int>& by_name) const;
+  std::string tried(Role role, int layer) const;
 };
 
 }  // namespace headrace

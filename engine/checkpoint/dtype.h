@@ -1,11 +1,14 @@
 // Storage formats of tensor elements: the plain ones and ggml's block formats.
-// Source of the block layouts: ggml `ggml-common.h` (block_q4_0 ... block_q6_K) and the dequantisation
-// formulas of ggml `ggml-quants.c` (dequantize_row_*), as also published in gguf-py `quants.py`.
+// Source of the block layouts: ggml `ggml-common.h` (block_q4_0 ... block_q6_K) and the
+// dequantisation formulas of ggml `ggml-quants.c` (dequantize_row_*), as also published in gguf-py
+// `quants.py`.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 
 namespace headrace {
@@ -34,6 +37,14 @@ struct DTypeInfo {
 
 const DTypeInfo& dtype_info(DType dtype);
 inline const char* dtype_name(DType dtype) { return dtype_info(dtype).name; }
+
+// All formats, in the order of the enum.
+std::span<const DType> all_dtypes();
+
+// The format of a ggml type number (the `type` field of a GGUF tensor); nullopt if not supported.
+std::optional<DType> dtype_from_ggml(uint32_t type);
+// The supported formats with their ggml type numbers, as a list for messages.
+std::string supported_ggml_types();
 
 // Bytes of a row of `elements` elements, which must be a multiple of block_elements.
 size_t row_bytes(DType dtype, int64_t elements);

@@ -20,7 +20,10 @@ using GgufValue = std::variant<uint64_t, int64_t, double, bool, std::string, std
                                std::vector<double>, std::vector<std::string>>;
 
 // The header of a GGUF file. Every count and length is checked against the file size before
-// anything is allocated. Throws ModelError (file, offset, what to do) and IoError.
+// anything is allocated, and a header beyond 256 MiB is refused, so that memory stays bounded.
+// Unsigned metadata is held as uint64_t, signed as int64_t, floating-point as double; arrays of
+// integers and of bools as int64_t. Arrays of arrays and parts of a split model are refused.
+// Throws ModelError (file, offset, what to do) and IoError.
 class GgufHeader {
  public:
   explicit GgufHeader(const std::string& path);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,8 +47,12 @@ struct ModelConfig {
   bool post_norm = false;      // OPT-350m: norms come after the residual additions
   bool has_final_norm = true;  // OPT-350m has none
   Activation activation = Activation::kSilu;
-  bool gated_mlp = true;  // down(act(gate(x)) * up(x)), else down(act(up(x)))
-  bool tied_head = false;
+  bool gated_mlp = true;   // down(act(gate(x)) * up(x)), else down(act(up(x)))
+  bool qkv_bias = false;   // biases of Q, K and V
+  bool o_bias = false;     // bias of the attention output
+  bool mlp_bias = false;   // biases of all matrices of the MLP
+  bool norm_bias = false;  // biases of all norms
+  bool tied_head = false;  // the head is the token embedding
 
   bool learned_positions = false;  // OPT: a table is added to the embedding; otherwise RoPE
   int position_offset = 0;         // OPT: row = position + 2
@@ -93,9 +98,28 @@ enum class Role {
   kUpBias,
   kDown,  // [d_model][d_ffn]
   kDownBias,
+  kGateBias,  // [d_ffn]; only Llama models with biases in the MLP
 };
 
+// "token_embedding", "q", "down_bias"...: as the enum spells it.
 const char* role_name(Role role);
+// True if the role exists once per layer.
 bool is_layer_role(Role role);
+// All roles, in the order of the enum.
+std::span<const Role> all_roles();
+// True if a model of this configuration has a tensor of this role. A tied head counts: its tensor
+// is the token embedding.
+bool has_role(const ModelConfig& config, Role role);
+
+// Row-major; a vector (norm, bias) has one row.
+struct RoleShape {
+  int64_t rows = 1;
+  int64_t cols = 0;
+};
+RoleShape role_shape(const ModelConfig& config, Role role);
+
+// Throws ModelError if the numbers contradict each other or exceed 2^31; the message starts with
+// `source` (a file) and names the field.
+void validate(const ModelConfig& config, const std::string& source);
 
 }  // namespace headrace

@@ -1,7 +1,13 @@
-// Reads a batch file line by line; memory does not grow with the file but for 8 bytes a line
-// (a hash of each custom_id, to find duplicates).
+// Reads a batch file line by line; memory does not grow with the file but for a hash of each
+// custom_id (to find duplicates), at most 21 bytes a line.
+//
+// Format: the OpenAI Batch API's input file, one JSON object per line,
+//   {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "..."}}
+// or the short form, which is a body with an optional custom_id: {"prompt": "..."} or
+// {"messages": [...]}. UTF-8; a byte order mark, CRLF and a missing last line break are accepted.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -12,9 +18,9 @@
 
 namespace headrace {
 
-// The command line or configuration is wrong, or a file it names is. Exit 2.
-// (Declared in runtime/error.h.)
+inline constexpr size_t kMaxLineBytes = size_t{64} << 20;  // without the line break
 
+// One thread.
 class RequestReader {
  public:
   // `path` "-" reads standard input. Throws UsageError if it cannot be opened.
@@ -22,6 +28,9 @@ class RequestReader {
   ~RequestReader();
 
   // The next line's request or what is wrong with it; blank lines are skipped; nullopt at the end.
+  // No two items have the same custom_id: one that stands already on an earlier line is replaced
+  // by "line-<n>" (by "line-<n>-2" and so on if that is taken, too), so that each item gets a
+  // result of its own, and the same one in every run.
   // Never throws for what a line contains. Throws IoError if reading fails.
   std::optional<std::variant<Request, BadLine>> next();
 
@@ -33,6 +42,7 @@ class RequestReader {
 };
 
 // One line, without its line break. `line` is its number, for messages and default ids.
+// Any thread. Never throws for what the text contains.
 std::variant<Request, BadLine> parse_request(const std::string& text, int64_t line,
                                              const RequestDefaults& defaults);
 

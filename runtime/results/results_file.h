@@ -21,32 +21,40 @@ struct Manifest {
   std::string numerics;  // what else decides the bits: "kv=f16 math=f32 wire=f32"
 };
 
+// One thread. A write beyond the file size limit and a write to a closed pipe become IoErrors only
+// if the program ignores SIGXFSZ and SIGPIPE.
 class ResultsFile {
  public:
   struct Options {
     std::string path;  // "-": standard output, no journal, no manifest, no lock
     bool resume = false;
-    bool token_ids = false;                                // write "token_ids" in each choice
-    std::function<std::string(int token)> token_text;      // for logprobs' "token" fields
-    std::function<std::string(int token)> token_raw_bytes; // for logprobs' "bytes" fields
+    bool token_ids = false;  // write "token_ids" in each choice
+    // For logprobs; either may be empty, see result_json.h.
+    std::function<std::string(int token)> token_text;
+    std::function<std::string(int token)> token_raw_bytes;
   };
 
   // Opens and locks the file (flock on the file itself: nothing stays behind when a process dies).
   // Without resume an existing non-empty file is refused; with resume a torn last line is dropped
-  // and the manifest must agree, field by field. Throws UsageError, IoError.
+  // and the manifest must agree, field by field. With resume and no file yet, a run begins.
+  // The manifest is on disk when this returns. Throws UsageError, IoError.
   ResultsFile(Options options, const Manifest& manifest);
+  // Closes, but has no way to say that it failed.
   ~ResultsFile();
 
-  // True if the file already holds a result (or an error record) for this request.
+  // True if the file holds a result or an error record for this request, from before or from this
+  // run. Ids are compared by their 64-bit hash, as RequestReader does.
   bool has(std::string_view custom_id) const;
   int64_t resumed() const;  // records found by resume
 
   // Appends one line; it is on disk (fdatasync) at most one second later, whatever the caller does
-  // in between. Throws IoError (at this or a later call) after cutting a torn line off again.
-  // One thread calls these.
+  // in between. Throws IoError if it cannot be written, after cutting a torn line off again: the
+  // file then ends with a whole line and a later append may succeed. Throws IoError at this and
+  // every later call if the disk lost what was written before; the file is then cut back to what is
+  // on disk for certain. Throws std::logic_error for a request that the file has already.
   void append(const RequestResult& result);
   void append(const BadLine& error);
-  // Everything appended is on disk on return.
+  // Everything appended is on disk on return; no append after it. Throws IoError.
   void close();
 
  private:

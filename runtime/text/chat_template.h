@@ -1,7 +1,7 @@
 // Chat messages -> prompt text, for the template families headrace knows.
 //
-// A model's template is a Jinja program; headrace does not run it but recognises the family from its
-// text (ChatML, Llama-3) and keeps the model's own default system message.
+// A model's template is a Jinja program; headrace does not run it but recognises the family from
+// its text (ChatML, Llama-3) and keeps the model's own default system message.
 #pragma once
 
 #include <optional>
@@ -23,7 +23,8 @@ class ChatTemplate {
   static std::string known_names();
 
   // The prompt, ending with the header of the assistant's turn. A final message with role
-  // "assistant" is left open, to be continued by the model (prefill).
+  // "assistant" is left open, to be continued by the model (prefill). The text holds the special
+  // tokens the template asks for, BOS too: encode it without Tokenizer::prefix() and suffix().
   std::string render(const std::vector<ChatMessage>& messages) const;
 
   const std::string& name() const { return name_; }
@@ -35,6 +36,7 @@ class ChatTemplate {
   std::string bos_;
   std::string default_system_;
   bool has_default_system_ = false;
+  bool trims_content_ = false;
 };
 
 }  // namespace headrace

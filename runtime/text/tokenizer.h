@@ -1,7 +1,8 @@
 // Text <-> token ids: byte-level BPE as in GPT-2, Llama-3, Qwen2 and SmolLM.
 //
 // Equal, id for id, to Hugging Face `tokenizers` on the same tokenizer.json; a GGUF file's metadata
-// gives the same result through the pre-tokenizer pattern its tokenizer.ggml.pre names.
+// gives the same result through the pre-tokenizer pattern its tokenizer.ggml.pre names, but for
+// NFC, which a GGUF file cannot ask for.
 #pragma once
 
 #include <memory>

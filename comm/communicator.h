@@ -1,0 +1,75 @@
+// Messages between the ranks of a pipeline: step messages forward, sampled tokens back to rank 0,
+// and the exchange at start. Hidden states go over an ActivationLink.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace headrace {
+
+using Bytes = std::vector<std::byte>;
+
+// Messages of one channel between two ranks arrive in the order they were sent.
+enum class Channel : int { kSetup = 1, kStep = 2, kTokens = 3 };
+
+// Every rank watches every other one: a rank that gives no sign of life for the peer timeout, or
+// that is neither waiting nor making progress for so long, is lost; every wait then ends with
+// PeerLost, which names it. One thread uses a Communicator and its ActivationLink.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual const std::string& host(int rank) const = 0;
+  // Ranks on this rank's host, itself included.
+  int ranks_on_host() const;
+
+  // Takes the message over and returns at once.
+  virtual void send(int to, Channel channel, Bytes message) = 0;
+  // The next message of a channel. Throws PeerLost.
+  virtual Bytes receive(int from, Channel channel) = 0;
+  // The same without waiting.
+  virtual std::optional<Bytes> try_receive(int from, Channel channel) = 0;
+
+  // How this rank shows that it is at work and not stuck: a number that grows while it computes.
+  // Set before anything that takes long. Called from another thread.
+  virtual void watch_progress(std::function<uint64_t()> progress) = 0;
+  // While one lives, this rank counts as waiting (for input, say), not as stuck.
+  class Idle {
+   public:
+    explicit Idle(Communicator& communicator) : communicator_(communicator) {
+      communicator_.set_idle(true);
+    }
+    ~Idle() { communicator_.set_idle(false); }
+    Idle(const Idle&) = delete;
+    Idle& operator=(const Idle&) = delete;
+
+   private:
+    Communicator& communicator_;
+  };
+
+  // All ranks call it at the end of a run, when no message is under way; afterwards a rank may go
+  // without being missed.
+  virtual void finish() = 0;
+  // Stops all transfers at once, so that what they use may be destroyed; only abort() may follow, or
+  // nothing. Idempotent, and a no-op after finish().
+  virtual void halt() = 0;
+  // Ends every rank of the job with this exit code. Does not return under MPI; a no-op for
+  // in-process ranks.
+  virtual void abort(int exit_code) = 0;
+
+ protected:
+  virtual void set_idle(bool idle) = 0;
+};
+
+// Every rank's message of the setup channel, by rank, on rank 0 (empty elsewhere).
+std::vector<Bytes> gather(Communicator& communicator, Bytes message);
+// Rank 0's message, on every rank.
+Bytes broadcast(Communicator& communicator, Bytes message);
+
+}  // namespace headrace

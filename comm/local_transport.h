@@ -1,0 +1,53 @@
+// Communicator and ActivationLink between threads of one process: for a run on one rank, and for
+// tests of pipelines without a launcher.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "comm/activation_link.h"
+#include "comm/communicator.h"
+
+namespace headrace {
+
+class LocalTransport final : public Communicator, public ActivationLink {
+ public:
+  struct Hub;
+
+  // `ranks` transports that talk to each other, one per thread. A wait longer than the timeout
+  // throws PeerLost.
+  static std::vector<std::unique_ptr<LocalTransport>> create(
+      int ranks, std::chrono::duration<double> timeout = std::chrono::seconds(60));
+
+  LocalTransport(std::shared_ptr<Hub> hub, int rank);
+  ~LocalTransport() override;
+
+  int rank() const override { return rank_; }
+  int size() const override;
+  const std::string& host(int rank) const override;
+  void send(int to, Channel channel, Bytes message) override;
+  Bytes receive(int from, Channel channel) override;
+  std::optional<Bytes> try_receive(int from, Channel channel) override;
+  void watch_progress(std::function<uint64_t()>) override {}
+  void finish() override {}
+  void halt() override {}
+  void abort(int) override {}
+
+  void set_buffers(const std::vector<HiddenBuffer>& buffers) override;
+  HiddenBuffer take() override;
+  HiddenBuffer receive(size_t bytes) override;
+  void send(HiddenBuffer buffer, size_t bytes) override;
+  void recycle(HiddenBuffer buffer) override;
+
+ protected:
+  void set_idle(bool) override {}
+
+ private:
+  std::shared_ptr<Hub> hub_;
+  int rank_;
+  std::vector<HiddenBuffer> free_;
+};
+
+}  // namespace headrace

@@ -1,0 +1,49 @@
+// Communicator and ActivationLink over MPI.
+//
+// One progress thread makes all MPI calls after construction that can take time: it drives sends
+// and posted receives on, collects messages, and exchanges signs of life, so transfers go on while
+// the caller computes. It polls with MPI_Test and a back-off (spin 50 us, then sleep, doubling to
+// 200 us) because Open MPI's own waiting burns a core.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "comm/activation_link.h"
+#include "comm/communicator.h"
+
+namespace headrace {
+
+class MpiTransport final : public Communicator, public ActivationLink {
+ public:
+  // Initialises MPI. `peer_timeout_s`: seconds without a sign of life after which a rank is lost.
+  // Throws CommError.
+  explicit MpiTransport(double peer_timeout_s);
+  ~MpiTransport() override;
+
+  int rank() const override;
+  int size() const override;
+  const std::string& host(int rank) const override;
+  void send(int to, Channel channel, Bytes message) override;
+  Bytes receive(int from, Channel channel) override;
+  std::optional<Bytes> try_receive(int from, Channel channel) override;
+  void watch_progress(std::function<uint64_t()> progress) override;
+  void finish() override;
+  void halt() override;
+  void abort(int exit_code) override;
+
+  void set_buffers(const std::vector<HiddenBuffer>& buffers) override;
+  HiddenBuffer take() override;
+  HiddenBuffer receive(size_t bytes) override;
+  void send(HiddenBuffer buffer, size_t bytes) override;
+  void recycle(HiddenBuffer buffer) override;
+
+ protected:
+  void set_idle(bool idle) override;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace headrace

@@ -1,0 +1,16 @@
+// The configuration of a Hugging Face model directory.
+// Source of fields and defaults: transformers `configuration_{llama,qwen2,opt}.py` and
+// `modeling_rope_utils.py`.
+#pragma once
+
+#include <string>
+
+#include "engine/model/config.h"
+
+namespace headrace {
+
+// Reads config.json and, if there, generation_config.json. Throws ModelError (file, field, what is
+// supported) and IoError.
+ModelConfig read_hf_config(const std::string& directory);
+
+}  // namespace headrace

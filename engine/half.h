@@ -1,0 +1,62 @@
+// Conversions between float32 and the two 16-bit formats, in portable bit code: the same result on
+// every machine. Rounding is to nearest, ties to even; NaN stays a (quiet) NaN of the same sign.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace headrace {
+
+// IEEE binary16 to float32, exact.
+constexpr float f16_to_f32(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 31u;
+  const uint32_t mantissa = half & 0x3FFu;
+  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
+  }
+  if (exponent == 31) {
+    const uint32_t quiet = mantissa != 0 ? 0x400000u : 0u;
+    return std::bit_cast<float>(sign | 0x7F800000u | quiet | (mantissa << 13));
+  }
+  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+}
+
+// float32 to IEEE binary16; magnitudes from 65520 on become infinite.
+constexpr uint16_t f32_to_f16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  uint32_t half = 0;
+  if (magnitude >= 0x38800000u && magnitude < 0x47800000u) {  // [2^-14, 65536)
+    // Rounding may carry into the exponent, up to infinity, which is what it should do.
+    half = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+  } else if (magnitude > 0x7F800000u) {
+    half = 0x7E00u | ((magnitude >> 13) & 0x3FFu);
+  } else if (magnitude >= 0x47800000u) {
+    half = 0x7C00u;
+  } else if (magnitude >= 0x33000000u) {  // [2^-25, 2^-14): a multiple of 2^-24
+    const uint32_t mantissa = (magnitude & 0x7FFFFFu) | 0x800000u;
+    const uint32_t shift = 126u - (magnitude >> 23);
+    const uint32_t rest = mantissa & ((1u << shift) - 1u);
+    const uint32_t tie = 1u << (shift - 1u);
+    half = mantissa >> shift;
+    if (rest > tie || (rest == tie && (half & 1u) != 0)) ++half;
+  }
+  return static_cast<uint16_t>(sign | half);
+}
+
+// bfloat16 (the upper half of a float32) to float32, exact.
+constexpr float bf16_to_f32(uint16_t bf16) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bf16) << 16);
+}
+
+// float32 to bfloat16.
+constexpr uint16_t f32_to_bf16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+}  // namespace headrace

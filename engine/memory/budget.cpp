@@ -1,0 +1,105 @@
+#include "engine/memory/budget.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <utility>
+
+#include "engine/error.h"
+
+namespace headrace {
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      budget_(std::exchange(other.budget_, nullptr)),
+      purpose_(std::move(other.purpose_)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  Buffer taken(std::move(other));  // gives back what this held when it goes
+  std::swap(data_, taken.data_);
+  std::swap(size_, taken.size_);
+  std::swap(budget_, taken.budget_);
+  std::swap(purpose_, taken.purpose_);
+  return *this;
+}
+
+Buffer::~Buffer() {
+  if (!data_) return;
+  std::free(data_);
+  budget_->release(size_, purpose_);
+}
+
+MemoryBudget::MemoryBudget(std::string name, uint64_t limit)
+    : name_(std::move(name)), limit_(limit) {}
+
+Buffer MemoryBudget::allocate(size_t bytes, const std::string& purpose) {
+  Buffer buffer;
+  if (bytes == 0) return buffer;
+  constexpr size_t kPage = 4096;
+  constexpr size_t kMost = std::numeric_limits<size_t>::max() / kPage * kPage;
+  const size_t size = bytes > kMost ? kMost : (bytes + kPage - 1) / kPage * kPage;
+  {
+    const std::lock_guard lock(mutex_);
+    if (size > limit_ - used_) {
+      std::string text = name_ + " is too small: " + purpose + " needs " + format_bytes(size);
+      for (const auto& [what, used] : by_purpose_) {
+        if (used != 0) text += "\n  in use: " + what + " " + format_bytes(used);
+      }
+      throw DoesNotFit(text + "\n  budget: " + format_bytes(limit_) +
+                       ", smallest that would do so far: " + format_bytes(used_ + size));
+    }
+    used_ += size;
+    by_purpose_[purpose] += size;
+  }
+  buffer.data_ = static_cast<std::byte*>(std::aligned_alloc(kPage, size));
+  if (!buffer.data_) {
+    release(size, purpose);
+    throw DoesNotFit("the operating system refused " + format_bytes(size) + " for " + purpose +
+                     "; give a smaller budget (--host-memory)");
+  }
+  buffer.size_ = size;
+  buffer.budget_ = this;
+  buffer.purpose_ = purpose;
+  return buffer;
+}
+
+void MemoryBudget::release(size_t bytes, const std::string& purpose) {
+  const std::lock_guard lock(mutex_);
+  used_ -= bytes;
+  by_purpose_[purpose] -= bytes;
+}
+
+uint64_t MemoryBudget::used() const {
+  const std::lock_guard lock(mutex_);
+  return used_;
+}
+
+std::string MemoryBudget::table() const {
+  const std::lock_guard lock(mutex_);
+  std::string text = name_ + ":";
+  const char* separator = " ";
+  for (const auto& [what, used] : by_purpose_) {
+    if (used == 0) continue;
+    text += separator + what + " " + format_bytes(used);
+    separator = ", ";
+  }
+  return text + " of " + format_bytes(limit_);
+}
+
+std::string format_bytes(uint64_t bytes) {
+  char text[32];
+  const auto value = static_cast<double>(bytes);
+  if (bytes < 10240) {
+    std::snprintf(text, sizeof text, "%llu B", static_cast<unsigned long long>(bytes));
+  } else if (bytes < (10ull << 20)) {
+    std::snprintf(text, sizeof text, "%.1f KiB", value / 1024);
+  } else if (bytes < (10ull << 30)) {
+    std::snprintf(text, sizeof text, "%.1f MiB", value / (1 << 20));
+  } else {
+    std::snprintf(text, sizeof text, "%.1f GiB", value / (1 << 30));
+  }
+  return text;
+}
+
+}  // namespace headrace

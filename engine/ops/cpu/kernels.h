@@ -1,0 +1,84 @@
+// The innermost loops of the CPU path, one table per vector target. All tables compute the
+// canonical arithmetic (ops/canonical.h): any two give the same bits. Kernels touch only their
+// arguments and may run on any thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/checkpoint/dtype.h"
+#include "engine/ops/canonical.h"
+
+namespace headrace {
+
+enum class Target { kScalar, kAvx2, kAvx512 };
+
+inline constexpr int kDTypeCount = 13;
+inline constexpr int kChunkK = 32;  // columns that one call of Kernels::expand yields
+
+enum class KvFormat { kF16, kF32 };
+constexpr size_t kv_element_bytes(KvFormat format) { return format == KvFormat::kF16 ? 2 : 4; }
+
+// Up to kMaxQueries queries of one sequence that share a KV head; all see the same pages, each up
+// to and including its own position. Per page and KV head: K as [head_dim][16], V as
+// [16][v_stride].
+struct AttentionTile {
+  static constexpr int kMaxQueries = 8;
+  int queries;
+  int head_dim;
+  int v_stride;  // head_dim rounded up to 16
+  KvFormat format;
+  float scale;
+  const float* q[kMaxQueries];      // [head_dim]
+  int64_t position[kMaxQueries];    // last token seen
+  float* out[kMaxQueries];          // [head_dim]
+  const std::byte* const* k_pages;  // [pages], this KV head's part
+  const std::byte* const* v_pages;
+};
+
+struct Kernels {
+  Target target;
+  const char* name;
+
+  // Expands chunk `chunk` (columns 32*chunk ..) of a panel block to float w[32][32], k by k; for a
+  // plain dtype `block` is the first of `k` columns and the result is w[k][32].
+  void (*expand[kDTypeCount])(const std::byte* block, int chunk, int k, float* w);
+  // acc[m][32] += x[m][0..k) * w[k][32], m < rows, k ascending. x has row stride ldx.
+  void (*multiply)(const float* x, int64_t ldx, int rows, const float* w, int k, float* acc);
+
+  // y = x / sqrt(mean(x^2) + eps) * weight
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
+  // y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n,
+                     float* y);
+  // Rotates the pairs (v[i], v[i + half]) by (cos[i], sin[i]).
+  void (*rotate)(float* v, const float* cos, const float* sin, int half);
+  void (*add)(float* x, const float* y, int64_t n);                // x += y
+  void (*relu)(float* x, int64_t n);                               // x = max(x, 0)
+  void (*silu_multiply)(float* gate, const float* up, int64_t n);  // gate = silu(gate) * up
+  void (*attend)(const AttentionTile& tile);
+  // Sum over i of exp(x[i] - shift), canonical lanes.
+  float (*sum_exp)(const float* x, float shift, int64_t n);
+  // The lowest index of the largest element. NaN counts as -infinity; n > 0.
+  int64_t (*argmax)(const float* x, int64_t n);
+};
+
+// The table of a target. Throws ResourceMissing, naming what this CPU has, if it cannot run it.
+const Kernels& kernels(Target target);
+// "auto" (the best this CPU has), "avx512", "avx2" or "scalar"; throws ResourceMissing, or
+// std::invalid_argument for another name.
+const Kernels& kernels(std::string_view target);
+// The targets this CPU can run, best first.
+std::vector<Target> supported_targets();
+
+const char* target_name(Target target);
+
+namespace cpu_detail {  // filled in scalar.cpp and vector.cpp
+const Kernels& scalar_kernels();
+const Kernels& vector_kernels(Target target);
+}  // namespace cpu_detail
+
+}  // namespace headrace

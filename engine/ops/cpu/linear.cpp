@@ -1,0 +1,82 @@
+#include "engine/ops/linear.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "engine/ops/cpu/cpu.h"
+
+namespace headrace {
+namespace {
+
+constexpr int kRowBlock = 256;  // rows of x per pass over a panel: its accumulators are 32 KiB
+constexpr int kTileK = 128;     // columns expanded at a time: 16 KiB of float weights
+
+// Expands columns [k, k + count) of a panel, or points into it where it holds floats already.
+const float* expand(const Kernels& kernels, const PackedMatrix& w, const PanelLayout& layout,
+                    const std::byte* panel, int64_t k, int count, float* scratch) {
+  if (w.dtype == DType::kF32) return reinterpret_cast<const float*>(panel) + k * kPanelRows;
+  const auto expand_chunk = kernels.expand[static_cast<int>(w.dtype)];
+  const std::byte* block = panel + static_cast<size_t>(k / layout.block_k) * layout.block_bytes;
+  if (layout.block_k == 1) {
+    expand_chunk(block, 0, count, scratch);
+    return scratch;
+  }
+  for (int done = 0; done < count; done += kChunkK) {
+    const int64_t at = k + done;
+    block = panel + static_cast<size_t>(at / layout.block_k) * layout.block_bytes;
+    expand_chunk(block, static_cast<int>(at % layout.block_k) / kChunkK, kChunkK,
+                 scratch + done * kPanelRows);
+  }
+  return scratch;
+}
+
+}  // namespace
+
+void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
+            float* y) {
+  const PanelLayout layout = panel_layout(w.dtype);
+  const int64_t panels = w.panel_count();
+  const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
+
+  cpu.threads.parallel_for(panels * row_blocks, [&](int64_t item) {
+    const int64_t p = item % panels;
+    const int64_t first_row = item / panels * kRowBlock;
+    const int block_rows = static_cast<int>(std::min<int64_t>(kRowBlock, rows - first_row));
+    const std::byte* panel = w.panel(p);
+
+    alignas(64) float acc[kRowBlock * kPanelRows];
+    alignas(64) float scratch[kTileK * kPanelRows];
+    std::fill_n(acc, block_rows * kPanelRows, 0.0f);
+    for (int64_t k = 0; k < w.cols; k += kTileK) {
+      const int count = static_cast<int>(std::min<int64_t>(kTileK, w.cols - k));
+      const float* tile = expand(cpu.kernels, w, layout, panel, k, count, scratch);
+      cpu.kernels.multiply(x + first_row * w.cols + k, w.cols, block_rows, tile, count, acc);
+    }
+
+    const int64_t n0 = p * kPanelRows;
+    const int width = static_cast<int>(std::min<int64_t>(kPanelRows, w.rows - n0));
+    for (int m = 0; m < block_rows; ++m) {
+      float* out = y + (first_row + m) * w.rows + n0;
+      const float* from = acc + m * kPanelRows;
+      if (bias) {
+        for (int n = 0; n < width; ++n) out[n] = from[n] + bias[n0 + n];
+      } else {
+        std::copy_n(from, width, out);
+      }
+    }
+  });
+}
+
+void unpack_row(const Cpu& cpu, const PackedMatrix& w, int64_t row, float* out) {
+  const PanelLayout layout = panel_layout(w.dtype);
+  const std::byte* panel = w.panel(row / kPanelRows);
+  const int64_t lane = row % kPanelRows;
+  alignas(64) float scratch[kTileK * kPanelRows];
+  for (int64_t k = 0; k < w.cols; k += kTileK) {
+    const int count = static_cast<int>(std::min<int64_t>(kTileK, w.cols - k));
+    const float* tile = expand(cpu.kernels, w, layout, panel, k, count, scratch);
+    for (int i = 0; i < count; ++i) out[k + i] = tile[i * kPanelRows + lane];
+  }
+}
+
+}  // namespace headrace

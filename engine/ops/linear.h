@@ -1,0 +1,21 @@
+// Linear layers over packed weights, and single rows of them (embedding look-up).
+#pragma once
+
+#include <cstdint>
+
+#include "engine/ops/packed_matrix.h"
+
+namespace headrace {
+
+struct Cpu;
+
+// y[m][n] = sum_k x[m][k] * w[n][k] + bias[n], for m < rows.
+//   x [rows][w.cols], y [rows][w.rows], row-major and dense; bias [w.rows] or nullptr.
+// y must not overlap x. Threads split panels of outputs (and blocks of rows), never a sum.
+void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
+            float* y);
+
+// out[w.cols] = row `row` of w in float32.
+void unpack_row(const Cpu& cpu, const PackedMatrix& w, int64_t row, float* out);
+
+}  // namespace headrace

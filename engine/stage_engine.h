@@ -1,0 +1,77 @@
+// The engine of one stage: embeds tokens, sweeps its layers over a step's rows, computes logits.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/memory/kv_store.h"
+#include "engine/memory/weight_store.h"
+#include "engine/model/config.h"
+#include "engine/ops/cpu/cpu.h"
+#include "engine/ops/rope.h"
+
+namespace headrace {
+
+// A step's rows of one sequence: consecutive positions, consecutive rows of the hidden states.
+struct BatchItem {
+  int slot = 0;
+  int64_t first_position = 0;
+  int64_t rows = 0;
+};
+
+// One thread calls it; it uses all threads of its Cpu.
+class StageEngine {
+ public:
+  // `micro_batch_rows`: rows that go through a layer at once; bounds the scratch memory, never
+  // changes a result. The arguments must outlive the engine. Throws DoesNotFit.
+  StageEngine(const ModelConfig& config, const WeightStore& weights, KvStore& kv, const Cpu& cpu,
+              MemoryBudget& budget, int64_t micro_batch_rows);
+
+  // First stage: hidden[rows][d_model] from the rows' tokens.
+  void embed(std::span<const BatchItem> batch, std::span<const int32_t> tokens, float* hidden);
+  // hidden[rows][d_model] through all layers of the stage, in place. Reserves the KV pages it
+  // fills.
+  void sweep(std::span<const BatchItem> batch, float* hidden);
+  // Last stage: logits[rows][vocab_size] of rows of hidden states, which are overwritten.
+  void logits(float* hidden, int64_t rows, float* out);
+
+  void release(int slot) { kv_.release(slot); }
+
+  static uint64_t scratch_bytes(const ModelConfig& config, int64_t micro_batch_rows);
+
+ private:
+  // Rows of a step that go through a layer at once.
+  struct MicroBatch {
+    int64_t first_row = 0;
+    int64_t rows = 0;
+    std::vector<BatchItem> items;
+    std::vector<AttentionSequence> sequences;  // first_row counts within the micro-batch
+  };
+  std::vector<MicroBatch> cut(std::span<const BatchItem> batch) const;
+
+  void layer(const LayerWeights& w, const MicroBatch& batch, float* x);
+  void attention_block(const LayerWeights& w, const MicroBatch& batch, const float* x);
+  void mlp_block(const LayerWeights& w, int64_t rows, const float* x);
+  void apply_norm(const Norm& norm, const float* x, int64_t rows, float* y) const;
+  void project(const Linear& w, const float* x, int64_t rows, float* y) const;
+
+  const ModelConfig& config_;
+  const WeightStore& weights_;
+  KvStore& kv_;
+  Cpu cpu_;
+  int64_t micro_batch_rows_;
+  std::vector<float> frequencies_;  // [head_dim/2]
+  RopeTable rope_;                  // of the step's rows
+  Buffer scratch_;
+  float* normed_;  // [micro rows][d_model]
+  float* q_;       // [micro rows][q_rows]
+  float* k_;       // [micro rows][kv_rows]
+  float* v_;       // [micro rows][kv_rows]
+  float* mixed_;   // [micro rows][q_rows], attention's output
+  float* gate_;    // [micro rows][d_ffn], gated MLPs only
+  float* up_;      // [micro rows][d_ffn]
+  float* out_;     // [micro rows][d_model], what a block adds to the residual stream
+};
+
+}  // namespace headrace

@@ -1,0 +1,24 @@
+#include "launch/logging.h"
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <thread>
+
+namespace headrace {
+
+void set_up_logging() {
+  spdlog::set_default_logger(spdlog::stderr_color_mt("headrace"));
+  spdlog::set_pattern("%^%H:%M:%S %L%$ %v");
+}
+
+void log_as_rank(const Communicator& communicator) {
+  if (communicator.size() == 1) return;
+  spdlog::set_pattern("%^%H:%M:%S %L%$ [rank " + std::to_string(communicator.rank()) + " on " +
+                      communicator.host(communicator.rank()) + "] %v");
+}
+
+void wait_for_rank_0() { std::this_thread::sleep_for(std::chrono::seconds(3)); }
+
+}  // namespace headrace

@@ -1,0 +1,14 @@
+// Logging goes to standard error; results never do.
+#pragma once
+
+#include "comm/communicator.h"
+
+namespace headrace {
+
+void set_up_logging();
+// Where there are several ranks, each line carries its rank and host.
+void log_as_rank(const Communicator& communicator);
+// Time for rank 0 to write its results before another rank ends the job.
+void wait_for_rank_0();
+
+}  // namespace headrace

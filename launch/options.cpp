@@ -1,0 +1,47 @@
+#include "launch/options.h"
+
+#include <charconv>
+#include <cmath>
+#include <map>
+
+#include "runtime/error.h"
+
+namespace headrace {
+
+uint64_t parse_size(const std::string& option, const std::string& text) {
+  static const std::map<std::string, double> kUnits = {
+      {"", 1},        {"B", 1},         {"K", 1024},       {"KiB", 1024},
+      {"M", 1048576}, {"MiB", 1048576}, {"KB", 1e3},       {"MB", 1e6},
+      {"GB", 1e9},    {"TB", 1e12},     {"G", 1073741824}, {"GiB", 1073741824},
+      {"T", 0x1p40},  {"TiB", 0x1p40}};
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto [next, error] = std::from_chars(text.data(), end, value);
+  const auto unit = kUnits.find(std::string(next, end));
+  if (error != std::errc() || unit == kUnits.end() || !(value > 0) ||
+      value * unit->second > 0x1p62) {
+    throw UsageError(option + " " + text +
+                     " is not a size; write it as 900MiB, 8GiB or a number of bytes");
+  }
+  return static_cast<uint64_t>(std::llround(value * unit->second));
+}
+
+std::vector<int> parse_list(const std::string& option, const std::string& text) {
+  std::vector<int> values;
+  const char* next = text.data();
+  const char* end = next + text.size();
+  while (next < end) {
+    int value = 0;
+    const auto [after, error] = std::from_chars(next, end, value);
+    if (error != std::errc() || value <= 0 ||
+        (after != end && (*after != ',' || after + 1 == end))) {
+      throw UsageError(option + " " + text +
+                       " is not a list of positive numbers; write it as 10,14");
+    }
+    values.push_back(value);
+    next = after + (after != end);
+  }
+  return values;
+}
+
+}  // namespace headrace

@@ -1,0 +1,12 @@
+// One function per subcommand; each adds its options and sets the exit code when it has run.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace headrace {
+
+void add_generate(CLI::App& app, int& exit_code);
+void add_inspect(CLI::App& app, int& exit_code);
+void add_tokenize(CLI::App& app, int& exit_code);
+
+}  // namespace headrace

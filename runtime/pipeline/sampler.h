@@ -1,0 +1,42 @@
+// Chooses tokens from logits, on the last stage.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/ops/cpu/kernels.h"
+#include "runtime/schedule/step_message.h"
+
+namespace headrace {
+
+// State per slot: the parameters of its sequence and, for the repetition penalty, which tokens it
+// has seen. One thread admits and observes; then sample() may be called for different slots at
+// once.
+class Sampler {
+ public:
+  // `vocab_size`: rows of the head.
+  Sampler(const Kernels& kernels, int slots, int64_t vocab_size);
+
+  void admit(const Admission& admission);
+  // Tokens of the slot's sequence, as a step brings them in: prompt chunks, then generated ones.
+  void observe(int slot, std::span<const int32_t> tokens);
+
+  // The token that follows position `position`. `logits` [vocab_size] is overwritten.
+  SampledToken sample(int slot, int64_t position, std::span<float> logits) const;
+
+ private:
+  struct Slot {
+    Admission admission;
+    std::vector<int32_t> seen;  // ascending and unique; kept only under a repetition penalty
+  };
+
+  void apply_bias(const Slot& slot, std::span<float> logits) const;
+  int draw(const Slot& slot, int64_t index, std::span<float> logits) const;
+
+  const Kernels& kernels_;
+  int64_t vocab_size_;
+  std::vector<Slot> slots_;
+};
+
+}  // namespace headrace

@@ -1,0 +1,85 @@
+#include "runtime/pipeline/stage.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace headrace {
+namespace {
+
+constexpr int64_t kLogitRows = 16;  // rows whose logits are in memory at once
+
+uint64_t sample_bytes(const ModelConfig& config, const StageRange& range) {
+  if (!range.is_last) return 0;
+  return static_cast<uint64_t>(kLogitRows * (config.d_model + config.vocab_size)) * sizeof(float);
+}
+
+}  // namespace
+
+KvPageShape Stage::page_shape(const ModelConfig& config, KvFormat format) {
+  return {config.n_kv_heads, config.head_dim, format};
+}
+
+uint64_t Stage::fixed_bytes(const ModelConfig& config, const StageRange& range,
+                            const Sizes& sizes) {
+  return StageEngine::scratch_bytes(config, sizes.micro_batch_rows) + sample_bytes(config, range);
+}
+
+Stage::Stage(const ModelConfig& config, const WeightStore& weights, const Cpu& cpu,
+             MemoryBudget& budget, const Sizes& sizes)
+    : config_(config),
+      range_(weights.range()),
+      cpu_(cpu),
+      kv_(page_shape(config, sizes.kv_format), range_.layers(), sizes.kv_pages, sizes.slots,
+          budget),
+      engine_(config, weights, kv_, cpu, budget, sizes.micro_batch_rows),
+      sampled_(budget.allocate(sample_bytes(config, range_), "logits")) {
+  if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
+}
+
+std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden) {
+  for (const int32_t slot : step.released) engine_.release(slot);
+  std::vector<BatchItem> batch;
+  for (const StepItem& item : step.items)
+    batch.push_back({item.slot, item.first_position, item.rows});
+
+  if (range_.is_first) engine_.embed(batch, step.tokens, hidden);
+  engine_.sweep(batch, hidden);
+  if (!range_.is_last) return std::nullopt;
+  return sample(step, hidden);
+}
+
+StepResult Stage::sample(const StepMessage& step, const float* hidden) {
+  for (const Admission& admission : step.admissions) sampler_->admit(admission);
+  struct Row {
+    const StepItem* item;
+    int64_t row;
+  };
+  std::vector<Row> wanted;
+  int64_t row = 0;
+  for (const StepItem& item : step.items) {
+    sampler_->observe(item.slot, std::span(step.tokens).subspan(row, item.rows));
+    row += item.rows;
+    if (item.sample) wanted.push_back({&item, row - 1});
+  }
+
+  StepResult result{step.step, std::vector<SampledToken>(wanted.size())};
+  auto* rows = sampled_.as<float>();
+  float* logits = rows + kLogitRows * config_.d_model;
+  for (size_t done = 0; done < wanted.size(); done += kLogitRows) {
+    const auto count = std::min<size_t>(kLogitRows, wanted.size() - done);
+    for (size_t i = 0; i < count; ++i) {
+      std::memcpy(rows + i * config_.d_model, hidden + wanted[done + i].row * config_.d_model,
+                  config_.d_model * sizeof(float));
+    }
+    engine_.logits(rows, static_cast<int64_t>(count), logits);
+    cpu_.threads.parallel_for(static_cast<int64_t>(count), [&](int64_t i) {
+      const StepItem& item = *wanted[done + i].item;
+      const std::span<float> row_logits(logits + i * config_.vocab_size, config_.vocab_size);
+      result.tokens[done + i] =
+          sampler_->sample(item.slot, item.first_position + item.rows - 1, row_logits);
+    });
+  }
+  return result;
+}
+
+}  // namespace headrace

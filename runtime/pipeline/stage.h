@@ -1,0 +1,49 @@
+// One stage of the pipeline: the engine of its layers, and on the last stage the sampler.
+#pragma once
+
+#include <optional>
+#include <span>
+
+#include "engine/memory/budget.h"
+#include "engine/stage_engine.h"
+#include "runtime/pipeline/sampler.h"
+#include "runtime/schedule/step_message.h"
+
+namespace headrace {
+
+class Stage {
+ public:
+  struct Sizes {
+    int slots = 1;
+    int64_t kv_pages = 0;
+    int64_t step_rows = 512;
+    int64_t micro_batch_rows = 256;
+    KvFormat kv_format = KvFormat::kF16;
+  };
+
+  // `weights`, `cpu` and `budget` must outlive the stage. Throws DoesNotFit.
+  Stage(const ModelConfig& config, const WeightStore& weights, const Cpu& cpu, MemoryBudget& budget,
+        const Sizes& sizes);
+
+  // Computes a step in place on hidden [step_rows][d_model]: what the previous stage sent, or what
+  // the first stage embeds itself. On the last stage returns the sampled tokens.
+  std::optional<StepResult> run(const StepMessage& step, float* hidden);
+
+  // Bytes of the buffers besides weights and KV pages.
+  static uint64_t fixed_bytes(const ModelConfig& config, const StageRange& range,
+                              const Sizes& sizes);
+  static KvPageShape page_shape(const ModelConfig& config, KvFormat format);
+
+ private:
+  StepResult sample(const StepMessage& step, const float* hidden);
+
+  const ModelConfig& config_;
+  StageRange range_;
+  Cpu cpu_;
+  KvStore kv_;
+  StageEngine engine_;
+  std::optional<Sampler> sampler_;  // last stage
+  Buffer sampled_;                  // [kLogitRows][d_model + vocab_size], last stage
+};
+
+}  // namespace headrace

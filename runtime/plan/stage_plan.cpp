@@ -1,0 +1,172 @@
+#include "runtime/plan/stage_plan.h"
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <numeric>
+
+#include "comm/activation_link.h"
+#include "engine/error.h"
+#include "runtime/error.h"
+
+namespace headrace {
+namespace {
+
+std::vector<StageRange> ranges_of(const std::vector<int>& layers) {
+  std::vector<StageRange> ranges;
+  int first = 0;
+  for (size_t s = 0; s < layers.size(); ++s) {
+    ranges.push_back({first, first + layers[s], s == 0, s + 1 == layers.size()});
+    first += layers[s];
+  }
+  return ranges;
+}
+
+std::string list(const std::vector<int>& values) {
+  std::string text;
+  for (const int v : values) text += (text.empty() ? "" : ",") + std::to_string(v);
+  return text;
+}
+
+// Layers per stage that minimise the largest stage cost. best[s][l]: the least possible largest
+// cost of stages 0..s when they hold the first l layers.
+std::vector<int> balance(const std::vector<double>& layer_costs, double first_cost,
+                         double last_cost, int stages) {
+  const int layers = static_cast<int>(layer_costs.size());
+  std::vector<double> prefix(layers + 1, 0.0);
+  std::partial_sum(layer_costs.begin(), layer_costs.end(), prefix.begin() + 1);
+  const auto cost = [&](int stage, int from, int to) {
+    return prefix[to] - prefix[from] + (stage == 0 ? first_cost : 0.0) +
+           (stage == stages - 1 ? last_cost : 0.0);
+  };
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  std::vector best(stages, std::vector<double>(layers + 1, kNever));
+  std::vector from(stages, std::vector<int>(layers + 1, 0));
+  for (int l = 1; l <= layers; ++l) best[0][l] = cost(0, 0, l);
+  for (int s = 1; s < stages; ++s) {
+    for (int l = s + 1; l <= layers; ++l) {
+      for (int begin = s; begin < l; ++begin) {
+        const double worst = std::max(best[s - 1][begin], cost(s, begin, l));
+        if (worst < best[s][l]) {
+          best[s][l] = worst;
+          from[s][l] = begin;
+        }
+      }
+    }
+  }
+  std::vector<int> result(stages);
+  for (int s = stages - 1, l = layers; s >= 0; --s) {
+    result[s] = l - from[s][l];
+    l = from[s][l];
+  }
+  return result;
+}
+
+uint64_t read_number(const char* path) {
+  std::ifstream file(path);
+  uint64_t value = 0;
+  return file >> value ? value : std::numeric_limits<uint64_t>::max();
+}
+
+}  // namespace
+
+std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
+                                   const std::vector<int>& split) {
+  const int layers = checkpoint.config().n_layers;
+  if (stages > layers) {
+    throw UsageError("the model has " + std::to_string(layers) + " layers, too few for " +
+                     std::to_string(stages) + " stages; start at most " + std::to_string(layers) +
+                     " ranks");
+  }
+  if (!split.empty()) {
+    const bool positive = std::all_of(split.begin(), split.end(), [](int n) { return n > 0; });
+    if (static_cast<int>(split.size()) != stages || !positive ||
+        std::accumulate(split.begin(), split.end(), 0) != layers) {
+      throw UsageError("--split " + list(split) + " must name " + std::to_string(stages) +
+                       " positive numbers (one per rank) that add up to the model's " +
+                       std::to_string(layers) + " layers");
+    }
+    return ranges_of(split);
+  }
+  std::vector<double> costs;
+  for (int l = 0; l < layers; ++l) {
+    costs.push_back(
+        static_cast<double>(WeightStore::bytes_needed(checkpoint, {l, l + 1, false, false})));
+  }
+  const StageRange head{0, 0, false, true};
+  const double embedding_row =
+      static_cast<double>(checkpoint.require(Role::kTokenEmbedding).bytes) /
+      checkpoint.config().vocab_size;
+  return ranges_of(balance(costs, embedding_row,
+                           static_cast<double>(WeightStore::bytes_needed(checkpoint, head)),
+                           stages));
+}
+
+size_t link_buffer_bytes(const ModelConfig& config, int64_t step_rows) {
+  return static_cast<size_t>(step_rows * config.d_model) * sizeof(float);
+}
+
+StageMemory plan_memory(const Checkpoint& checkpoint, const StageRange& range,
+                        const Stage::Sizes& sizes, uint64_t budget) {
+  const ModelConfig& config = checkpoint.config();
+  constexpr uint64_t kRounding = 4096;  // of each buffer
+  StageMemory memory;
+  memory.weights = WeightStore::bytes_needed(checkpoint, range) + kRounding * (range.layers() + 2);
+  memory.activations = Stage::fixed_bytes(config, range, sizes) +
+                       kLinkBuffers * link_buffer_bytes(config, sizes.step_rows) +
+                       kRounding * (kLinkBuffers + 3);
+  memory.kv_page =
+      KvStore::bytes_per_page(Stage::page_shape(config, sizes.kv_format), range.layers());
+  const uint64_t least = memory.weights + memory.activations + memory.kv_page;
+  if (least > budget) {
+    throw DoesNotFit("host memory is too small for this stage (" + describe(range, memory) +
+                     ")\n  weights      " + format_bytes(memory.weights) + "\n  activations  " +
+                     format_bytes(memory.activations) + "\n  KV cache     " +
+                     format_bytes(memory.kv_page) + " at least\n  needed       " +
+                     format_bytes(least) + "\n  budget       " + format_bytes(budget) +
+                     "\nuse more ranks, a machine with more memory, or --host-memory " +
+                     std::to_string((least >> 20) + 1) + "MiB where the machine has it");
+  }
+  const int64_t useful = sizes.slots * KvStore::pages_for(config.max_positions);
+  memory.kv_pages = std::min(
+      useful,
+      static_cast<int64_t>((budget - memory.weights - memory.activations) / memory.kv_page));
+  return memory;
+}
+
+std::string describe(const StageRange& range, const StageMemory& memory) {
+  std::string text =
+      "layers " + std::to_string(range.first_layer) + "-" + std::to_string(range.end_layer - 1);
+  if (range.is_first) text += ", embedding";
+  if (range.is_last) text += ", head";
+  text += ": weights " + format_bytes(memory.weights) + ", activations " +
+          format_bytes(memory.activations);
+  if (memory.kv_pages > 0) {
+    text += ", KV cache " + format_bytes(memory.kv_page * memory.kv_pages) + " (" +
+            std::to_string(memory.kv_pages * kPageTokens) + " tokens)";
+  }
+  return text;
+}
+
+uint64_t available_host_memory() {
+  uint64_t available = std::numeric_limits<uint64_t>::max();
+  std::ifstream meminfo("/proc/meminfo");
+  for (std::string key, unit; meminfo >> key;) {
+    uint64_t kib = 0;
+    meminfo >> kib;
+    std::getline(meminfo, unit);
+    if (key == "MemAvailable:") available = kib << 10;
+  }
+  // The limits of the cgroup a process sees as its root: version 2, then version 1.
+  const std::pair<const char*, const char*> groups[] = {
+      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+      {"/sys/fs/cgroup/memory/memory.limit_in_bytes",
+       "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
+  for (const auto& [limit_path, used_path] : groups) {
+    const uint64_t limit = read_number(limit_path), used = read_number(used_path);
+    if (limit < (uint64_t{1} << 60) && used < limit) available = std::min(available, limit - used);
+  }
+  return available;
+}
+
+}  // namespace headrace

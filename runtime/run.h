@@ -1,0 +1,48 @@
+// A whole generation run as one rank sees it: from options to results.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/pipeline/pipeline.h"
+#include "runtime/requests/request.h"
+
+namespace headrace {
+
+struct RunOptions {
+  std::string model;
+  std::string input;                  // batch file, "-" for standard input
+  std::optional<std::string> prompt;  // one prompt instead of a batch file
+  bool chat = false;                  // the prompt is a user's message
+  std::string output = "-";
+  bool resume = false;
+  bool token_ids = false;
+  RequestDefaults defaults;
+  std::string chat_template;  // name; empty: the model's own
+
+  int max_batch = 0;            // sequences in flight; 0: what memory allows, at most 256
+  int threads = 0;              // 0: the node's cores over its ranks
+  std::vector<int> split;       // layers per stage; empty: by cost
+  int64_t prefill_chunk = 128;  // 0: whole prompts
+  Order order = Order::kLongestFirst;
+  uint64_t host_memory = 0;  // bytes; 0: 90 % of what is available, shared by the node's ranks
+  KvFormat kv_format = KvFormat::kF16;
+  std::string target = "auto";
+  bool quiet = false;
+};
+
+enum class RunEnd {
+  kDone,
+  kSomeFailed,   // some requests have error records
+  kInterrupted,  // what was under way is written; --resume continues
+};
+
+// All ranks call it with the same options. The value is rank 0's; other ranks get kDone. Throws
+// UsageError, ModelError, IoError, DoesNotFit, ResourceMissing, PeerLost.
+RunEnd run_rank(const RunOptions& options, const Wires& wires,
+                const std::atomic<bool>& interrupted);
+
+}  // namespace headrace

@@ -1,0 +1,236 @@
+#include "runtime/schedule/coordinator.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "engine/memory/kv_store.h"
+#include "runtime/schedule/stream_key.h"
+
+namespace headrace {
+
+// What the choices of one request share.
+struct Coordinator::RequestState {
+  PreparedRequest prepared;
+  RequestResult result;
+  int unfinished = 0;
+  bool failed = false;
+};
+
+struct Coordinator::Sequence {
+  std::shared_ptr<RequestState> request;
+  int choice = 0;
+  int64_t arrival = 0;  // order of reading
+  int64_t length = 0;   // prompt and most tokens to generate
+  Order order = Order::kInput;
+
+  int32_t slot = -1;
+  int64_t fed = 0;              // tokens whose K and V are, or are being, computed
+  std::vector<int32_t> tokens;  // prompt, then generated
+  uint64_t last_step = 0;
+  bool in_flight = false;
+  std::optional<TextStream> text;
+
+  const Request& asked() const { return request->prepared.request; }
+  int64_t prompt_tokens() const { return static_cast<int64_t>(request->prepared.prompt.size()); }
+  int64_t unfed() const { return static_cast<int64_t>(tokens.size()) - fed; }
+  int64_t pages() const { return KvStore::pages_for(length); }
+  ChoiceResult& result() const { return request->result.choices[choice]; }
+};
+
+bool Coordinator::Waits::operator()(const std::unique_ptr<Sequence>& a,
+                                    const std::unique_ptr<Sequence>& b) const {
+  if (a->order == Order::kLongestFirst && a->length != b->length) return a->length > b->length;
+  return std::pair(a->arrival, a->choice) < std::pair(b->arrival, b->choice);
+}
+
+Coordinator::Coordinator(const ScheduleLimits& limits, const Tokenizer* tokenizer,
+                         std::vector<int> eos, Feed feed, Done done, Failed failed)
+    : limits_(limits),
+      tokenizer_(tokenizer),
+      eos_(std::move(eos)),
+      feed_(std::move(feed)),
+      done_(std::move(done)),
+      failed_(std::move(failed)),
+      slots_(limits.slots),
+      free_pages_(limits.kv_pages) {
+  for (int slot = limits.slots; slot-- > 0;) free_slots_.push_back(slot);
+}
+
+Coordinator::~Coordinator() = default;
+
+std::optional<StepMessage> Coordinator::next_step() {
+  if (stopping_ || under_way_.size() >= static_cast<size_t>(limits_.groups)) return std::nullopt;
+  read_ahead();
+  StepMessage message;
+  admit(message);
+  const std::vector<Sequence*> chosen = pick_ready();
+  if (chosen.empty()) return std::nullopt;
+  message.step = ++step_;
+  message.released = std::exchange(released_, {});
+  add_rows(message, chosen);
+
+  StepUnderWay step{message.step, {}};
+  for (const StepItem& item : message.items) step.slots.push_back(item.slot);
+  under_way_.push_back(std::move(step));
+  ++counts_.steps;
+  return message;
+}
+
+void Coordinator::read_ahead() {
+  while (!feed_ended_ && waiting_.size() < static_cast<size_t>(limits_.window)) {
+    std::optional<PreparedRequest> next = feed_();
+    if (!next) {
+      feed_ended_ = true;
+      return;
+    }
+    auto state = std::make_shared<RequestState>();
+    state->prepared = std::move(*next);
+    const Request& request = state->prepared.request;
+    state->result.custom_id = request.custom_id;
+    state->result.endpoint = request.endpoint;
+    state->result.model = request.model;
+    state->result.prompt_tokens = static_cast<int>(state->prepared.prompt.size());
+    state->result.choices.resize(request.n);
+    state->unfinished = request.n;
+    for (int choice = 0; choice < request.n; ++choice) {
+      auto sequence = std::make_unique<Sequence>();
+      sequence->request = state;
+      sequence->choice = choice;
+      sequence->arrival = read_;
+      sequence->length = static_cast<int64_t>(state->prepared.prompt.size()) + request.max_tokens;
+      sequence->order = limits_.order;
+      waiting_.insert(std::move(sequence));
+    }
+    ++read_;
+  }
+}
+
+// Fills free slots from the queue, as long as the KV cache holds the next sequence to its end.
+void Coordinator::admit(StepMessage& message) {
+  while (!waiting_.empty() && !free_slots_.empty() && (*waiting_.begin())->pages() <= free_pages_) {
+    std::unique_ptr<Sequence> sequence = std::move(waiting_.extract(waiting_.begin()).value());
+    if (sequence->request->failed) continue;
+    const int32_t slot = free_slots_.back();
+    free_slots_.pop_back();
+    free_pages_ -= sequence->pages();
+    sequence->slot = slot;
+    sequence->tokens = sequence->request->prepared.prompt;
+    const Request& request = sequence->asked();
+    if (tokenizer_) sequence->text.emplace(*tokenizer_, request.stop);
+
+    Admission admission;
+    admission.slot = slot;
+    admission.prompt_tokens = static_cast<int32_t>(sequence->tokens.size());
+    admission.stream = stream_key(request.custom_id, sequence->choice);
+    admission.sampling = request.sampling;
+    message.admissions.push_back(std::move(admission));
+    slots_[slot] = std::move(sequence);
+    ++counts_.active;
+  }
+}
+
+// The sequences that travel together next: an even share of all active ones, those first that have
+// waited longest.
+std::vector<Coordinator::Sequence*> Coordinator::pick_ready() {
+  std::vector<Sequence*> ready;
+  for (const auto& sequence : slots_) {
+    if (sequence && !sequence->in_flight) ready.push_back(sequence.get());
+  }
+  std::stable_sort(ready.begin(), ready.end(), [](const Sequence* a, const Sequence* b) {
+    return a->last_step < b->last_step;
+  });
+  const auto share = static_cast<size_t>((counts_.active + limits_.groups - 1) / limits_.groups);
+  if (ready.size() > share) ready.resize(share);
+  return ready;
+}
+
+// One row for each sequence that decodes, then prompt chunks as far as the step has room.
+void Coordinator::add_rows(StepMessage& message, const std::vector<Sequence*>& chosen) {
+  int64_t room = limits_.step_rows;
+  for (const bool decode : {true, false}) {
+    for (Sequence* sequence : chosen) {
+      if (sequence->in_flight || (sequence->unfed() == 1) != decode || room == 0) continue;
+      const int64_t rows = std::min({sequence->unfed(), limits_.prefill_chunk, room});
+      const bool all_fed = rows == sequence->unfed();
+      message.items.push_back({sequence->slot, static_cast<int32_t>(rows), sequence->fed, all_fed});
+      const auto first = sequence->tokens.begin() + sequence->fed;
+      message.tokens.insert(message.tokens.end(), first, first + rows);
+      if (sequence->fed < sequence->prompt_tokens()) counts_.prompt_tokens += rows;
+      sequence->fed += rows;
+      sequence->in_flight = true;
+      sequence->last_step = message.step;
+      room -= rows;
+    }
+  }
+}
+
+void Coordinator::accept(const StepResult& result) {
+  if (under_way_.empty() || under_way_.front().step != result.step) {
+    throw std::logic_error("the result of step " + std::to_string(result.step) +
+                           " came out of order");
+  }
+  const StepUnderWay step = std::move(under_way_.front());
+  under_way_.pop_front();
+  for (const int32_t slot : step.slots) slots_[slot]->in_flight = false;
+  for (const SampledToken& token : result.tokens) take_token(*slots_.at(token.slot), token);
+}
+
+void Coordinator::take_token(Sequence& sequence, const SampledToken& token) {
+  if (sequence.request->failed) return free_slot(sequence);  // another choice of it has failed
+  if (!token.finite) {
+    return fail(sequence, "the model's logits are not finite (NaN or infinity) after " +
+                              std::to_string(sequence.fed) + " tokens; check the model's weights");
+  }
+  ++counts_.generated_tokens;
+  const Request& request = sequence.asked();
+  ChoiceResult& choice = sequence.result();
+  sequence.tokens.push_back(token.chosen.token);
+  choice.token_ids.push_back(token.chosen.token);
+  if (request.sampling.top_logprobs) {
+    choice.logprobs.push_back(token.chosen);
+    choice.alternatives.push_back(token.alternatives);
+  }
+  const bool at_eos =
+      !request.ignore_eos && std::find(eos_.begin(), eos_.end(), token.chosen.token) != eos_.end();
+  const bool at_stop = !at_eos && sequence.text && sequence.text->push(token.chosen.token);
+  if (at_eos || at_stop) {
+    retire(sequence, "stop");
+  } else if (choice.token_ids.size() == static_cast<size_t>(request.max_tokens)) {
+    retire(sequence, "length");
+  }
+}
+
+void Coordinator::retire(Sequence& sequence, const char* finish_reason) {
+  sequence.result().finish_reason = finish_reason;
+  if (sequence.text) sequence.result().text = sequence.text->text();
+  const std::shared_ptr<RequestState> request = sequence.request;
+  free_slot(sequence);
+  if (--request->unfinished > 0) return;
+  ++counts_.requests_done;
+  done_(request->result);
+}
+
+void Coordinator::fail(Sequence& sequence, std::string message) {
+  sequence.request->failed = true;
+  failed_({sequence.asked().custom_id, "model_error", std::move(message)});
+  free_slot(sequence);
+}
+
+void Coordinator::free_slot(Sequence& sequence) {
+  const int32_t slot = sequence.slot;
+  free_pages_ += sequence.pages();
+  released_.push_back(slot);
+  free_slots_.push_back(slot);
+  --counts_.active;
+  slots_[slot].reset();
+}
+
+bool Coordinator::finished() {
+  if (!under_way_.empty()) return false;
+  if (stopping_) return true;
+  read_ahead();
+  return feed_ended_ && waiting_.empty() && counts_.active == 0;
+}
+
+}  // namespace headrace

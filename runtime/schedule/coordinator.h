@@ -1,0 +1,115 @@
+// The coordinator: owns the requests on rank 0, admits them into slots, forms the steps that keep
+// the pipeline full, takes the sampled tokens back and retires what is finished.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "runtime/requests/request.h"
+#include "runtime/results/result.h"
+#include "runtime/schedule/step_message.h"
+#include "runtime/text/text_stream.h"
+#include "runtime/text/tokenizer.h"
+
+namespace headrace {
+
+// A request that can be served: its prompt in tokens, checked against the model's limits.
+struct PreparedRequest {
+  Request request;
+  std::vector<int32_t> prompt;
+};
+
+enum class Order { kLongestFirst, kInput };
+
+struct ScheduleLimits {
+  int slots = 1;                // sequences in flight over the whole pipeline
+  int groups = 1;               // steps in flight: at least as many as stages, or stages wait
+  int64_t kv_pages = 0;         // of the stage that has fewest
+  int64_t step_rows = 512;      // rows of a step, at most
+  int64_t prefill_chunk = 128;  // prompt tokens per sequence and step
+  Order order = Order::kLongestFirst;
+  int window = 1024;  // requests read ahead, among which the longest goes first
+};
+
+struct ScheduleCounts {
+  int64_t requests_done = 0;
+  int64_t prompt_tokens = 0;  // fed to the pipeline so far
+  int64_t generated_tokens = 0;
+  int64_t steps = 0;
+  int active = 0;  // sequences in slots
+};
+
+class Coordinator {
+ public:
+  using Feed = std::function<std::optional<PreparedRequest>()>;
+  using Done = std::function<void(const RequestResult&)>;
+  using Failed = std::function<void(const BadLine&)>;
+
+  // `tokenizer` may be null (token ids in, token ids out, no text). `eos`: ids that end a sequence.
+  Coordinator(const ScheduleLimits& limits, const Tokenizer* tokenizer, std::vector<int> eos,
+              Feed feed, Done done, Failed failed);
+  ~Coordinator();
+
+  // The next step, or nullopt if every group is under way or nothing is left to do.
+  std::optional<StepMessage> next_step();
+  // The answer to the oldest step under way.
+  void accept(const StepResult& result);
+
+  bool steps_under_way() const { return !under_way_.empty(); }
+  // Nothing in flight, nothing waiting, and the feed is at its end.
+  bool finished();
+  // True as long as some request has no result yet.
+  bool unfinished() const { return !feed_ended_ || !waiting_.empty() || counts_.active > 0; }
+  // Admits and forms no more steps; those under way can still be accepted.
+  void stop() { stopping_ = true; }
+
+  const ScheduleCounts& counts() const { return counts_; }
+
+ private:
+  struct RequestState;
+  struct Sequence;
+  struct StepUnderWay {
+    uint64_t step;
+    std::vector<int32_t> slots;
+  };
+
+  void read_ahead();
+  void admit(StepMessage& message);
+  std::vector<Sequence*> pick_ready();
+  void add_rows(StepMessage& message, const std::vector<Sequence*>& chosen);
+  void take_token(Sequence& sequence, const SampledToken& token);
+  void retire(Sequence& sequence, const char* finish_reason);
+  void fail(Sequence& sequence, std::string message);
+  void free_slot(Sequence& sequence);
+
+  ScheduleLimits limits_;
+  const Tokenizer* tokenizer_;
+  std::vector<int> eos_;
+  Feed feed_;
+  Done done_;
+  Failed failed_;
+
+  // Sequences that wait for a slot, the next one to admit first.
+  struct Waits {
+    bool operator()(const std::unique_ptr<Sequence>& a, const std::unique_ptr<Sequence>& b) const;
+  };
+  std::set<std::unique_ptr<Sequence>, Waits> waiting_;
+  std::vector<std::unique_ptr<Sequence>> slots_;  // null: free
+  std::vector<int32_t> free_slots_;
+  std::vector<int32_t> released_;  // since the last step message
+  std::deque<StepUnderWay> under_way_;
+  int64_t free_pages_;
+  int64_t read_ = 0;
+  uint64_t step_ = 0;
+  bool feed_ended_ = false;
+  bool stopping_ = false;
+  ScheduleCounts counts_;
+};
+
+}  // namespace headrace

@@ -1,0 +1,157 @@
+#include "runtime/text/tokenizer.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <stdexcept>
+
+#include "engine/checkpoint/gguf.h"
+#include "engine/error.h"
+#include "runtime/text/byte_level.h"
+#include "runtime/text/tokenizer_data.h"
+#include "runtime/text/utf8.h"
+
+namespace headrace {
+namespace {
+
+std::vector<AddedToken> added_where(const Tokenizer::Data& data, bool normalized) {
+  std::vector<AddedToken> tokens;
+  for (AddedToken token : data.added) {
+    if (token.normalized != normalized) continue;
+    if (normalized) token.content = data.pretokenizer.normalize(token.content);
+    tokens.push_back(std::move(token));
+  }
+  return tokens;
+}
+
+Bpe::Tables bpe_tables(Tokenizer::Data& data) {
+  Bpe::Tables tables;
+  tables.merges = std::move(data.merges);
+  tables.unknown = data.unknown;
+  tables.fuse_unknown = data.fuse_unknown;
+  for (size_t byte = 0; byte < 256; ++byte) {
+    const auto found = data.ids.find(byte_level_encode(std::string(1, static_cast<char>(byte))));
+    tables.byte_ids[byte] = found == data.ids.end() ? -1 : found->second;
+  }
+  if (data.ignore_merges) {
+    for (const auto& [content, id] : data.ids) {
+      if (auto bytes = byte_level_decode(content)) tables.whole.emplace(std::move(*bytes), id);
+    }
+  }
+  return tables;
+}
+
+// Added tokens are plain text; a vocabulary entry outside the byte-level alphabet can only be meant
+// as plain text too.
+std::vector<std::string> token_bytes(const Tokenizer::Data& data) {
+  std::vector<std::string> bytes;
+  bytes.reserve(data.contents.size());
+  for (const std::string& content : data.contents) {
+    bytes.push_back(byte_level_decode(content).value_or(content));
+  }
+  for (const AddedToken& token : data.added) bytes[static_cast<size_t>(token.id)] = token.content;
+  return bytes;
+}
+
+}  // namespace
+
+struct Tokenizer::Impl {
+  explicit Impl(std::unique_ptr<Data> source)
+      : data(std::move(source)),
+        raw_added(added_where(*data, false)),
+        normalized_added(added_where(*data, true)),
+        bytes(token_bytes(*data)),
+        special(data->contents.size(), false),
+        bpe(bpe_tables(*data)) {
+    for (const AddedToken& token : data->added) {
+      if (token.special) special[static_cast<size_t>(token.id)] = true;
+    }
+    tokens = std::count(data->present.begin(), data->present.end(), true);
+  }
+
+  bool known(int id) const { return id >= 0 && static_cast<size_t>(id) < bytes.size(); }
+
+  std::unique_ptr<Data> data;
+  AddedTokenFinder raw_added;         // looked for in the text as it came
+  AddedTokenFinder normalized_added;  // looked for in what is left, normalised
+  std::vector<std::string> bytes;     // by id
+  std::vector<bool> special;
+  Bpe bpe;
+  int64_t tokens = 0;
+};
+
+std::unique_ptr<Tokenizer> Tokenizer::open(const std::string& model) {
+  if (model.starts_with("synthetic:")) return nullptr;
+  std::error_code ignored;
+  if (std::filesystem::is_directory(model, ignored)) {
+    return std::make_unique<Tokenizer>(read_tokenizer_directory(model));
+  }
+  if (!std::filesystem::exists(model, ignored)) {
+    throw ModelError(model +
+                     ": no such file or directory. Name a Hugging Face directory or a GGUF file.");
+  }
+  if (!is_gguf(model)) {
+    throw ModelError(
+        model +
+        ": no tokenizer here: neither a directory nor a file that starts with \"GGUF\". "
+        "Name a Hugging Face directory or a GGUF file.");
+  }
+  return std::make_unique<Tokenizer>(read_tokenizer_gguf(model));
+}
+
+Tokenizer::Tokenizer(std::unique_ptr<Data> data) : impl_(std::make_unique<Impl>(std::move(data))) {}
+Tokenizer::~Tokenizer() = default;
+
+std::vector<int> Tokenizer::encode(std::string_view text) const {
+  if (!is_valid_utf8(text)) throw std::invalid_argument("Tokenizer::encode: not valid UTF-8");
+  std::vector<int> ids;
+  const auto add_id = [&](int id) { ids.push_back(id); };
+  const auto add_text = [&](std::string_view part) {
+    impl_->data->pretokenizer.run(part,
+                                  [&](std::string_view piece) { impl_->bpe.encode(piece, ids); });
+  };
+  impl_->raw_added.scan(text, add_id, [&](std::string_view part) {
+    const std::string normalized = impl_->data->pretokenizer.normalize(part);
+    impl_->normalized_added.scan(normalized, add_id, add_text);
+  });
+  return ids;
+}
+
+const std::vector<int>& Tokenizer::prefix() const { return impl_->data->prefix; }
+const std::vector<int>& Tokenizer::suffix() const { return impl_->data->suffix; }
+
+std::string_view Tokenizer::bytes(int id) const {
+  return impl_->known(id) ? std::string_view(impl_->bytes[static_cast<size_t>(id)])
+                          : std::string_view();
+}
+
+bool Tokenizer::is_special(int id) const {
+  return impl_->known(id) && impl_->special[static_cast<size_t>(id)];
+}
+
+std::string Tokenizer::decode(std::span<const int> ids, bool skip_special) const {
+  std::string text;
+  for (const int id : ids) {
+    if (!skip_special || !is_special(id)) text += bytes(id);
+  }
+  return replace_invalid_utf8(text);
+}
+
+std::optional<int> Tokenizer::id(std::string_view content) const {
+  const auto found = impl_->data->ids.find(std::string(content));
+  if (found == impl_->data->ids.end()) return std::nullopt;
+  return found->second;
+}
+
+int Tokenizer::vocab_size() const { return static_cast<int>(impl_->bytes.size()); }
+
+const std::string& Tokenizer::chat_template() const { return impl_->data->chat_template; }
+std::string Tokenizer::bos_token() const { return impl_->data->bos; }
+std::string Tokenizer::eos_token() const { return impl_->data->eos; }
+
+std::string Tokenizer::description() const {
+  return "byte-level BPE, pattern " + impl_->data->pattern +
+         (impl_->data->pretokenizer.nfc ? ", NFC, " : ", ") + std::to_string(impl_->tokens) +
+         " tokens, " + std::to_string(impl_->data->added.size()) + " added";
+}
+
+}  // namespace headrace

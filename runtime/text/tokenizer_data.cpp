@@ -1,0 +1,86 @@
+#include "runtime/text/tokenizer_data.h"
+
+#include "engine/error.h"
+#include "runtime/text/utf8.h"
+
+namespace headrace {
+namespace {
+
+// Sixteen times the largest vocabulary known; keeps a broken id from asking for all memory.
+constexpr int64_t kMaxTokens = 1 << 22;
+
+[[noreturn]] void broken(const std::string& place, const std::string& what) {
+  throw ModelError(place + ": " + what +
+                   ". The tokenizer is damaged; fetch the model's files again.");
+}
+
+}  // namespace
+
+void Tokenizer::Data::add_entry(const std::string& content, int64_t id, const std::string& place) {
+  if (id < 0 || id >= kMaxTokens) {
+    broken(place, "token \"" + content + "\" has id " + std::to_string(id) +
+                      ", outside the range 0 to " + std::to_string(kMaxTokens - 1));
+  }
+  if (!is_valid_utf8(content)) {
+    broken(place, "token " + std::to_string(id) + " is not valid UTF-8");
+  }
+  const auto index = static_cast<size_t>(id);
+  if (index >= contents.size()) {
+    contents.resize(index + 1);
+    present.resize(index + 1, false);
+  }
+  if (present[index]) {
+    broken(place, "tokens \"" + contents[index] + "\" and \"" + content + "\" have the same id, " +
+                      std::to_string(id));
+  }
+  if (const auto [at, fresh] = ids.emplace(content, static_cast<int>(id)); !fresh) {
+    broken(place, "token \"" + content + "\" occurs twice, with ids " + std::to_string(at->second) +
+                      " and " + std::to_string(id));
+  }
+  contents[index] = content;
+  present[index] = true;
+}
+
+void Tokenizer::Data::add_merge(const std::string& left, const std::string& right,
+                                const std::string& place) {
+  const auto known = [&](const std::string& token) {
+    const auto found = ids.find(token);
+    if (found == ids.end()) {
+      broken(place, "the merge of \"" + left + "\" and \"" + right + "\" needs the token \"" +
+                        token + "\", which is not in the vocabulary");
+    }
+    return found->second;
+  };
+  const int left_id = known(left);
+  const int right_id = known(right);
+  merges[Bpe::key(left_id, right_id)] = {next_rank_++, known(left + right)};
+}
+
+void Tokenizer::Data::add_merge(const std::string& pair, const std::string& place) {
+  const size_t space = pair.find(' ');
+  if (space == std::string::npos || pair.find(' ', space + 1) != std::string::npos) {
+    broken(place, "the merge \"" + pair + "\" is not two tokens with a space between them");
+  }
+  add_merge(pair.substr(0, space), pair.substr(space + 1), place);
+}
+
+void Tokenizer::Data::add_added(AddedToken token, int64_t id, const std::string& place) {
+  if (token.content.empty()) return;
+  const auto known = ids.find(token.content);
+  if (known == ids.end()) {
+    add_entry(token.content, id, place);
+  } else if (known->second != id) {
+    broken(place, "the added token \"" + token.content + "\" has id " + std::to_string(id) +
+                      " but the vocabulary gives it id " + std::to_string(known->second));
+  }
+  token.id = static_cast<int>(id);
+  added.push_back(std::move(token));
+}
+
+int Tokenizer::Data::require_id(const std::string& content, const std::string& place) const {
+  const auto found = ids.find(content);
+  if (found == ids.end()) broken(place, "\"" + content + "\" is not in the vocabulary");
+  return found->second;
+}
+
+}  // namespace headrace

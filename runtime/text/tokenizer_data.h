@@ -1,0 +1,60 @@
+// What the readers (tokenizer_json.cpp, tokenizer_gguf.cpp) make and Tokenizer works from.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/text/added_tokens.h"
+#include "runtime/text/bpe.h"
+#include "runtime/text/pretokenizer.h"
+#include "runtime/text/tokenizer.h"
+
+namespace headrace {
+
+struct Tokenizer::Data {
+  // The vocabulary by id, as the file spells it (byte-level alphabet, added tokens plain). Ids may
+  // have holes: `present` is false there.
+  std::vector<std::string> contents;
+  std::vector<bool> present;
+  std::unordered_map<std::string, int> ids;
+
+  std::unordered_map<uint64_t, Bpe::Merge> merges;
+  bool ignore_merges = false;
+  int unknown = -1;
+  bool fuse_unknown = false;
+
+  std::vector<AddedToken> added;
+  Pretokenizer pretokenizer;
+  std::string pattern;  // for description(): "gpt2", "qwen2", ...
+
+  std::vector<int> prefix;
+  std::vector<int> suffix;
+  std::string chat_template;
+  std::string bos;
+  std::string eos;
+
+  // Each checks its arguments and throws a ModelError that starts with `place` (file and field).
+  void add_entry(const std::string& content, int64_t id, const std::string& place);
+  // Its rank is the number of merges before it.
+  void add_merge(const std::string& left, const std::string& right, const std::string& place);
+  // "left right"
+  void add_merge(const std::string& pair, const std::string& place);
+  // An added token that the vocabulary may have already, with the same id.
+  void add_added(AddedToken token, int64_t id, const std::string& place);
+  // The id of a token that must exist.
+  int require_id(const std::string& content, const std::string& place) const;
+
+ private:
+  int next_rank_ = 0;
+};
+
+// `directory` holds tokenizer.json and perhaps tokenizer_config.json and chat_template.jinja.
+std::unique_ptr<Tokenizer::Data> read_tokenizer_directory(const std::filesystem::path& directory);
+std::unique_ptr<Tokenizer::Data> read_tokenizer_gguf(const std::string& path);
+
+}  // namespace headrace

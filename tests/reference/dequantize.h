@@ -1,0 +1,17 @@
+// The slow, plain definition of how stored rows become float32: the oracle of fast kernels.
+// Source of layouts and formulas: ggml `ggml-quants.c` and gguf-py `quants.py`; the results equal
+// those of gguf-py bit for bit (tests/make_dequantize_goldens.py).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/checkpoint/dtype.h"
+
+namespace headrace::reference {
+
+// Expands a row of `cols` elements (a multiple of the format's block) into `out`. Per element one
+// float32 multiplication and at most one addition, each rounded on its own (no fused operation).
+void dequantize_row(DType dtype, const std::byte* row, int64_t cols, float* out);
+
+}  // namespace headrace::reference

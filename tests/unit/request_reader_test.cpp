@@ -1,0 +1,129 @@
+// A batch file's lines: breaks, numbers, ids, lines that are too long.
+#include "runtime/requests/request_reader.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "runtime/error.h"
+#include "runtime/requests/id_set.h"
+
+namespace headrace {
+namespace {
+
+using Item = std::variant<Request, BadLine>;
+
+class Reader : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    path_ = std::filesystem::path(::testing::TempDir()) /
+            ("headrace_reader_" + std::to_string(::getpid()) + ".jsonl");
+  }
+  void TearDown() override { std::filesystem::remove(path_); }
+
+  std::vector<Item> read(const std::string& content) {
+    std::ofstream(path_, std::ios::binary) << content;
+    RequestReader reader(path_, {});
+    std::vector<Item> items;
+    lines_.clear();
+    while (auto item = reader.next()) {
+      items.push_back(*item);
+      lines_.push_back(reader.line());
+    }
+    EXPECT_EQ(reader.next(), std::nullopt);
+    return items;
+  }
+  static std::string id(const Item& item) {
+    return std::visit([](const auto& i) { return i.custom_id; }, item);
+  }
+  static std::string code(const Item& item) {
+    const auto* line = std::get_if<BadLine>(&item);
+    return line == nullptr ? "" : line->code;
+  }
+
+  std::string path_;
+  std::vector<int64_t> lines_;
+};
+
+TEST_F(Reader, ByteOrderMarkCrLfBlankLinesAndNoLastBreak) {
+  const auto items =
+      read("\xef\xbb\xbf{\"prompt\":\"a\"}\r\n\r\n  \n{\"prompt\":\"b\"}\n\n{\"prompt\":\"c\"}");
+  ASSERT_EQ(items.size(), 3u);
+  EXPECT_EQ(lines_, (std::vector<int64_t>{1, 4, 6}));
+  EXPECT_EQ(std::get<std::string>(std::get<Request>(items[0]).prompt), "a");
+  EXPECT_EQ(id(items[1]), "line-4");
+  EXPECT_EQ(std::get<std::string>(std::get<Request>(items[2]).prompt), "c");
+  EXPECT_TRUE(read("").empty());
+  EXPECT_TRUE(read("\xef\xbb\xbf\n").empty());
+}
+
+TEST_F(Reader, EveryItemHasItsOwnId) {
+  const auto items = read(R"({"custom_id":"a","prompt":"1"})"
+                          "\n"
+                          R"({"custom_id":"line-4","prompt":"2"})"
+                          "\n"
+                          R"({"custom_id":"a","prompt":"3"})"
+                          "\n"  // duplicate
+                          R"({"prompt":"4"})"
+                          "\n"  // its default id is taken
+                          R"({"custom_id":"a","prompt":5})"
+                          "\n"  // bad and duplicate
+                          "nonsense\n"
+                          R"({"custom_id":"line-6","prompt":"7"})"
+                          "\n"  // taken by the record of line 6
+                          R"({"custom_id":"b","prompt":"8"})"
+                          "\n");
+  ASSERT_EQ(items.size(), 8u);
+  const std::vector<std::string> ids = {"a",      "line-4", "line-3", "line-4-2",
+                                        "line-5", "line-6", "line-7", "b"};
+  const std::vector<std::string> codes = {"",
+                                          "",
+                                          "duplicate_custom_id",
+                                          "duplicate_custom_id",
+                                          "invalid_request",
+                                          "invalid_json",
+                                          "duplicate_custom_id",
+                                          ""};
+  for (size_t i = 0; i < items.size(); ++i) {
+    EXPECT_EQ(id(items[i]), ids[i]);
+    EXPECT_EQ(code(items[i]), codes[i]);
+  }
+  EXPECT_NE(std::get<BadLine>(items[2]).message.find("line 3: the \"custom_id\" \"a\""),
+            std::string::npos);
+}
+
+TEST_F(Reader, LineThatIsTooLongIsPassedOver) {
+  const std::string head = R"({"prompt":")";
+  const std::string longest = head + std::string(kMaxLineBytes - head.size() - 2, 'x') + "\"}";
+  ASSERT_EQ(longest.size(), kMaxLineBytes);
+  const auto items = read(longest + "\n" + longest + " \n" + R"({"prompt":"c"})");
+  ASSERT_EQ(items.size(), 3u);
+  EXPECT_EQ(code(items[0]), "");
+  EXPECT_EQ(code(items[1]), "line_too_long");
+  EXPECT_EQ(id(items[1]), "line-2");
+  EXPECT_EQ(code(items[2]), "");
+  EXPECT_EQ(lines_, (std::vector<int64_t>{1, 2, 3}));
+}
+
+TEST_F(Reader, InputThatCannotBeOpened) {
+  EXPECT_THROW(RequestReader("/nonexistent/in.jsonl", {}), UsageError);
+  EXPECT_THROW(RequestReader(::testing::TempDir(), {}), UsageError);
+}
+
+TEST(IdSet, HoldsWhatWasPutIn) {
+  IdSet set;
+  EXPECT_FALSE(set.contains("x"));
+  for (int i = 0; i < 100000; ++i) EXPECT_TRUE(set.insert("id-" + std::to_string(i)));
+  for (int i = 0; i < 100000; ++i) EXPECT_FALSE(set.insert("id-" + std::to_string(i)));
+  EXPECT_EQ(set.size(), 100000u);
+  EXPECT_FALSE(set.contains("id-100000"));
+  EXPECT_TRUE(set.insert_hash(0));
+  EXPECT_FALSE(set.insert_hash(0));
+  // The hash stands in results files: it must never change.
+  EXPECT_EQ(custom_id_hash(""), 0x2d06800538d394c2u);
+}
+
+}  // namespace
+}  // namespace headrace

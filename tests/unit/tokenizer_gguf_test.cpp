@@ -1,0 +1,187 @@
+// The tokenizer in GGUF metadata: equal to the tokenizer.json it was made from, and its errors.
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "runtime/text/tokenizer.h"
+#include "tests/unit/gguf_bytes.h"
+#include "tests/unit/text_test_util.h"
+
+namespace headrace {
+namespace {
+
+using nlohmann::json;
+using test::le;
+
+constexpr uint32_t kInt32 = 5;
+constexpr uint32_t kUint32 = 4;
+constexpr uint32_t kBool = 7;
+constexpr uint32_t kString = 8;
+
+// Metadata entries by key, so that a test can change or drop one.
+using Entries = std::map<std::string, std::string>;
+
+void write_gguf(const std::string& path, const Entries& entries) {
+  std::string bytes = "GGUF" + le<uint32_t>(3) + le<uint64_t>(0) + le<uint64_t>(entries.size());
+  for (const auto& [key, entry] : entries) bytes += entry;
+  bytes.resize((bytes.size() + 31) / 32 * 32);
+  test::write_file(path, bytes);
+}
+
+void set_string(Entries& entries, const std::string& key, const std::string& value) {
+  entries[key] = test::entry(key, kString, test::text(value));
+}
+void set_uint(Entries& entries, const std::string& key, uint32_t value) {
+  entries[key] = test::entry(key, kUint32, le(value));
+}
+void set_strings(Entries& entries, const std::string& key, const std::vector<std::string>& values) {
+  std::string items;
+  for (const std::string& value : values) items += test::text(value);
+  entries[key] = test::array(key, kString, values.size(), items);
+}
+void set_ints(Entries& entries, const std::string& key, const std::vector<int32_t>& values) {
+  std::string items;
+  for (const int32_t value : values) items += le(value);
+  entries[key] = test::array(key, kInt32, values.size(), items);
+}
+
+// What a converter makes of tests/data/text/<style>/tokenizer.json.
+Entries converted(const std::string& style, const std::string& pre) {
+  const json source = test::read_json(test::text_data(style) / "tokenizer.json");
+  std::map<int, std::string> by_id;
+  for (const auto& [content, id] : source["model"]["vocab"].items()) by_id[id.get<int>()] = content;
+  std::map<int, int32_t> type_of;
+  for (const json& token : source["added_tokens"]) {
+    by_id[token["id"].get<int>()] = token["content"].get<std::string>();
+    type_of[token["id"].get<int>()] = token["special"].get<bool>() ? 3 : 4;
+  }
+  std::vector<std::string> tokens;
+  std::vector<int32_t> types;
+  for (const auto& [id, content] : by_id) {
+    EXPECT_EQ(static_cast<size_t>(id), tokens.size());
+    tokens.push_back(content);
+    types.push_back(type_of.contains(id) ? type_of[id] : 1);
+  }
+  for (int i = 0; i < 5; ++i) {  // rows that only fill the embedding
+    tokens.push_back("[PAD" + std::to_string(i) + "]");
+    types.push_back(5);
+  }
+  std::vector<std::string> merges;
+  for (const json& merge : source["model"]["merges"]) {
+    merges.push_back(merge.is_string()
+                         ? merge.get<std::string>()
+                         : merge[0].get<std::string>() + " " + merge[1].get<std::string>());
+  }
+  Entries entries;
+  set_string(entries, "tokenizer.ggml.model", "gpt2");
+  set_string(entries, "tokenizer.ggml.pre", pre);
+  set_strings(entries, "tokenizer.ggml.tokens", tokens);
+  set_ints(entries, "tokenizer.ggml.token_type", types);
+  set_strings(entries, "tokenizer.ggml.merges", merges);
+  set_uint(entries, "tokenizer.ggml.bos_token_id", 640);
+  set_uint(entries, "tokenizer.ggml.eos_token_id", 640);
+  return entries;
+}
+
+class TokenizerGguf : public ::testing::Test {
+ protected:
+  std::unique_ptr<Tokenizer> open(const Entries& entries) const {
+    write_gguf(file_, entries);
+    return Tokenizer::open(file_);
+  }
+  void expect_error(const Entries& entries, std::vector<std::string> parts) const {
+    parts.push_back(file_);
+    test::expect_model_error([&] { open(entries); }, parts);
+  }
+
+  test::TempDir directory_;
+  std::string file_ = directory_ / "model.gguf";
+};
+
+TEST_F(TokenizerGguf, GivesTheIdsOfTheTokenizerJson) {
+  const json texts = test::read_json(test::text_data("edge_cases.json"))["texts"];
+  const std::vector<std::pair<std::string, std::string>> styles = {
+      {"gpt2", "gpt-2"},       {"gpt2", "default"},  {"smollm", "smollm"},
+      {"llama3", "llama-bpe"}, {"llama3", "llama3"}, {"llama3", "llama-v3"}};
+  for (const auto& [style, pre] : styles) {
+    const auto tokenizer = open(converted(style, pre));
+    const auto original = Tokenizer::open(test::text_data(style).string());
+    EXPECT_EQ(tokenizer->description(), original->description());
+    for (const json& item : texts) {
+      const auto text = item.get<std::string>();
+      EXPECT_EQ(tokenizer->encode(text), original->encode(text)) << pre << item;
+    }
+  }
+}
+
+// A GGUF file asks for no NFC; without marks to compose the ids are the same.
+TEST_F(TokenizerGguf, QwenHasNoNfc) {
+  const auto tokenizer = open(converted("qwen2", "qwen2"));
+  const auto original = Tokenizer::open(test::text_data("qwen2").string());
+  const std::string text = "It's 1234 wheels;\r\n\n  déjà vu <tool_call> THEY'LL";
+  EXPECT_EQ(tokenizer->encode(text), original->encode(text));
+  EXPECT_NE(tokenizer->encode("cafe\u0301"), original->encode("cafe\u0301"));
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode("cafe\u0301"), false), "cafe\u0301");
+}
+
+TEST_F(TokenizerGguf, BosAndEos) {
+  Entries entries = converted("llama3", "llama-bpe");
+  EXPECT_EQ(open(entries)->prefix(), std::vector<int>{640});  // the default of this pre-tokenizer
+  EXPECT_EQ(open(entries)->bos_token(), "<|begin_of_text|>");
+  const std::string add_bos = "tokenizer.ggml.add_bos_token";
+  entries[add_bos] = test::entry(add_bos, kBool, std::string(1, '\0'));
+  EXPECT_TRUE(open(entries)->prefix().empty());
+  entries = converted("gpt2", "gpt-2");
+  EXPECT_TRUE(open(entries)->prefix().empty());
+  entries[add_bos] = test::entry(add_bos, kBool, "\1");
+  EXPECT_EQ(open(entries)->prefix(), std::vector<int>{640});
+  const std::string add_eos = "tokenizer.ggml.add_eos_token";
+  entries[add_eos] = test::entry(add_eos, kBool, "\1");
+  EXPECT_EQ(open(entries)->suffix(), std::vector<int>{640});
+  set_string(entries, "tokenizer.chat_template", "{{ x }}");
+  EXPECT_EQ(open(entries)->chat_template(), "{{ x }}");
+}
+
+TEST_F(TokenizerGguf, Errors) {
+  const Entries good = converted("gpt2", "gpt-2");
+  ASSERT_TRUE(open(good));
+  const auto changed = [&](const auto& change) {
+    Entries entries = good;
+    change(entries);
+    return entries;
+  };
+  for (const char* key : {"model", "pre", "tokens", "token_type", "merges"}) {
+    const std::string full = std::string("tokenizer.ggml.") + key;
+    expect_error(changed([&](Entries& e) { e.erase(full); }), {full, "missing"});
+  }
+  expect_error(changed([](Entries& e) { set_string(e, "tokenizer.ggml.model", "llama"); }),
+               {"tokenizer.ggml.model", "\"llama\"", "supports gpt2"});
+  expect_error(changed([](Entries& e) { set_string(e, "tokenizer.ggml.pre", "tekken"); }),
+               {"tokenizer.ggml.pre", "\"tekken\"", "gpt-2, default, qwen2, smollm, llama-bpe"});
+  expect_error(changed([](Entries& e) { set_uint(e, "tokenizer.ggml.pre", 1); }),
+               {"tokenizer.ggml.pre"});
+  expect_error(changed([](Entries& e) {
+                 set_ints(e, "tokenizer.ggml.token_type", {1, 1});
+               }),
+               {"tokenizer.ggml.token_type", "2 entries", "646 tokens"});
+  expect_error(changed([](Entries& e) { set_strings(e, "tokenizer.ggml.merges", {"a zzzz"}); }),
+               {"tokenizer.ggml.merges[0]", "zzzz"});
+  expect_error(changed([](Entries& e) {
+                 set_strings(e, "tokenizer.ggml.tokens", {"a", "a"});
+                 set_ints(e, "tokenizer.ggml.token_type", {1, 1});
+               }),
+               {"tokenizer.ggml.tokens", "\"a\"", "twice"});
+  expect_error(changed([](Entries& e) {
+                 set_strings(e, "tokenizer.ggml.tokens", {"a", "\xFF"});
+                 set_ints(e, "tokenizer.ggml.token_type", {1, 1});
+                 set_strings(e, "tokenizer.ggml.merges", {});
+               }),
+               {"tokenizer.ggml.tokens", "UTF-8"});
+  for (const uint32_t id : {645u, 1000u, 0xFFFFFFFFu}) {  // an unused row, and none at all
+    expect_error(changed([&](Entries& e) { set_uint(e, "tokenizer.ggml.eos_token_id", id); }),
+                 {"tokenizer.ggml.eos_token_id", std::to_string(id)});
+  }
+}
+
+}  // namespace
+}  // namespace headrace
