@@ -112,7 +112,7 @@ class Desk {
     results_.close();
     progress_.finish(coordinator_.counts(), failed_);
     if (interrupted && coordinator_.unfinished()) return RunEnd::kInterrupted;
-    return failed_ > 0 ? RunEnd::kSomeFailed : RunEnd::kDone;
+    return failed_ + results_.resumed_errors() > 0 ? RunEnd::kSomeFailed : RunEnd::kDone;
   }
 
  private:

@@ -70,6 +70,7 @@ struct ResultsFile::Impl {
   std::unique_ptr<OpenFile> file;
   IdSet ids;
   int64_t resumed = 0;
+  int64_t resumed_errors = 0;
   int64_t end = 0;  // of the last whole line
   // Why the file can no longer be appended to; empty: it can.
   std::string broken;
@@ -111,6 +112,7 @@ void ResultsFile::Impl::open_file(const Manifest& manifest) {
   file->sync();
   ids = std::move(scan.ids);
   resumed = scan.records;
+  resumed_errors = scan.errors;
   end = scan.whole_bytes;
   sync.emplace(file->fd(), end);
 }
@@ -176,6 +178,7 @@ ResultsFile::~ResultsFile() {
 bool ResultsFile::has(std::string_view custom_id) const { return impl_->ids.contains(custom_id); }
 
 int64_t ResultsFile::resumed() const { return impl_->resumed; }
+int64_t ResultsFile::resumed_errors() const { return impl_->resumed_errors; }
 
 void ResultsFile::append(const RequestResult& result) {
   impl_->append_line(result.custom_id, result_line(result, impl_->format, std::time(nullptr)));

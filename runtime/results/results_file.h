@@ -45,7 +45,8 @@ class ResultsFile {
   // True if the file holds a result or an error record for this request, from before or from this
   // run. Ids are compared by their 64-bit hash, as RequestReader does.
   bool has(std::string_view custom_id) const;
-  int64_t resumed() const;  // records found by resume
+  int64_t resumed() const;         // records found by resume
+  int64_t resumed_errors() const;  // of these, error records
 
   // Appends one line; it is on disk (fdatasync) at most one second later, whatever the caller does
   // in between. Throws IoError if it cannot be written, after cutting a torn line off again: the

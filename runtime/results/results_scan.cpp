@@ -16,8 +16,8 @@ using Json = nlohmann::json;
 constexpr size_t kReadBytes = size_t{1} << 20;
 constexpr size_t kMaxLineBytes = size_t{1} << 30;
 
-// Picks the outermost "custom_id" and keeps nothing else.
-class IdFinder : public nlohmann::json_sax<Json> {
+// Picks the outermost "custom_id" and whether the record is an error; keeps nothing else.
+class RecordReader : public nlohmann::json_sax<Json> {
  public:
   bool null() override { return value(); }
   bool boolean(bool) override { return value(); }
@@ -36,7 +36,10 @@ class IdFinder : public nlohmann::json_sax<Json> {
     }
     return true;
   }
-  bool start_object(size_t) override { return ++depth_ > 0; }
+  bool start_object(size_t) override {
+    has_error = has_error || (depth_ == 1 && key_ == "error");
+    return ++depth_ > 0;
+  }
   bool end_object() override { return depth_-- > 0; }
   bool start_array(size_t) override { return depth_++ > 0; }
   bool end_array() override { return depth_-- > 0; }
@@ -46,6 +49,7 @@ class IdFinder : public nlohmann::json_sax<Json> {
 
   std::optional<std::string> id;
   bool has_response = false;
+  bool has_error = false;  // "error" is an object, not null
 
  private:
   bool value() const { return depth_ > 0; }  // a record is an object
@@ -53,12 +57,6 @@ class IdFinder : public nlohmann::json_sax<Json> {
   int depth_ = 0;
   std::string key_;
 };
-
-std::optional<std::string> id_of_record(const std::string& line) {
-  IdFinder finder;
-  const bool parsed = Json::sax_parse(line, &finder);
-  return parsed && finder.has_response ? std::move(finder.id) : std::nullopt;
-}
 
 // Takes the file's lines one after the other.
 class Scanner {
@@ -76,12 +74,14 @@ class Scanner {
     if (bad_line_ != 0) throw_bad(bad_line_, "is not a record");
     ++number_;
     if (line_bytes_ > kMaxLineBytes) throw_bad(number_, "is longer than 1 GiB");
-    const std::optional<std::string> id = id_of_record(text_);
-    if (!id) {
+    RecordReader record;
+    if (!Json::sax_parse(text_, &record) || !record.has_response || !record.id) {
       bad_line_ = number_;  // torn if nothing follows
     } else {
-      if (!scan_.ids.insert(*id)) throw_bad(number_, "repeats the custom_id of an earlier line");
+      if (!scan_.ids.insert(*record.id))
+        throw_bad(number_, "repeats the custom_id of an earlier line");
       ++scan_.records;
+      scan_.errors += record.has_error;
       scan_.whole_bytes += static_cast<int64_t>(line_bytes_) + 1;
     }
     text_.clear();

@@ -11,6 +11,7 @@ namespace headrace {
 struct ResultsScan {
   IdSet ids;
   int64_t records = 0;
+  int64_t errors = 0;       // of the records, those that are error records
   int64_t whole_bytes = 0;  // where the last whole record ends; what follows is torn
 };
 

@@ -77,6 +77,7 @@ TEST_F(ResultsFileTest, ResumeKeepsWholeLinesForEveryTornOffset) {
     {
       ResultsFile file = open(/*resume=*/true);
       ASSERT_EQ(file.resumed(), lines) << cut;
+      ASSERT_EQ(file.resumed_errors(), lines >= 2 ? 1 : 0) << cut;
       ASSERT_EQ(content(), part.substr(0, part.rfind('\n') + 1)) << cut;
       for (size_t i = 0; i < wanted.size(); ++i) {
         ASSERT_EQ(file.has(wanted[i]), static_cast<int64_t>(i) < lines) << cut;
