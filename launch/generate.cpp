@@ -101,9 +101,9 @@ int generate(GenerateArguments& arguments, bool has_prompt) {
     finish_arguments(arguments, has_prompt);
     return exit_code_of(run_rank(arguments.run, {transport, transport}, interrupted));
   } catch (...) {
+    // Where all ranks find the same (a wrong option, a lost peer), rank 0 says it and ends the job.
+    if (transport.rank() != 0) wait_for_rank_0();
     const int code = report_error();
-    // Rank 0 goes first where all ranks find the same peer lost: it has the results to write.
-    if (code == kExitTryAgain && transport.rank() != 0) wait_for_rank_0();
     transport.abort(code);
     return code;
   }

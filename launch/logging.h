@@ -8,7 +8,7 @@ namespace headrace {
 void set_up_logging();
 // Where there are several ranks, each line carries its rank and host.
 void log_as_rank(const Communicator& communicator);
-// Time for rank 0 to write its results before another rank ends the job.
+// Time for rank 0 to write its results and to say what is wrong before another rank does.
 void wait_for_rank_0();
 
 }  // namespace headrace

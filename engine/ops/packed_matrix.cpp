@@ -9,17 +9,57 @@ namespace {
 
 constexpr int kScaleRow = kPanelRows * 2;  // bytes of one f16 per row
 
+constexpr PanelLayout plain(size_t element) { return {1, kPanelRows * element, 0, 0, 0}; }
+
+constexpr PanelLayout coded(int block_k, int scale_bytes, int low_bits, int high_bits) {
+  const auto codes = static_cast<size_t>(block_k * kPanelRows * (low_bits + high_bits) / 8);
+  const auto offset = static_cast<size_t>(scale_bytes);
+  return {block_k, offset + codes, offset, low_bits, high_bits};
+}
+
+constexpr PanelLayout layout_of(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return plain(4);
+    case DType::kF16:
+    case DType::kBF16:
+      return plain(2);
+    case DType::kQ8_0:
+      return coded(32, kScaleRow, 8, 0);
+    case DType::kQ4_0:
+      return coded(32, kScaleRow, 4, 0);
+    case DType::kQ4_1:
+      return coded(32, 2 * kScaleRow, 4, 0);
+    case DType::kQ5_0:
+      return coded(32, kScaleRow, 4, 1);
+    case DType::kQ5_1:
+      return coded(32, 2 * kScaleRow, 4, 1);
+    case DType::kQ2_K:
+      return coded(256, 2 * kScaleRow + 16 * kPanelRows, 2, 0);
+    case DType::kQ3_K:
+      return coded(256, kScaleRow + 16 * kPanelRows, 2, 1);
+    case DType::kQ4_K:
+      return coded(256, 2 * kScaleRow + 16 * kPanelRows, 4, 0);
+    case DType::kQ5_K:
+      return coded(256, 2 * kScaleRow + 16 * kPanelRows, 4, 1);
+    case DType::kQ6_K:
+      return coded(256, kScaleRow + 16 * kPanelRows, 4, 2);
+  }
+  throw std::logic_error("panel_layout: unknown dtype");
+}
+
 uint8_t u8(std::byte value) { return static_cast<uint8_t>(value); }
 
-// The codes (unsigned, not yet shifted to their signed meaning) of the k-th element of one row's
-// ggml block.
-int code_at(DType dtype, const std::byte* block, int k) {
+// The code (unsigned, not yet shifted to its signed meaning) of the k-th element of one row's ggml
+// block.
+template <DType kType>
+int code_at(const std::byte* block, int k) {
   const auto nibble = [&](int first, int i) {  // i in 0..31: low nibbles first
     const uint8_t b = u8(block[first + i % 16]);
     return i < 16 ? b & 15 : b >> 4;
   };
   const auto bit32 = [&](int first, int i) { return (u8(block[first + i / 8]) >> (i % 8)) & 1; };
-  switch (dtype) {
+  switch (kType) {
     case DType::kQ8_0:
       return u8(block[2 + k]);
     case DType::kQ4_0:
@@ -118,65 +158,78 @@ void pack_scales(DType dtype, const std::byte* block, int r, std::byte* out) {
   }
 }
 
-// Adds `code` of row r at column k to the planes that start at `codes`, which are zero before.
-void pack_code(const PanelLayout& layout, int code, int r, int k, int block_k, std::byte* codes) {
-  const auto add = [](std::byte& byte, int value) { byte |= static_cast<std::byte>(value); };
-  const int j = r % 16, upper = r / 16;
-  if (layout.low_bits == 8) {
-    codes[k * kPanelRows + r] = static_cast<std::byte>(code);
-    return;
+// Codes of a block, k by k, as pack_planes takes them.
+using BlockCodes = uint8_t[256][kPanelRows];
+
+// Cuts the codes of a block into planes.
+template <DType kType>
+void pack_planes(const BlockCodes& c, std::byte* out) {
+  constexpr PanelLayout kLayout = layout_of(kType);
+  constexpr int kK = kLayout.block_k, kLow = kLayout.low_bits;
+  const auto put = [&out](int value) { *out++ = static_cast<std::byte>(value); };
+  if constexpr (kLow == 8) {
+    std::memcpy(out, c, kK * kPanelRows);
+  } else if constexpr (kLow == 4) {
+    for (int k = 0; k < kK; ++k) {
+      for (int j = 0; j < 16; ++j) put((c[k][j] & 15) | (c[k][j + 16] & 15) << 4);
+    }
   }
-  std::byte* high = codes + block_k * kPanelRows * layout.low_bits / 8;
-  const int low_code = code & ((1 << layout.low_bits) - 1), high_code = code >> layout.low_bits;
-  if (layout.low_bits == 4) {
-    add(codes[k * 16 + j], low_code << (upper * 4));
-  } else {
-    add(codes[k / 2 * 16 + j], low_code << (k % 2 * 4 + upper * 2));
+  const auto put_2_bits = [&](int shift) {
+    const auto at = [&](int k, int r) { return (c[k][r] >> shift) & 3; };
+    for (int k = 0; k < kK; k += 2) {
+      for (int j = 0; j < 16; ++j) {
+        put(at(k, j) | at(k, j + 16) << 2 | at(k + 1, j) << 4 | at(k + 1, j + 16) << 6);
+      }
+    }
+  };
+  if constexpr (kLow == 2) put_2_bits(0);
+  if constexpr (kLayout.high_bits == 2) put_2_bits(kLow);
+  if constexpr (kLayout.high_bits == 1) {
+    for (int k = 0; k < kK; k += 4) {
+      for (int j = 0; j < 16; ++j) {
+        int bits = 0;
+        for (int i = 0; i < 8; ++i) bits |= ((c[k + i / 2][j + i % 2 * 16] >> kLow) & 1) << i;
+        put(bits);
+      }
+    }
   }
-  if (layout.high_bits == 2) add(high[k / 2 * 16 + j], high_code << (k % 2 * 4 + upper * 2));
-  if (layout.high_bits == 1) add(high[k / 4 * 16 + j], high_code << (k % 4 * 2 + upper));
 }
 
-PanelLayout plain(size_t element) { return {1, kPanelRows * element, 0, 0, 0}; }
+using PanelRows = std::span<const std::byte* const, kPanelRows>;
 
-PanelLayout coded(int block_k, int scale_bytes, int low_bits, int high_bits) {
-  const auto codes = static_cast<size_t>(block_k * kPanelRows * (low_bits + high_bits) / 8);
-  const auto offset = static_cast<size_t>(scale_bytes);
-  return {block_k, offset + codes, offset, low_bits, high_bits};
+template <DType kType>
+void pack_coded(int64_t cols, PanelRows rows, std::byte* panel) {
+  constexpr PanelLayout kLayout = layout_of(kType);
+  const auto source_block = static_cast<size_t>(dtype_info(kType).block_bytes);
+  BlockCodes codes = {};
+  for (int64_t b = 0; b < cols / kLayout.block_k; ++b) {
+    std::byte* block = panel + b * kLayout.block_bytes;
+    for (int r = 0; r < kPanelRows; ++r) {
+      if (!rows[r]) continue;
+      const std::byte* source = rows[r] + b * source_block;
+      pack_scales(kType, source, r, block);
+      for (int k = 0; k < kLayout.block_k; ++k) {
+        codes[k][r] = static_cast<uint8_t>(code_at<kType>(source, k));
+      }
+    }
+    pack_planes<kType>(codes, block + kLayout.codes_offset);
+  }
+}
+
+template <typename Element>
+void pack_plain(int64_t cols, PanelRows rows, std::byte* panel) {
+  for (int r = 0; r < kPanelRows; ++r) {
+    if (!rows[r]) continue;
+    for (int64_t k = 0; k < cols; ++k) {
+      std::memcpy(panel + (k * kPanelRows + r) * sizeof(Element), rows[r] + k * sizeof(Element),
+                  sizeof(Element));
+    }
+  }
 }
 
 }  // namespace
 
-PanelLayout panel_layout(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return plain(4);
-    case DType::kF16:
-    case DType::kBF16:
-      return plain(2);
-    case DType::kQ8_0:
-      return coded(32, kScaleRow, 8, 0);
-    case DType::kQ4_0:
-      return coded(32, kScaleRow, 4, 0);
-    case DType::kQ4_1:
-      return coded(32, 2 * kScaleRow, 4, 0);
-    case DType::kQ5_0:
-      return coded(32, kScaleRow, 4, 1);
-    case DType::kQ5_1:
-      return coded(32, 2 * kScaleRow, 4, 1);
-    case DType::kQ2_K:
-      return coded(256, 2 * kScaleRow + 16 * kPanelRows, 2, 0);
-    case DType::kQ3_K:
-      return coded(256, kScaleRow + 16 * kPanelRows, 2, 1);
-    case DType::kQ4_K:
-      return coded(256, 2 * kScaleRow + 16 * kPanelRows, 4, 0);
-    case DType::kQ5_K:
-      return coded(256, 2 * kScaleRow + 16 * kPanelRows, 4, 1);
-    case DType::kQ6_K:
-      return coded(256, kScaleRow + 16 * kPanelRows, 4, 2);
-  }
-  throw std::logic_error("panel_layout: unknown dtype");
-}
+PanelLayout panel_layout(DType dtype) { return layout_of(dtype); }
 
 size_t PackedMatrix::packed_panel_bytes(DType dtype, int64_t cols) {
   const PanelLayout layout = panel_layout(dtype);
@@ -188,32 +241,34 @@ size_t PackedMatrix::packed_bytes(DType dtype, int64_t rows, int64_t cols) {
   return panels * packed_panel_bytes(dtype, cols);
 }
 
-void pack_panel(DType dtype, int64_t cols, std::span<const std::byte* const, kPanelRows> rows,
-                std::byte* panel) {
-  const PanelLayout layout = panel_layout(dtype);
+void pack_panel(DType dtype, int64_t cols, PanelRows rows, std::byte* panel) {
   std::memset(panel, 0, PackedMatrix::packed_panel_bytes(dtype, cols));
-  if (layout.low_bits == 0) {
-    const size_t element = layout.block_bytes / kPanelRows;
-    for (int r = 0; r < kPanelRows; ++r) {
-      if (!rows[r]) continue;
-      for (int64_t k = 0; k < cols; ++k) {
-        std::memcpy(panel + (k * kPanelRows + r) * element, rows[r] + k * element, element);
-      }
-    }
-    return;
-  }
-  const auto source_block = static_cast<size_t>(dtype_info(dtype).block_bytes);
-  for (int64_t b = 0; b < cols / layout.block_k; ++b) {
-    std::byte* block = panel + b * layout.block_bytes;
-    for (int r = 0; r < kPanelRows; ++r) {
-      if (!rows[r]) continue;
-      const std::byte* source = rows[r] + b * source_block;
-      pack_scales(dtype, source, r, block);
-      for (int k = 0; k < layout.block_k; ++k) {
-        pack_code(layout, code_at(dtype, source, k), r, k, layout.block_k,
-                  block + layout.codes_offset);
-      }
-    }
+  switch (dtype) {
+    case DType::kF32:
+      return pack_plain<float>(cols, rows, panel);
+    case DType::kF16:
+    case DType::kBF16:
+      return pack_plain<uint16_t>(cols, rows, panel);
+    case DType::kQ8_0:
+      return pack_coded<DType::kQ8_0>(cols, rows, panel);
+    case DType::kQ4_0:
+      return pack_coded<DType::kQ4_0>(cols, rows, panel);
+    case DType::kQ4_1:
+      return pack_coded<DType::kQ4_1>(cols, rows, panel);
+    case DType::kQ5_0:
+      return pack_coded<DType::kQ5_0>(cols, rows, panel);
+    case DType::kQ5_1:
+      return pack_coded<DType::kQ5_1>(cols, rows, panel);
+    case DType::kQ2_K:
+      return pack_coded<DType::kQ2_K>(cols, rows, panel);
+    case DType::kQ3_K:
+      return pack_coded<DType::kQ3_K>(cols, rows, panel);
+    case DType::kQ4_K:
+      return pack_coded<DType::kQ4_K>(cols, rows, panel);
+    case DType::kQ5_K:
+      return pack_coded<DType::kQ5_K>(cols, rows, panel);
+    case DType::kQ6_K:
+      return pack_coded<DType::kQ6_K>(cols, rows, panel);
   }
 }
 
