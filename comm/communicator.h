@@ -56,8 +56,8 @@ class Communicator {
   // All ranks call it at the end of a run, when no message is under way; afterwards a rank may go
   // without being missed.
   virtual void finish() = 0;
-  // Stops all transfers at once, so that what they use may be destroyed; only abort() may follow, or
-  // nothing. Idempotent, and a no-op after finish().
+  // Stops all transfers at once, so that what they use may be destroyed; only abort() may follow,
+  // or nothing. Idempotent, and a no-op after finish().
   virtual void halt() = 0;
   // Ends every rank of the job with this exit code. Does not return under MPI; a no-op for
   // in-process ranks.

@@ -11,9 +11,12 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
 
+#include "comm/deadline.h"
 #include "comm/error.h"
+#include "comm/launcher.h"
 
 namespace headrace {
 namespace {
@@ -64,6 +67,8 @@ struct MpiTransport::Impl {
   int rank = 0, size = 1;
   Seconds timeout;
   std::vector<Peer> peers;
+  Launcher launcher;
+  Stuck stuck;
 
   std::mutex mutex;  // guards everything below and every MPI call
   std::condition_variable work, arrived;
@@ -86,6 +91,8 @@ struct MpiTransport::Impl {
   bool finished = false;
   std::thread thread;
 
+  ~Impl() { join(); }  // also where the transport's constructor throws
+
   static void check(int rc, const char* what) {
     if (rc == MPI_SUCCESS) return;
     char text[MPI_MAX_ERROR_STRING];
@@ -103,6 +110,11 @@ struct MpiTransport::Impl {
   std::string name(int r) const {
     return "rank " + std::to_string(r) +
            (peers[r].host.empty() ? "" : " (host " + peers[r].host + ")");
+  }
+
+  // For the calls of MPI that wait for other ranks and cannot be given up.
+  void guard(std::optional<Deadline>& deadline, const std::string& why) const {
+    if (stuck) deadline.emplace(timeout, [this, why] { stuck(why); });
   }
 
   // ---- the progress thread ----
@@ -239,6 +251,10 @@ struct MpiTransport::Impl {
       for (Peer& peer : peers) peer.alive = now;
     }
     last_turn = now;
+    if (launcher.is_gone()) {
+      failure = "the launcher (mpirun or srun) of this rank is gone; run again with --resume";
+      return;
+    }
     for (int r = 0; r < size; ++r) {
       if (r != rank) hear(r, now);
     }
@@ -336,7 +352,14 @@ struct MpiTransport::Impl {
   }
 };
 
-MpiTransport::MpiTransport(double peer_timeout_s) : impl_(std::make_unique<Impl>()) {
+MpiTransport::MpiTransport(double peer_timeout_s, Stuck stuck) : impl_(std::make_unique<Impl>()) {
+  impl_->timeout = Seconds(peer_timeout_s);
+  impl_->stuck = std::move(stuck);
+  std::optional<Deadline> deadline;
+  impl_->guard(
+      deadline,
+      "MPI did not start within --peer-timeout: a rank did not come up, is stopped, or its "
+      "node cannot be reached; see to it and run again");
   int provided = 0;
   if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided) != MPI_SUCCESS) {
     throw CommError(
@@ -346,10 +369,10 @@ MpiTransport::MpiTransport(double peer_timeout_s) : impl_(std::make_unique<Impl>
     throw CommError(
         "this MPI has no MPI_THREAD_SERIALIZED; use an Open MPI built with thread support");
   }
+  deadline.reset();
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   MPI_Comm_rank(MPI_COMM_WORLD, &impl_->rank);
   MPI_Comm_size(MPI_COMM_WORLD, &impl_->size);
-  impl_->timeout = Seconds(peer_timeout_s);
   impl_->peers.resize(impl_->size);
   for (Peer& peer : impl_->peers) peer.alive = Clock::now();
   impl_->thread = std::thread([this] { impl_->run(); });
@@ -368,6 +391,7 @@ MpiTransport::MpiTransport(double peer_timeout_s) : impl_(std::make_unique<Impl>
     append(std::string(reinterpret_cast<const char*>(host.data()), host.size()));
   }
   const Bytes all = broadcast(*this, std::move(names));
+  impl_->launcher.note_files();
   const std::lock_guard lock(impl_->mutex);
   const char* next = reinterpret_cast<const char*>(all.data());
   for (Peer& peer : impl_->peers) {
@@ -378,7 +402,12 @@ MpiTransport::MpiTransport(double peer_timeout_s) : impl_(std::make_unique<Impl>
 
 MpiTransport::~MpiTransport() {
   impl_->join();
-  if (impl_->finished) MPI_Finalize();
+  if (!impl_->finished) return;
+  std::optional<Deadline> deadline;
+  impl_->guard(deadline,
+               "the results are complete, but MPI did not end within --peer-timeout: a rank that "
+               "was done is stopped or gone; --resume will find nothing left to do");
+  MPI_Finalize();
 }
 
 void MpiTransport::set_buffers(const std::vector<HiddenBuffer>& buffers) {
@@ -467,6 +496,7 @@ void MpiTransport::halt() { impl_->join(); }
 
 void MpiTransport::abort(int exit_code) {
   impl_->join();
+  if (impl_->launcher.is_gone()) _exit(exit_code);  // nobody is left to ask
   MPI_Abort(MPI_COMM_WORLD, exit_code);
 }
 

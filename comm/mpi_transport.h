@@ -6,6 +6,7 @@
 // 200 us) because Open MPI's own waiting burns a core.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -16,9 +17,13 @@ namespace headrace {
 
 class MpiTransport final : public Communicator, public ActivationLink {
  public:
+  // Must not return: says why and ends the process. Called from a thread of its own.
+  using Stuck = std::function<void(const std::string& why)>;
+
   // Initialises MPI. `peer_timeout_s`: seconds without a sign of life after which a rank is lost.
-  // Throws CommError.
-  explicit MpiTransport(double peer_timeout_s);
+  // `stuck`, if not empty, is called when MPI itself does not come up or end within that time,
+  // which no exception could say. Throws CommError, PeerLost.
+  explicit MpiTransport(double peer_timeout_s, Stuck stuck = {});
   ~MpiTransport() override;
 
   int rank() const override;

@@ -1,6 +1,7 @@
 // headrace generate: the main job.
 
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <csignal>
@@ -9,6 +10,7 @@
 
 #include "comm/local_transport.h"
 #include "comm/mpi_transport.h"
+#include "launch/config_file.h"
 #include "launch/exit_code.h"
 #include "launch/logging.h"
 #include "launch/options.h"
@@ -45,9 +47,18 @@ bool under_launcher() {
 struct GenerateArguments {
   RunOptions run;
   std::string split, kv = "f16", host_memory, prefill_chunk = "128", order = "longest";
+  std::string progress = "auto";
+  bool quiet = false;
   std::string prompt;
   double peer_timeout = 60.0;
 };
+
+ProgressStyle progress_style(const GenerateArguments& a) {
+  if (a.quiet || a.progress == "none") return ProgressStyle::kNone;
+  if (a.progress == "auto")
+    return isatty(STDERR_FILENO) ? ProgressStyle::kLine : ProgressStyle::kLog;
+  return a.progress == "line" ? ProgressStyle::kLine : ProgressStyle::kLog;
+}
 
 void finish_arguments(GenerateArguments& a, bool has_prompt) {
   RunOptions& run = a.run;
@@ -65,6 +76,7 @@ void finish_arguments(GenerateArguments& a, bool has_prompt) {
   if (!a.split.empty()) run.split = parse_list("--split", a.split);
   if (!a.host_memory.empty()) run.host_memory = parse_size("--host-memory", a.host_memory);
   run.kv_format = a.kv == "f32" ? KvFormat::kF32 : KvFormat::kF16;
+  run.progress = progress_style(a);
   run.order = a.order == "input" ? Order::kInput : Order::kLongestFirst;
   if (a.prefill_chunk == "all") {
     run.prefill_chunk = 0;
@@ -95,7 +107,10 @@ int generate(GenerateArguments& arguments, bool has_prompt) {
     const auto transport = std::move(LocalTransport::create(1).front());
     return exit_code_of(run_rank(arguments.run, {*transport, *transport}, interrupted));
   }
-  MpiTransport transport(arguments.peer_timeout);
+  MpiTransport transport(arguments.peer_timeout, [](const std::string& why) {
+    spdlog::error("{}", why);
+    _exit(kExitTryAgain);
+  });
   log_as_rank(transport);
   try {
     finish_arguments(arguments, has_prompt);
@@ -115,11 +130,10 @@ void add_generate(CLI::App& app, int& exit_code) {
   auto a = std::make_shared<GenerateArguments>();
   a->run.output.clear();
   CLI::App* sub = app.add_subcommand("generate", "Generate text for a batch of requests");
-  sub->set_config("--config", "", "TOML file with any of these options; the command line wins");
   RunOptions& run = a->run;
   RequestDefaults& defaults = run.defaults;
-  const auto& positive = CLI::PositiveNumber;
-  const auto& non_negative = CLI::NonNegativeNumber;
+  const CLI::Validator positive = positive_number(), non_negative = number_from_0(),
+                       fraction = number_from_0_to_1();
 
   sub->add_option("--model", run.model,
                   "Hugging Face directory, GGUF file, or synthetic:<shape>[:bf16|q8|...]")
@@ -144,13 +158,13 @@ void add_generate(CLI::App& app, int& exit_code) {
       ->check(non_negative)
       ->capture_default_str();
   sub->add_option("--top-p", defaults.sampling.top_p, "Default top_p")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(fraction)
       ->capture_default_str();
   sub->add_option("--top-k", defaults.sampling.top_k, "Default top_k; 0 is off")
       ->check(non_negative)
       ->capture_default_str();
   sub->add_option("--min-p", defaults.sampling.min_p, "Default min_p")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(fraction)
       ->capture_default_str();
   sub->add_option("--repetition-penalty", defaults.sampling.repetition_penalty,
                   "Default repetition penalty")
@@ -185,7 +199,12 @@ void add_generate(CLI::App& app, int& exit_code) {
                   "Seconds without a sign of life after which a rank is lost")
       ->check(positive)
       ->capture_default_str();
-  sub->add_flag("--quiet", run.quiet, "No progress lines");
+  sub->add_option("--progress", a->progress,
+                  "auto, line (rewritten in place), log, or none; auto is a line on a terminal")
+      ->check(CLI::IsMember({"auto", "line", "log", "none"}))
+      ->capture_default_str();
+  sub->add_flag("--quiet", a->quiet, "The same as --progress none");
+  add_config_option(*sub);
   sub->footer(
       "Examples:\n"
       "  headrace generate --model model.gguf --prompt \"The capital of France is\"\n"

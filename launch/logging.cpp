@@ -4,6 +4,8 @@
 #include <spdlog/spdlog.h>
 
 #include <chrono>
+#include <cstdlib>
+#include <string_view>
 #include <thread>
 
 namespace headrace {
@@ -11,6 +13,15 @@ namespace headrace {
 void set_up_logging() {
   spdlog::set_default_logger(spdlog::stderr_color_mt("headrace"));
   spdlog::set_pattern("%^%H:%M:%S %L%$ %v");
+}
+
+bool is_first_of_job() {
+  // mpirun; srun --mpi=pmix; srun. The first that is set counts: the batch script sets the last,
+  // too.
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
+    if (const char* rank = std::getenv(name)) return std::string_view(rank) == "0";
+  }
+  return true;
 }
 
 void log_as_rank(const Communicator& communicator) {

@@ -1,20 +1,29 @@
 // The headrace program. The only place, with the other files of this room, that reads the command
 // line and the environment.
 
+#include <iostream>
+
 #include "headrace/version.h"
 #include "launch/exit_code.h"
 #include "launch/logging.h"
 #include "launch/subcommands.h"
+#include "runtime/error.h"
 
 int main(int argc, char** argv) {
   headrace::set_up_logging();
   int exit_code = headrace::kExitDone;
-  CLI::App app("headrace: batch text generation with language models too big for one machine");
+  CLI::App app("headrace: batch text generation with language models too big for one machine",
+               "headrace");
   app.set_version_flag("--version", "headrace " HEADRACE_VERSION);
   app.require_subcommand(1);
-  app.failure_message(CLI::FailureMessage::help);
-  app.failure_message([](const CLI::App* failed, const CLI::Error& e) {
-    return std::string(e.what()) + "\nSee: headrace " + failed->get_name() + " --help\n";
+  app.failure_message([](const CLI::App* all, const CLI::Error& e) {
+    const auto subs = all->get_subcommands();  // the one that was named
+    const auto unknown = all->remaining();
+    const std::string what = subs.empty() && !unknown.empty()
+                                 ? unknown.front() + " is not a subcommand or option of headrace"
+                                 : e.what();
+    return what + "\nSee: headrace " + (subs.empty() ? "" : subs.front()->get_name() + " ") +
+           "--help\n";
   });
   headrace::add_generate(app, exit_code);
   headrace::add_inspect(app, exit_code);
@@ -24,7 +33,12 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? headrace::kExitDone : headrace::kExitUsage;
+    const bool says_it = headrace::is_first_of_job();
+    std::ostream silent(nullptr);
+    const int code = app.exit(e, says_it ? std::cout : silent, says_it ? std::cerr : silent);
+    return code == 0 ? headrace::kExitDone : headrace::kExitUsage;
+  } catch (const headrace::UsageError&) {
+    return headrace::is_first_of_job() ? headrace::report_error() : headrace::kExitUsage;
   } catch (...) {
     return headrace::report_error();
   }

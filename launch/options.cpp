@@ -2,11 +2,33 @@
 
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <map>
 
 #include "runtime/error.h"
 
 namespace headrace {
+namespace {
+
+CLI::Validator number_check(const std::string& what, double least, double most) {
+  return CLI::Validator(
+      [=](const std::string& text) -> std::string {
+        double value = 0;
+        if (CLI::detail::lexical_cast(text, value) && value >= least && value <= most) return "";
+        return text + " is not " + what;
+      },
+      "");
+}
+
+constexpr double kMost = std::numeric_limits<double>::max();
+
+}  // namespace
+
+CLI::Validator positive_number() {
+  return number_check("a number above 0", std::numeric_limits<double>::min(), kMost);
+}
+CLI::Validator number_from_0() { return number_check("a number from 0 on", 0, kMost); }
+CLI::Validator number_from_0_to_1() { return number_check("a number from 0 to 1", 0, 1); }
 
 uint64_t parse_size(const std::string& option, const std::string& text) {
   static const std::map<std::string, double> kUnits = {
@@ -18,7 +40,7 @@ uint64_t parse_size(const std::string& option, const std::string& text) {
   const char* end = text.data() + text.size();
   const auto [next, error] = std::from_chars(text.data(), end, value);
   const auto unit = kUnits.find(std::string(next, end));
-  if (error != std::errc() || unit == kUnits.end() || !(value > 0) ||
+  if (error != std::errc() || unit == kUnits.end() || !(value * unit->second >= 1) ||
       value * unit->second > 0x1p62) {
     throw UsageError(option + " " + text +
                      " is not a size; write it as 900MiB, 8GiB or a number of bytes");

@@ -23,15 +23,24 @@ struct TokenizeArguments {
 
 void tokenize(const TokenizeArguments& a, bool has_text) {
   const auto tokenizer = Tokenizer::open(a.model);
-  if (!tokenizer) throw UsageError(a.model + " has no tokenizer");
+  if (!tokenizer)
+    throw UsageError(a.model +
+                     " has no tokenizer; give a model with tokenizer.json, or a GGUF file");
   if (!a.decode.empty()) {
+    for (const int id : a.decode) {
+      if (id >= 0 && id < tokenizer->vocab_size()) continue;
+      throw UsageError("--decode " + std::to_string(id) + ": " + a.model + " has token ids 0 to " +
+                       std::to_string(tokenizer->vocab_size() - 1));
+    }
     std::cout << tokenizer->decode(a.decode, false) << '\n';
     return;
   }
   std::string text = has_text ? a.text : std::string(std::istreambuf_iterator<char>(std::cin), {});
   if (a.chat) {
     const auto chat = ChatTemplate::recognise(tokenizer->chat_template(), tokenizer->bos_token());
-    if (!chat) throw UsageError(a.model + " has no chat template that headrace knows");
+    if (!chat)
+      throw UsageError(a.model + " has no chat template that headrace knows (" +
+                       ChatTemplate::known_names() + ")");
     text = chat->render({{"user", text}});
   }
   std::vector<int> ids;

@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 
 #include "engine/checkpoint/checkpoint.h"
@@ -14,7 +16,6 @@
 #include "runtime/error.h"
 #include "runtime/plan/agreement.h"
 #include "runtime/plan/stage_plan.h"
-#include "runtime/report/progress.h"
 #include "runtime/requests/prepare.h"
 #include "runtime/requests/request_reader.h"
 #include "runtime/results/results_file.h"
@@ -92,15 +93,15 @@ class Desk {
       : options_(options),
         communicator_(communicator),
         tokenizer_(Tokenizer::open(options.model)),
+        reader_(open_input(options)),
         results_(results_options(), manifest(checkpoint)),
         preparer_(checkpoint.config(), tokenizer_.get(), chat_template(),
                   sizes.kv_pages * kPageTokens),
-        progress_(count_requests(options) - results_.resumed(), options.quiet),
+        progress_(count_requests(options) - results_.resumed(), options.progress),
         coordinator_(
             limits(sizes, groups), tokenizer_.get(), checkpoint.config().eos_token_ids,
             [this] { return next(); }, [this](const RequestResult& result) { done(result); },
             [this](const BadLine& line) { failed(line); }) {
-    if (!options.prompt) reader_.emplace(options.input, options.defaults);
     if (results_.resumed() > 0)
       spdlog::info("{} requests were done before and are kept", results_.resumed());
   }
@@ -116,6 +117,12 @@ class Desk {
   }
 
  private:
+  // Before the results file, which a wrong --input would leave behind empty.
+  static std::optional<RequestReader> open_input(const RunOptions& options) {
+    if (options.prompt) return std::nullopt;
+    return std::optional<RequestReader>(std::in_place, options.input, options.defaults);
+  }
+
   bool plain_text() const { return options_.prompt && options_.output == "-"; }
 
   ResultsFile::Options results_options() const {
@@ -200,23 +207,25 @@ class Desk {
 
   void done(const RequestResult& result) {
     if (!plain_text()) return results_.append(result);
-    std::printf("%s\n", result.choices.front().text.c_str());
-    std::fflush(stdout);
+    if (std::printf("%s\n", result.choices.front().text.c_str()) < 0 || std::fflush(stdout) != 0) {
+      throw IoError(std::string("writing to standard output failed: ") + std::strerror(errno));
+    }
   }
 
   void failed(const BadLine& line) {
     ++failed_;
-    spdlog::warn("{}: {}", line.custom_id, line.message);
+    progress_.clear_line();
+    spdlog::warn("{}{}", options_.prompt ? "" : line.custom_id + ": ", line.message);
     if (!plain_text()) results_.append(line);
   }
 
   const RunOptions& options_;
   Communicator& communicator_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  std::optional<RequestReader> reader_;
   ResultsFile results_;
   RequestPreparer preparer_;
   Progress progress_;
-  std::optional<RequestReader> reader_;
   int64_t failed_ = 0;
   bool prompt_taken_ = false;
   Coordinator coordinator_;
@@ -255,8 +264,9 @@ RunEnd run_rank(const RunOptions& options, const Wires& wires,
   sizes.kv_pages = agree(ranks, {HEADRACE_VERSION, checkpoint->fingerprint(), numerics(options),
                                  schedule_text(options), memory.kv_pages});
   memory.kv_pages = sizes.kv_pages;
-  spdlog::info("stage {} of {}: {}; {} threads, {}", ranks.rank() + 1, ranks.size(),
-               describe(range, memory), thread_count, kernels_of_target.name);
+  spdlog::info("stage {} of {}: {}; {} thread{}, {}", ranks.rank() + 1, ranks.size(),
+               describe(range, memory), thread_count, thread_count == 1 ? "" : "s",
+               kernels_of_target.name);
 
   std::optional<Desk> desk;
   const int groups = std::min(ranks.size(), sizes.slots);

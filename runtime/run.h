@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/pipeline/pipeline.h"
+#include "runtime/report/progress.h"
 #include "runtime/requests/request.h"
 
 namespace headrace {
@@ -31,7 +32,7 @@ struct RunOptions {
   uint64_t host_memory = 0;  // bytes; 0: 90 % of what is available, shared by the node's ranks
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";
-  bool quiet = false;
+  ProgressStyle progress = ProgressStyle::kLog;
 };
 
 enum class RunEnd {

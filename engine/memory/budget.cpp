@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -88,17 +89,13 @@ std::string MemoryBudget::table() const {
 }
 
 std::string format_bytes(uint64_t bytes) {
+  if (bytes < 1024) return std::to_string(bytes) + " B";
+  const char* const units[] = {"KiB", "MiB", "GiB", "TiB"};
+  double value = static_cast<double>(bytes) / 1024;
+  size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < std::size(units); ++unit) value /= 1024;
   char text[32];
-  const auto value = static_cast<double>(bytes);
-  if (bytes < 10240) {
-    std::snprintf(text, sizeof text, "%llu B", static_cast<unsigned long long>(bytes));
-  } else if (bytes < (10ull << 20)) {
-    std::snprintf(text, sizeof text, "%.1f KiB", value / 1024);
-  } else if (bytes < (10ull << 30)) {
-    std::snprintf(text, sizeof text, "%.1f MiB", value / (1 << 20));
-  } else {
-    std::snprintf(text, sizeof text, "%.1f GiB", value / (1 << 30));
-  }
+  std::snprintf(text, sizeof text, "%.1f %s", value, units[unit]);
   return text;
 }
 

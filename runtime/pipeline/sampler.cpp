@@ -1,8 +1,9 @@
 #include "runtime/pipeline/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
-#include <numeric>
+#include <limits>
 
 #include "engine/ops/canonical.h"
 #include "runtime/pipeline/random.h"
@@ -10,24 +11,41 @@
 namespace headrace {
 namespace {
 
-// Higher logit first, lower id among equals: a total order, so every machine sorts alike.
-struct Better {
-  std::span<const float> logits;
-  bool operator()(int a, int b) const {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+// The ids in order: higher logit first, lower id among equals. A total order, so every machine
+// sorts alike; sorts only as far as it is read.
+class Ranking {
+ public:
+  explicit Ranking(std::span<const float> logits) : keys_(logits.size()) {
+    for (size_t id = 0; id < keys_.size(); ++id) keys_[id] = key(logits[id]) << 32 | id;
   }
+  size_t size() const { return keys_.size(); }
+  int operator[](size_t rank) {
+    while (rank >= sorted_) sort_more();
+    return static_cast<int>(keys_[rank] & 0xFFFFFFFF);
+  }
+
+ private:
+  // Ascends as the logit descends.
+  static uint64_t key(float logit) {
+    const auto bits = std::bit_cast<uint32_t>(logit + 0.0f);  // -0 and 0 are equal
+    return bits >> 31 ? bits : ~bits & 0x7FFFFFFF;
+  }
+
+  void sort_more() {
+    const size_t next = std::min(std::max<size_t>(256, 8 * sorted_), keys_.size());
+    const auto at = [&](size_t rank) { return keys_.begin() + static_cast<std::ptrdiff_t>(rank); };
+    if (next < keys_.size()) std::nth_element(at(sorted_), at(next), keys_.end());
+    std::sort(at(sorted_), at(next));
+    sorted_ = next;
+  }
+
+  std::vector<uint64_t> keys_;
+  size_t sorted_ = 0;
 };
 
-// The `count` best ids, best first.
-std::vector<int> best(std::span<const float> logits, size_t count) {
-  std::vector<int> ids(logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  count = std::min(count, ids.size());
-  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(count), ids.end(),
-                    Better{logits});
-  ids.resize(count);
-  return ids;
-}
+// A token's part of the whole, for logits whose largest is 0: none below what exp can tell from 0,
+// so that an impossible token is never drawn.
+double weight(float logit) { return logit <= kExpMin ? 0.0 : canonical_exp(logit); }
 
 }  // namespace
 
@@ -52,16 +70,20 @@ SampledToken Sampler::sample(int slot, int64_t position, std::span<float> logits
   result.slot = slot;
 
   const float max = logits[kernels_.argmax(logits.data(), vocab_size_)];
-  if (!std::isfinite(max)) {
+  const double sum = std::isfinite(max) ? sum_exp(logits, max) : 0.0;
+  if (!std::isfinite(max) || std::isnan(sum)) {
     result.finite = false;
     return result;
   }
   double log_sum = 0.0;
-  std::vector<float> raw;  // of the alternatives and, below, of the chosen token
+  std::vector<float> raw;
   if (sampling.top_logprobs) {
-    log_sum = max + canonical_log(kernels_.sum_exp(logits.data(), max, vocab_size_));
+    log_sum = max + canonical_log(sum);
     raw.assign(logits.begin(), logits.end());
-    for (const int id : best(logits, static_cast<size_t>(*sampling.top_logprobs))) {
+    Ranking ranking(logits);
+    const auto count = std::min(static_cast<size_t>(*sampling.top_logprobs), ranking.size());
+    for (size_t rank = 0; rank < count; ++rank) {
+      const int id = ranking[rank];
       result.alternatives.push_back({id, static_cast<float>(logits[id] - log_sum)});
     }
   }
@@ -87,56 +109,83 @@ void Sampler::apply_bias(const Slot& slot, std::span<float> logits) const {
     logits[id] = logits[id] > 0.0f ? logits[id] / penalty : logits[id] * penalty;
 }
 
+// In pieces: a float sum over a whole vocabulary would be off by some 1e-6.
+double Sampler::sum_exp(std::span<const float> logits, float shift) const {
+  double sum = 0.0;
+  for (size_t at = 0; at < logits.size(); at += kPiece) sum += piece_sum(logits, at, shift);
+  return sum;
+}
+
+double Sampler::piece_sum(std::span<const float> logits, size_t at, float shift) const {
+  const size_t count = std::min(kPiece, logits.size() - at);
+  return kernels_.sum_exp(logits.data() + at, shift, static_cast<int64_t>(count));
+}
+
 int Sampler::draw(const Slot& slot, int64_t index, std::span<float> logits) const {
   const SamplingParams& sampling = slot.admission.sampling;
+  const auto best = static_cast<int>(kernels_.argmax(logits.data(), vocab_size_));
+  const float max = logits[best];
+  if (!std::isfinite(max)) return best;  // a penalty has made it overflow
   // The best logit becomes 0, so that no temperature, however small, overflows.
-  const float max = logits[kernels_.argmax(logits.data(), vocab_size_)];
   for (float& logit : logits) logit = (logit - max) / sampling.temperature;
-  const auto weight = [&](int id) { return static_cast<double>(canonical_exp(logits[id])); };
   const double u = uniform(sampling.seed, slot.admission.stream, static_cast<uint64_t>(index));
-
-  // Walks candidates until their weights pass u * total; the last one catches rounding.
-  const auto pick = [&](const std::vector<int>& candidates, double total) {
-    double sum = 0.0;
-    for (const int id : candidates) {
-      sum += weight(id);
-      if (sum > u * total) return id;
-    }
-    return candidates.back();
-  };
-
   const bool filtered = sampling.top_k > 0 || sampling.top_p < 1.0f || sampling.min_p > 0.0f;
-  if (!filtered) {
-    std::vector<int> all(logits.size());
-    std::iota(all.begin(), all.end(), 0);
-    return pick(all, kernels_.sum_exp(logits.data(), 0.0f, vocab_size_));
-  }
+  return filtered ? draw_filtered(sampling, u, logits) : draw_from_all(u, best, logits);
+}
 
-  // top_k, then top_p within it, then min_p: a prefix of the ids in order of weight. Without top_k
-  // the prefix is sorted in growing pieces until it is long enough.
-  const auto limit =
-      sampling.top_k > 0 ? std::min<size_t>(sampling.top_k, logits.size()) : logits.size();
-  for (size_t sorted = std::min<size_t>(limit, 256);; sorted = std::min(limit, sorted * 8)) {
-    std::vector<int> ids = best(logits, sorted);
-    double total = 0.0;
-    if (sampling.top_k > 0) {
-      for (const int id : ids) total += weight(id);
-    } else {
-      total = kernels_.sum_exp(logits.data(), 0.0f, vocab_size_);
+// Walks the ids until their weights pass u of the whole.
+int Sampler::draw_from_all(double u, int best, std::span<const float> logits) const {
+  const double target = u * sum_exp(logits, 0.0f);
+  double sum = 0.0;
+  for (size_t at = 0; at < logits.size(); at += kPiece) {
+    const double next = sum + piece_sum(logits, at, 0.0f);
+    if (next <= target) {
+      sum = next;
+      continue;
     }
-    if (sampling.top_k > 0 && sorted < limit) continue;
-    double kept = 0.0;
-    size_t count = 0;
-    while (count < ids.size()) {
-      const double w = weight(ids[count]);
-      if (count > 0 && (kept >= sampling.top_p * total || w < sampling.min_p)) break;
-      kept += w;
-      ++count;
+    int chosen = best;
+    for (size_t id = at; id < std::min(at + kPiece, logits.size()); ++id) {
+      const double w = weight(logits[id]);
+      sum += w;
+      if (w > 0.0) chosen = static_cast<int>(id);  // where the piece's sum was rounded up
+      if (sum > target) break;
     }
-    if (count == ids.size() && sorted < limit) continue;  // the cut may lie further down
-    ids.resize(count);
-    return pick(ids, kept);
+    return chosen;
   }
+  return best;
+}
+
+// top_k, then top_p within it, then min_p: what is left is a prefix of the ids in order of weight.
+int Sampler::draw_filtered(const SamplingParams& sampling, double u,
+                           std::span<const float> logits) const {
+  Ranking ranking(logits);
+  const size_t limit = sampling.top_k > 0
+                           ? std::min(static_cast<size_t>(sampling.top_k), ranking.size())
+                           : ranking.size();
+  const auto weight_at = [&](size_t rank) { return weight(logits[ranking[rank]]); };
+  double enough = std::numeric_limits<double>::infinity();
+  if (sampling.top_p < 1.0f) {
+    double total = 0.0;
+    if (limit == ranking.size()) {
+      total = sum_exp(logits, 0.0f);
+    } else {
+      for (size_t rank = 0; rank < limit; ++rank) total += weight_at(rank);
+    }
+    enough = sampling.top_p * total;
+  }
+  double kept = weight_at(0);
+  size_t count = 1;
+  for (; count < limit && kept < enough; ++count) {
+    const double w = weight_at(count);
+    if (w < sampling.min_p) break;
+    kept += w;
+  }
+  double sum = 0.0;
+  for (size_t rank = 0; rank < count; ++rank) {
+    sum += weight_at(rank);
+    if (sum > u * kept) return ranking[rank];
+  }
+  return ranking[count - 1];
 }
 
 }  // namespace headrace

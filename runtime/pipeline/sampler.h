@@ -31,8 +31,14 @@ class Sampler {
     std::vector<int32_t> seen;  // ascending and unique; kept only under a repetition penalty
   };
 
+  static constexpr size_t kPiece = 4096;  // logits whose weights are summed in float
+
   void apply_bias(const Slot& slot, std::span<float> logits) const;
+  double sum_exp(std::span<const float> logits, float shift) const;
+  double piece_sum(std::span<const float> logits, size_t at, float shift) const;
   int draw(const Slot& slot, int64_t index, std::span<float> logits) const;
+  int draw_from_all(double u, int best, std::span<const float> logits) const;
+  int draw_filtered(const SamplingParams& sampling, double u, std::span<const float> logits) const;
 
   const Kernels& kernels_;
   int64_t vocab_size_;

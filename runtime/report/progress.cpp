@@ -1,11 +1,26 @@
 #include "runtime/report/progress.h"
 
 #include <spdlog/spdlog.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <utility>
 
 namespace headrace {
+namespace {
+
+using std::chrono::milliseconds;
+constexpr milliseconds kLineInterval{250}, kFirstLog{2000}, kLogInterval{10000};
+
+// Under mpirun standard error is a pipe to the terminal, whose width is not known.
+size_t terminal_columns() {
+  winsize size{};
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
+  return size.ws_col;
+}
+
+}  // namespace
 
 std::string format_duration(double seconds) {
   const auto total = static_cast<long long>(seconds + 0.5);
@@ -19,50 +34,53 @@ std::string format_duration(double seconds) {
   return text;
 }
 
-Progress::Progress(int64_t total, bool quiet)
-    : total_(total), quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0) {}
+Progress::Progress(int64_t total, ProgressStyle style)
+    : total_(total),
+      style_(style),
+      due_(start_ + (style == ProgressStyle::kLine ? kLineInterval : kFirstLog)) {}
 
+// What matters most comes first: a narrow terminal cuts off the end.
 std::string Progress::line(const ScheduleCounts& counts, int64_t failed) const {
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   const int64_t done = counts.requests_done + failed;
-  const double rate = seconds > 0 ? static_cast<double>(counts.generated_tokens) / seconds : 0.0;
   std::string text =
-      fmt::format("{}{} requests, {} active, {} prompt + {} generated tokens, {:.1f} tok/s", done,
-                  total_ >= 0 ? fmt::format("/{}", total_) : "", counts.active,
-                  counts.prompt_tokens, counts.generated_tokens, rate);
-  if (failed > 0) text += fmt::format(", {} failed", failed);
-  if (total_ > done && done > 0) {
-    const double left = seconds / static_cast<double>(done) * static_cast<double>(total_ - done);
+      fmt::format("{}{} requests", done, total_ >= 0 ? fmt::format(" of {}", total_) : "");
+  if (failed > 0) text += fmt::format(" ({} failed)", failed);
+  if (total_ > done && counts.requests_done > 0) {
+    const double each = seconds / static_cast<double>(counts.requests_done);
+    const double left = each * static_cast<double>(total_ - done);
     text += ", ETA " + format_duration(left);
   }
-  return text;
+  return text + fmt::format(", {:.1f} tokens/s, {} active, {} prompt + {} generated tokens",
+                            static_cast<double>(counts.generated_tokens) / seconds, counts.active,
+                            counts.prompt_tokens, counts.generated_tokens);
 }
 
 void Progress::update(const ScheduleCounts& counts, int64_t failed) {
-  if (quiet_) return;
-  const auto interval =
-      terminal_ ? std::chrono::milliseconds(250) : std::chrono::milliseconds(10000);
-  if (Clock::now() - shown_ < interval) return;
-  shown_ = Clock::now();
-  if (terminal_) {
-    std::fprintf(stderr, "\r\x1b[K%s", line(counts, failed).c_str());
-    std::fflush(stderr);
-    line_open_ = true;
-  } else {
-    spdlog::info(line(counts, failed));
-  }
+  const auto now = Clock::now();
+  if (style_ == ProgressStyle::kNone || now < due_) return;
+  due_ = now + (style_ == ProgressStyle::kLine ? kLineInterval : kLogInterval);
+  if (style_ == ProgressStyle::kLog) return spdlog::info(line(counts, failed));
+  const std::string text = line(counts, failed).substr(0, terminal_columns() - 1);
+  std::fprintf(stderr, "\r\x1b[K%s", text.c_str());
+  std::fflush(stderr);
+  line_open_ = true;
+}
+
+void Progress::clear_line() {
+  if (!std::exchange(line_open_, false)) return;
+  std::fputs("\r\x1b[K", stderr);
+  std::fflush(stderr);
 }
 
 void Progress::finish(const ScheduleCounts& counts, int64_t failed) {
-  if (line_open_) std::fputs("\r\x1b[K", stderr);
-  line_open_ = false;
-  if (quiet_) return;
+  clear_line();
+  if (style_ == ProgressStyle::kNone) return;
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   spdlog::info(
-      "{} requests done, {} failed, {} prompt + {} generated tokens in {:.2f} s: {:.1f} generated "
-      "tokens/s",
+      "requests: {} done, {} failed; tokens: {} prompt, {} generated in {:.2f} s, {:.1f} tokens/s",
       counts.requests_done, failed, counts.prompt_tokens, counts.generated_tokens, seconds,
-      seconds > 0 ? static_cast<double>(counts.generated_tokens) / seconds : 0.0);
+      static_cast<double>(counts.generated_tokens) / seconds);
 }
 
 }  // namespace headrace

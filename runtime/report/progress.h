@@ -9,13 +9,22 @@
 
 namespace headrace {
 
+enum class ProgressStyle {
+  kNone,
+  kLine,  // rewrites itself, four times a second
+  kLog,   // a log line after 2 s, then every 10 s
+};
+
 class Progress {
  public:
   // `total`: requests to do in this run; negative if not known (standard input).
-  Progress(int64_t total, bool quiet);
-  // Shows the state, at most a few times a second on a terminal and every 10 s elsewhere.
+  Progress(int64_t total, ProgressStyle style);
+  ~Progress() { clear_line(); }
+  // Shows the state if it is time to.
   void update(const ScheduleCounts& counts, int64_t failed);
-  // Ends the terminal line and logs the summary of the run.
+  // Takes the line off the terminal; call it before anything else is written there.
+  void clear_line();
+  // Logs the summary of the run.
   void finish(const ScheduleCounts& counts, int64_t failed);
 
  private:
@@ -23,11 +32,10 @@ class Progress {
   std::string line(const ScheduleCounts& counts, int64_t failed) const;
 
   int64_t total_;
-  bool quiet_;
-  bool terminal_;
+  ProgressStyle style_;
   bool line_open_ = false;
   Clock::time_point start_ = Clock::now();
-  Clock::time_point shown_ = start_;
+  Clock::time_point due_;
 };
 
 // "1:02:03", "4:05"

@@ -130,8 +130,8 @@ void Coordinator::admit(StepMessage& message) {
   }
 }
 
-// The sequences that travel together next: an even share of all active ones, those first that have
-// waited longest.
+// The sequences that travel together next, those first that have waited longest: an even share of
+// all active ones, and no more than leaves a share for every other group that is not under way.
 std::vector<Coordinator::Sequence*> Coordinator::pick_ready() {
   std::vector<Sequence*> ready;
   for (const auto& sequence : slots_) {
@@ -140,7 +140,11 @@ std::vector<Coordinator::Sequence*> Coordinator::pick_ready() {
   std::stable_sort(ready.begin(), ready.end(), [](const Sequence* a, const Sequence* b) {
     return a->last_step < b->last_step;
   });
-  const auto share = static_cast<size_t>((counts_.active + limits_.groups - 1) / limits_.groups);
+  const auto groups = static_cast<size_t>(limits_.groups);
+  const size_t idle_groups = groups - under_way_.size();
+  const auto parts = [](size_t sequences, size_t of) { return (sequences + of - 1) / of; };
+  const size_t share = std::min(parts(static_cast<size_t>(counts_.active), groups),
+                                parts(ready.size(), idle_groups));
   if (ready.size() > share) ready.resize(share);
   return ready;
 }

@@ -7,6 +7,9 @@
 namespace headrace {
 namespace {
 
+// What one element takes in a message at least (its own lists empty).
+constexpr size_t kAdmissionBytes = 52, kItemBytes = 17, kSampledBytes = 17, kPairBytes = 8;
+
 class Writer {
  public:
   template <typename T>
@@ -34,14 +37,20 @@ class Reader {
   requires std::is_arithmetic_v<T>
   void get(T& value) {
     if (bytes_.size() - at_ < sizeof value) throw std::runtime_error("step message is cut short");
+    if constexpr (std::is_same_v<T, bool>) {
+      if (std::to_integer<int>(bytes_[at_]) > 1)
+        throw std::runtime_error("step message has a flag that is neither 0 nor 1");
+    }
     std::memcpy(&value, bytes_.data() + at_, sizeof value);
     at_ += sizeof value;
   }
+  // `least_bytes`: of one element in the message, so that a wrong count takes no memory.
   template <typename T, typename GetElement>
-  void list(std::vector<T>& values, GetElement get_element) {
+  void list(std::vector<T>& values, size_t least_bytes, GetElement get_element) {
     uint32_t count = 0;
     get(count);
-    if (count > bytes_.size() - at_) throw std::runtime_error("step message has a wrong count");
+    if (count > (bytes_.size() - at_) / least_bytes)
+      throw std::runtime_error("step message has a wrong count");
     values.resize(count);
     for (T& value : values) get_element(value);
   }
@@ -88,17 +97,18 @@ StepMessage decode_step_message(const std::vector<std::byte>& bytes) {
   const auto get = [&](auto& value) { r.get(value); };
   StepMessage message;
   get(message.step), get(message.stop);
-  r.list(message.released, get);
-  r.list(message.admissions, [&](Admission& a) {
+  r.list(message.released, sizeof(int32_t), get);
+  r.list(message.admissions, kAdmissionBytes, [&](Admission& a) {
     get(a.slot), get(a.prompt_tokens), get(a.stream);
     sampling_fields(get, a.sampling);
     int top = -1;
     get(top);
     if (top >= 0) a.sampling.top_logprobs = top;
-    r.list(a.sampling.logit_bias, [&](auto& bias) { get(bias.first), get(bias.second); });
+    r.list(a.sampling.logit_bias, kPairBytes,
+           [&](auto& bias) { get(bias.first), get(bias.second); });
   });
-  r.list(message.items, [&](StepItem& item) { item_fields(get, item); });
-  r.list(message.tokens, get);
+  r.list(message.items, kItemBytes, [&](StepItem& item) { item_fields(get, item); });
+  r.list(message.tokens, sizeof(int32_t), get);
   r.end();
   return message;
 }
@@ -122,10 +132,10 @@ StepResult decode_step_result(const std::vector<std::byte>& bytes) {
   const auto get_logprob = [&](TokenLogprob& t) { get(t.token), get(t.logprob); };
   StepResult result;
   get(result.step);
-  r.list(result.tokens, [&](SampledToken& t) {
+  r.list(result.tokens, kSampledBytes, [&](SampledToken& t) {
     get(t.slot), get(t.finite);
     get_logprob(t.chosen);
-    r.list(t.alternatives, get_logprob);
+    r.list(t.alternatives, kPairBytes, get_logprob);
   });
   r.end();
   return result;

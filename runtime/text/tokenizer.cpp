@@ -83,7 +83,8 @@ std::unique_ptr<Tokenizer> Tokenizer::open(const std::string& model) {
   if (model.starts_with("synthetic:")) return nullptr;
   std::error_code ignored;
   if (std::filesystem::is_directory(model, ignored)) {
-    return std::make_unique<Tokenizer>(read_tokenizer_directory(model));
+    auto data = read_tokenizer_directory(model);
+    return data ? std::make_unique<Tokenizer>(std::move(data)) : nullptr;
   }
   if (!std::filesystem::exists(model, ignored)) {
     throw ModelError(model +
@@ -95,7 +96,8 @@ std::unique_ptr<Tokenizer> Tokenizer::open(const std::string& model) {
         ": no tokenizer here: neither a directory nor a file that starts with \"GGUF\". "
         "Name a Hugging Face directory or a GGUF file.");
   }
-  return std::make_unique<Tokenizer>(read_tokenizer_gguf(model));
+  auto data = read_tokenizer_gguf(model);
+  return data ? std::make_unique<Tokenizer>(std::move(data)) : nullptr;
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<Data> data) : impl_(std::make_unique<Impl>(std::move(data))) {}

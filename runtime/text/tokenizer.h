@@ -17,8 +17,8 @@ namespace headrace {
 class Tokenizer {
  public:
   // From the model a user names: a Hugging Face directory (tokenizer.json, tokenizer_config.json)
-  // or a GGUF file. Throws ModelError with file, place and cure; nullptr if the model is of a kind
-  // that has no tokenizer at all ("synthetic:...").
+  // or a GGUF file. Throws ModelError with file, place and cure; nullptr if the model comes
+  // without a tokenizer: "synthetic:...", a directory or GGUF file with nothing of the kind.
   static std::unique_ptr<Tokenizer> open(const std::string& model);
   ~Tokenizer();
 

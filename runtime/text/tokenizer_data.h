@@ -53,7 +53,8 @@ struct Tokenizer::Data {
   int next_rank_ = 0;
 };
 
-// `directory` holds tokenizer.json and perhaps tokenizer_config.json and chat_template.jinja.
+// `directory` holds tokenizer.json and perhaps tokenizer_config.json and chat_template.jinja. Both
+// give null where there is no trace of a tokenizer, and throw ModelError where a part is missing.
 std::unique_ptr<Tokenizer::Data> read_tokenizer_directory(const std::filesystem::path& directory);
 std::unique_ptr<Tokenizer::Data> read_tokenizer_gguf(const std::string& path);
 

@@ -111,8 +111,8 @@ std::unique_ptr<Tokenizer::Data> read_tokenizer_gguf(const std::string& path) {
   auto data = std::make_unique<Tokenizer::Data>();
   const std::string* model = file.string(kModel);
   if (model == nullptr) {
-    fail(file, kModel,
-         "missing: the file has no tokenizer. Convert the model again, with its vocabulary.");
+    if (file.strings(kTokens) == nullptr) return nullptr;
+    fail(file, kModel, "missing. Convert the model again.");
   }
   if (*model != "gpt2") {
     fail(file, kModel,

@@ -1,4 +1,5 @@
 // The tokenizer of a Hugging Face directory: tokenizer.json and what tokenizer_config.json adds.
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -146,6 +147,12 @@ void read_config(const JsonField& config, Tokenizer::Data& data) {
 std::unique_ptr<Tokenizer::Data> read_tokenizer_directory(const std::filesystem::path& directory) {
   const std::filesystem::path path = directory / "tokenizer.json";
   if (!std::filesystem::exists(path)) {
+    const auto is_there = [&](const char* name) {
+      return std::filesystem::exists(directory / name);
+    };
+    constexpr const char* kTraces[] = {"tokenizer_config.json", "tokenizer.model", "vocab.json",
+                                       "merges.txt"};
+    if (std::none_of(std::begin(kTraces), std::end(kTraces), is_there)) return nullptr;
     throw ModelError(path.string() +
                      ": missing. If the model has vocab.json and merges.txt only, make it with "
                      "transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).");

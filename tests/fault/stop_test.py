@@ -1,0 +1,149 @@
+"""No silent hang (promise 5): stopped ranks, interrupts, slow input.
+
+Under Open MPI's mpirun a run that lost a rank ends with the 75 its ranks gave. A SIGINT or SIGTERM to
+mpirun is another matter: it passes on a signal, gives the ranks about a second and then ends them,
+with an exit code of its own that is not 0. The results written by then are whole; --resume goes on.
+"""
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+
+import harness
+
+MODEL = "synthetic:tiny-opt"
+RANKS = 3
+TIMEOUT = 3  # --peer-timeout
+MARGIN = 10  # for the ranks' last words and mpirun's clearing up, on a busy machine
+
+
+def requests(count=300):
+    rng = random.Random(6)
+    return [{"custom_id": f"r{i}", "prompt": [rng.randrange(3, 320) for _ in range(rng.randint(1, 50))],
+             "max_tokens": rng.randint(5, 80), "logprobs": 1, "temperature": rng.choice((0, 0.8)), "seed": i}
+            for i in range(count)]
+
+
+class Stop(harness.ProgramTest):
+    def setUp(self):
+        super().setUp()
+        self.input, self.output = self.folder / "in.jsonl", self.folder / "out.jsonl"
+        harness.write_requests(self.input, requests())
+
+    def options(self, *arguments):
+        return ["generate", "--model", MODEL, "--max-batch", 3, "--threads", 1, "--token-ids",
+                "--peer-timeout", TIMEOUT, "--output", self.output, *arguments]
+
+    def expected(self):
+        return self.generate(MODEL, requests(), "--max-batch", 8, "--threads", 1)
+
+    def resume_and_compare(self, ranks):
+        """What was written is whole, and --resume gives what an undisturbed run gives."""
+        written = harness.read_results(self.output)
+        self.assertTrue(0 < len(written) < len(requests()), f"{len(written)} results before the end")
+        self.run_program(*self.options("--input", self.input, "--resume"), ranks=ranks)
+        expected = self.expected()
+        self.assert_same_results({name: expected[name] for name in written}, written, "written before")
+        self.assert_same_results(expected, harness.read_results(self.output), "resumed")
+
+    # ---- stopped ranks ----
+
+    def check_stopped(self, rank):
+        job = self.start(*self.options("--input", self.input), ranks=RANKS)
+        job.await_lines(self.output, 20)
+        os.kill(job.rank_process(rank), signal.SIGSTOP)
+        begin = time.monotonic()
+        code = job.wait(TIMEOUT + 2 * MARGIN)
+        seconds = time.monotonic() - begin
+        log = job.log()
+        self.assertEqual(code, harness.TRY_AGAIN, log)
+        self.assertLess(seconds, TIMEOUT + MARGIN)
+        self.assertGreater(seconds, TIMEOUT * 0.7, "given up too early")
+        self.assertIn(f"rank {rank} (host {socket.gethostname()}) gave no sign of life", log)
+        for other in set(range(RANKS)) - {rank}:
+            self.assertNotIn(f"rank {other} (host", log)
+        self.assertFalse(harness.processes_of(job.process.pid))
+        print(f"rank {rank} stopped: over after {seconds:.1f} s", flush=True)
+        self.resume_and_compare(RANKS)
+
+    def test_rank_0(self):
+        self.check_stopped(0)
+
+    def test_middle_rank(self):
+        self.check_stopped(1)
+
+    def test_last_rank(self):
+        self.check_stopped(RANKS - 1)
+
+    def test_continued_in_time(self):
+        job = self.start(*self.options("--input", self.input), ranks=RANKS)
+        job.await_lines(self.output, 10)
+        for rank in range(RANKS):
+            process = job.rank_process(rank)
+            os.kill(process, signal.SIGSTOP)
+            time.sleep(TIMEOUT * 0.5)
+            os.kill(process, signal.SIGCONT)
+            time.sleep(0.3)
+        self.assertEqual(job.wait(), harness.DONE, job.log())
+        self.assert_same_results(self.expected(), harness.read_results(self.output))
+
+    # ---- slow input ----
+
+    def check_slow_input(self, ranks):
+        """Input that pauses for longer than the timeout, once before the first line."""
+        job = self.start(*self.options("--input", "-"), ranks=ranks, stdin=subprocess.PIPE)
+        lines = self.input.read_bytes().splitlines(keepends=True)
+        for part in (lines[:20], lines[20:21], lines[21:]):
+            time.sleep(TIMEOUT * 1.5)
+            job.process.stdin.write(b"".join(part))
+            job.process.stdin.flush()
+        job.process.stdin.close()
+        self.assertEqual(job.wait(), harness.DONE, job.log())
+        self.assert_same_results(self.expected(), harness.read_results(self.output))
+
+    def test_slow_input_alone(self):
+        self.check_slow_input(None)
+
+    def test_slow_input_over_ranks(self):
+        self.check_slow_input(RANKS)
+
+    # ---- interrupts ----
+
+    def check_interrupt(self, number, ranks):
+        job = self.start(*self.options("--input", self.input), ranks=ranks)
+        job.await_lines(self.output, 10)
+        job.process.send_signal(number)
+        code = job.wait(MARGIN)
+        if ranks is None:
+            self.assertEqual(code, harness.TRY_AGAIN, job.log())
+            self.assertIn("--resume", job.log())
+        else:
+            self.assertNotEqual(code, harness.DONE, job.log())
+            print(f"mpirun's exit code after signal {number}: {code}", flush=True)
+        self.assertFalse(harness.processes_of(job.process.pid))
+        self.resume_and_compare(ranks)
+
+    def test_sigint(self):
+        self.check_interrupt(signal.SIGINT, None)
+
+    def test_sigterm(self):
+        self.check_interrupt(signal.SIGTERM, None)
+
+    def test_sigint_to_mpirun(self):
+        self.check_interrupt(signal.SIGINT, RANKS)
+
+    def test_sigterm_to_mpirun(self):
+        self.check_interrupt(signal.SIGTERM, RANKS)
+
+    def test_sigterm_to_rank_0(self):
+        job = self.start(*self.options("--input", self.input), ranks=RANKS)
+        job.await_lines(self.output, 10)
+        os.kill(job.rank_process(0), signal.SIGTERM)
+        self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
+        self.resume_and_compare(RANKS)
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,236 @@
+"""Starts headrace as a user would, alone or under mpirun, and compares what comes out.
+
+Every start has a time limit; on expiry the whole session (mpirun, its ranks) is killed and the test
+fails with what the program said. Environment: HEADRACE, the program; HEADRACE_MODELS, a folder with
+the real models; HEADRACE_SHARED, a folder with golden/.
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+import unittest
+
+DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
+TINY = DATA / "models"
+SMOL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+QWEN = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+
+DONE, SOME_FAILED, USAGE, TRY_AGAIN = 0, 1, 2, 75
+
+
+def program():
+    return os.environ["HEADRACE"]
+
+
+def real_model(name):
+    """The path of a real model; skips the test where it is not there."""
+    return _present("HEADRACE_MODELS", name)
+
+
+def golden(name):
+    return json.loads(_present("HEADRACE_SHARED", f"golden/{name}").read_text())
+
+
+def _present(variable, name):
+    folder = os.environ.get(variable)
+    if not folder:
+        raise unittest.SkipTest(f"{name}: {variable} is not set")
+    path = pathlib.Path(folder) / name
+    if not path.exists():
+        raise unittest.SkipTest(f"{path} is not there")
+    return path
+
+
+def targets():
+    """The vector targets of this CPU, fastest first."""
+    flags = pathlib.Path("/proc/cpuinfo").read_text()
+    return ["avx512"] * (" avx512bw" in flags) + ["avx2", "scalar"]
+
+
+def processes_of(session):
+    """Ids of the processes of a session that are not zombies."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+class Job:
+    """One start of the program. Standard error goes to a file, so nothing waits for a reader."""
+
+    def __init__(self, arguments, ranks=None, stdin=subprocess.DEVNULL, folder=None):
+        self.ranks = ranks
+        self.folder = pathlib.Path(folder or tempfile.gettempdir())
+        command = [program(), *map(str, arguments)]
+        if ranks is not None:
+            command = ["mpirun", "--bind-to", "none", "--oversubscribe", "--mca", "mpi_yield_when_idle",
+                       "1", "-np", str(ranks), *command]
+        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                           TMPDIR=str(self.folder))
+        handle, self._log = tempfile.mkstemp(prefix="log.", dir=self.folder)
+        out, self._out = tempfile.mkstemp(prefix="out.", dir=self.folder)
+        self.process = subprocess.Popen(command, stdin=stdin, stdout=out, stderr=handle,
+                                        env=environment, start_new_session=True)
+        os.close(handle)
+        os.close(out)
+
+    def log(self):
+        return pathlib.Path(self._log).read_text(errors="replace")
+
+    def stdout(self):
+        return pathlib.Path(self._out).read_bytes().decode()
+
+    def wait(self, limit=60):
+        """The exit code. A job that is not over in time is killed and fails the test."""
+        try:
+            return self.process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"not over after {limit} s: {self.process.args}\n{self.log()}")
+
+    def kill(self):
+        for process in processes_of(self.process.pid):
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait()
+
+    def rank_process(self, rank, limit=20):
+        """The process id of a rank. Under mpirun only."""
+        marker = f"OMPI_COMM_WORLD_RANK={rank}".encode()
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            for process in processes_of(self.process.pid):
+                try:
+                    environment = pathlib.Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if marker in environment:
+                    return process
+            time.sleep(0.02)
+        raise AssertionError(f"no process of rank {rank}\n{self.log()}")
+
+    def await_log(self, text, times=1, limit=30):
+        """Waits until the program has said something so often."""
+        self.await_true(lambda: self.log().count(text) >= times, f"{times} x {text!r}", limit)
+
+    def await_lines(self, path, lines, limit=30):
+        """Waits until a results file has so many lines."""
+        def enough():
+            return path.exists() and path.read_bytes().count(b"\n") >= lines
+        self.await_true(enough, f"{lines} results", limit)
+
+    def await_true(self, condition, what, limit):
+        end = time.monotonic() + limit
+        while not condition():
+            if self.process.poll() is not None and not condition():
+                raise AssertionError(f"ended ({self.process.returncode}) before {what}\n{self.log()}")
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"no {what} within {limit} s\n{self.log()}")
+            time.sleep(0.01)
+
+
+def float_bits(value):
+    return struct.pack("<f", value).hex()
+
+
+def bits(value):
+    """A JSON value with its floats as float32 bits."""
+    if isinstance(value, float):
+        return float_bits(value)
+    if isinstance(value, list):
+        return [bits(item) for item in value]
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    return value
+
+
+def read_results(path):
+    """Records by custom_id; each must be there once. Whatever may differ between equal runs is cut."""
+    records = {}
+    text = pathlib.Path(path).read_text()
+    if text and not text.endswith("\n"):
+        raise AssertionError(f"{path} ends with a torn line")
+    for line in text.splitlines():
+        record = json.loads(line)
+        if record["custom_id"] in records:
+            raise AssertionError(f"{path}: two results for {record['custom_id']}")
+        record["response"]["body"].pop("created", None)
+        records[record["custom_id"]] = record
+    return records
+
+
+def choices(record):
+    return record["response"]["body"]["choices"]
+
+
+def token_ids(record, choice=0):
+    return choices(record)[choice]["token_ids"]
+
+
+def write_requests(path, requests):
+    pathlib.Path(path).write_text("".join(json.dumps(request) + "\n" for request in requests))
+
+
+class ProgramTest(unittest.TestCase):
+    """A test with a scratch folder that is also its jobs' TMPDIR."""
+    maxDiff = 2000
+
+    def setUp(self):
+        # Short: Open MPI puts sockets below it, whose paths are limited to 108 characters.
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="hr."))
+        self.addCleanup(shutil.rmtree, self.folder, True)
+        self.jobs = []
+        self.addCleanup(lambda: [job.kill() for job in self.jobs])
+
+    def start(self, *arguments, ranks=None, stdin=subprocess.DEVNULL):
+        job = Job(arguments, ranks, stdin, self.folder)
+        self.jobs.append(job)
+        return job
+
+    def run_program(self, *arguments, ranks=None, expect=DONE, limit=60):
+        job = self.start(*arguments, ranks=ranks)
+        code = job.wait(limit)
+        if expect is not None and code != expect:
+            self.fail(f"exit code {code}, not {expect}: {job.process.args}\n{job.log()}")
+        return job
+
+    def generate(self, model, requests, *arguments, ranks=None, expect=DONE, limit=60, output=None):
+        """Runs a batch to its end and gives the records by custom_id."""
+        path = output or self.folder / f"out{len(self.jobs)}.jsonl"
+        batch = self.folder / f"in{len(self.jobs)}.jsonl"
+        write_requests(batch, requests)
+        self.run_program("generate", "--model", model, "--input", batch, "--output", path,
+                         "--token-ids", *arguments, ranks=ranks, expect=expect, limit=limit)
+        return read_results(path)
+
+    def assert_same_results(self, expected, actual, note=""):
+        self.assertEqual(sorted(expected), sorted(actual), f"{note}: not the same requests")
+        for name, record in expected.items():
+            if bits(record) == bits(actual[name]):
+                continue
+            self.fail(f"{note}: {name} differs\n{json.dumps(record)[:1500]}\n"
+                      f"{json.dumps(actual[name])[:1500]}")
+
+
+def main():
+    """unittest's main; exit code 77 (CTest: skipped) if every test was skipped."""
+    result = unittest.main(module="__main__", exit=False, verbosity=2).result
+    for test, reason in result.skipped:
+        print(f"skipped: {test.id()}: {reason}")
+    if not result.wasSuccessful():
+        raise SystemExit(1)
+    if result.testsRun == 0 or len(result.skipped) >= result.testsRun:
+        raise SystemExit(77)

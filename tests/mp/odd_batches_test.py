@@ -1,0 +1,153 @@
+"""Batches and starts that are out of the ordinary: they end, say why, and leave no request out."""
+import json
+
+import harness
+
+MODEL = "synthetic:tiny-opt"
+
+
+def ids(count, start=3):
+    return [start + i % 300 for i in range(count)]
+
+
+class OddBatches(harness.ProgramTest):
+    def both(self, requests, *arguments, ranks, expect=harness.DONE):
+        """On one process and on several; the results of the first."""
+        alone = self.generate(MODEL, requests, "--threads", 1, *arguments, expect=expect)
+        several = self.generate(MODEL, requests, "--threads", 1, *arguments, ranks=ranks, expect=expect)
+        self.assert_same_results(alone, several, f"{ranks} ranks")
+        self.assertEqual(len(alone), len(requests))
+        return alone
+
+    def test_a_huge_prompt_among_small_ones(self):
+        requests = [{"custom_id": f"r{i}", "prompt": ids(2, i + 3), "max_tokens": 20} for i in range(12)]
+        requests.insert(6, {"custom_id": "huge", "prompt": ids(500), "max_tokens": 12})
+        for arguments in (["--prefill-chunk", "all"], ["--prefill-chunk", "16", "--max-batch", 3]):
+            results = self.both(requests, *arguments, ranks=3)
+            self.assertEqual(len(harness.token_ids(results["huge"])), 12)
+
+    def test_more_ranks_than_requests(self):
+        self.both([{"prompt": [5, 6, 7], "max_tokens": 9}], ranks=4)
+
+    def test_one_sequence_in_flight(self):
+        requests = [{"prompt": ids(i + 1), "max_tokens": 5, "n": 2, "temperature": 1.0} for i in range(6)]
+        self.both(requests, "--max-batch", 1, ranks=3)
+
+    def test_memory_for_little(self):
+        # Room for few sequences: the rest waits. A request that can never fit has an error record.
+        requests = [{"custom_id": f"r{i}", "prompt": ids(30), "max_tokens": 30} for i in range(10)]
+        requests.append({"custom_id": "big", "prompt": ids(400), "max_tokens": 100})
+        size = self.least_memory()
+        results = self.generate(MODEL, requests, "--threads", 1, "--host-memory", size + 200_000,
+                                expect=harness.SOME_FAILED)
+        self.assertEqual(results.pop("big")["response"]["status_code"], 400)
+        plenty = self.generate(MODEL, requests[:-1], "--threads", 1)
+        self.assert_same_results(plenty, results)
+
+    def least_memory(self):
+        """What the refusal asks for, in bytes."""
+        log = self.run_program("generate", "--model", MODEL, "--input", "-", "--output", "-",
+                               "--host-memory", "1KiB", expect=73).log()
+        self.assertIn("--host-memory", log)
+        table = next(line for line in log.splitlines() if line.strip().startswith("needed"))
+        value, unit = table.split()[1:3]
+        return int(float(value) * {"KiB": 1 << 10, "MiB": 1 << 20}[unit])
+
+    def test_only_bad_lines(self):
+        bad = ['{"prompt": 7}', "not json", '{"prompt": [1], "n": 0}', '{"prompt": [100000]}', '"x"']
+        for ranks in (None, 3):
+            batch, output = self.folder / "bad.jsonl", self.folder / f"bad-out{ranks}.jsonl"
+            batch.write_text("\n".join(bad) + "\n")
+            self.run_program("generate", "--model", MODEL, "--input", batch, "--output", output,
+                             ranks=ranks, expect=harness.SOME_FAILED)
+            results = harness.read_results(output)
+            self.assertEqual(sorted(results), [f"line-{i}" for i in range(1, len(bad) + 1)])
+            for record in results.values():
+                self.assertEqual(record["response"]["status_code"], 400)
+                self.assertTrue(record["error"]["message"])
+
+    def test_empty_input(self):
+        for text in ("", "\n \n\n"):
+            for ranks in (None, 1, 3):
+                batch, output = self.folder / "empty.jsonl", self.folder / "empty-out.jsonl"
+                batch.write_text(text)
+                self.run_program("generate", "--model", MODEL, "--input", batch, "--output", output, ranks=ranks)
+                self.assertEqual(output.read_bytes(), b"")
+                output.unlink()
+
+    def test_refused_starts(self):
+        """Each ends at once on all ranks, with its own exit code and a message that names the cure."""
+        batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
+        harness.write_requests(batch, [{"prompt": [5, 6], "max_tokens": 3}])
+        common = ["generate", "--model", MODEL, "--input", batch, "--output", output]
+        self.run_program(*common)
+        cases = [
+            (common, harness.USAGE, "--resume"),  # the output is there already
+            ([*common, "--resume", "--temperature", "0.5"], harness.USAGE, "temperature"),
+            ([*common, "--resume", "--max-tokens", "7"], harness.USAGE, "max_tokens"),
+            ([*common, "--resume", "--kv", "f32"], harness.USAGE, "kv=f32"),
+            ([*common[:2], "synthetic:tiny-opt:q8", *common[3:], "--resume"], harness.USAGE, "fingerprint"),
+            ([*common, "--resume", "--split", "1,1"], harness.USAGE, "--split"),
+            ([*common[:2], "synthetic:none", *common[3:]], 65, "tiny-opt"),
+            ([*common[:2], self.folder / "none.gguf", *common[3:]], 65, "none.gguf"),
+            ([*common[:4], self.folder / "none.jsonl", *common[5:6], self.folder / "new.jsonl"],
+             harness.USAGE, "none.jsonl"),
+        ]
+        before = output.read_bytes()
+        for ranks in (None, 3):
+            for arguments, code, word in cases:
+                job = self.run_program(*arguments, ranks=ranks, expect=code, limit=30)
+                self.assertIn(word, job.log())
+        self.assertEqual(output.read_bytes(), before)
+        self.run_program(*common, "--resume")
+        self.assertEqual(output.read_bytes(), before)
+
+    def test_two_runs_on_one_output(self):
+        batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
+        requests = [{"prompt": ids(40), "max_tokens": 400, "temperature": 1.0} for _ in range(60)]
+        harness.write_requests(batch, requests)
+        common = ["generate", "--model", MODEL, "--input", batch, "--output", output, "--threads", 1,
+                  "--max-batch", 2, "--resume"]
+        for ranks in (None, 2):
+            first = self.start(*common, ranks=2)
+            first.await_lines(output, 1)
+            second = self.run_program(*common, ranks=ranks, expect=harness.USAGE, limit=30)
+            self.assertIn("another run is writing", second.log())
+            self.assertIsNone(first.process.poll(), "the first run was over before the second began")
+            self.assertEqual(first.wait(), harness.DONE, first.log())
+            self.assertEqual(len(harness.read_results(output)), len(requests))
+            output.unlink()
+
+    def test_prompt_over_ranks(self):
+        """--prompt prints its text; here the model has no tokenizer, and says so."""
+        for ranks in (None, 2):
+            job = self.run_program("generate", "--model", MODEL, "--prompt", "x", ranks=ranks,
+                                   expect=harness.SOME_FAILED)
+            self.assertIn("token ids", job.log())
+
+    def test_results_on_standard_output(self):
+        batch = self.folder / "in.jsonl"
+        harness.write_requests(batch, [{"prompt": [5, 6], "max_tokens": 3}] * 3)
+        for ranks in (None, 2):
+            out = self.run_program("generate", "--model", MODEL, "--input", batch, "--output", "-",
+                                   ranks=ranks).stdout()
+            self.assertEqual(sorted(json.loads(line)["custom_id"] for line in out.splitlines()),
+                             ["line-1", "line-2", "line-3"])
+
+    def test_many_short_runs(self):
+        """Starts and ends are where rare hangs live."""
+        batch = self.folder / "in.jsonl"
+        harness.write_requests(batch, [{"prompt": ids(i + 1), "max_tokens": 4} for i in range(5)])
+        expected = None
+        for i in range(24):
+            output = self.folder / "short.jsonl"
+            self.run_program("generate", "--model", MODEL, "--input", batch, "--output", output, "--token-ids",
+                             "--threads", 1, ranks=2 + i % 3, limit=30)
+            results = harness.read_results(output)
+            expected = expected or results
+            self.assert_same_results(expected, results)
+            output.unlink()
+
+
+if __name__ == "__main__":
+    harness.main()

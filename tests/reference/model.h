@@ -1,0 +1,52 @@
+// A whole model once more, as plainly as it can be written: every weight in float32 and row-major,
+// one sequence at a time, all its tokens at once, keys and values in plain arrays. The canonical
+// arithmetic of canonical.h, so hidden states and logits of the program must have the same bits.
+//
+// Slow, and holds the model in float32: for tiny models.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/ops/cpu/kernels.h"
+
+namespace headrace::reference {
+
+class Model {
+ public:
+  Model(const Checkpoint& checkpoint, KvFormat kv);
+
+  // The residual stream [tokens][d_model] of a sequence before layer 0.
+  std::vector<float> embed(std::span<const int32_t> tokens) const;
+  // The same, in place, from before layer `first` to before layer `end`.
+  void layers(int first, int end, std::vector<float>& hidden) const;
+  // [tokens][vocab_size] from the residual stream after the last layer.
+  std::vector<float> logits(const std::vector<float>& hidden) const;
+
+  // The `count` tokens that follow a prompt, each the one with the highest logit.
+  std::vector<int> greedy(std::vector<int32_t> tokens, int count) const;
+
+ private:
+  struct Layer {
+    std::vector<float> attn_norm, attn_norm_bias, mlp_norm, mlp_norm_bias;
+    std::vector<float> q, q_bias, k, k_bias, v, v_bias, o, o_bias;
+    std::vector<float> gate, gate_bias, up, up_bias, down, down_bias;
+  };
+
+  std::vector<float> load(const Checkpoint& checkpoint, Role role, int layer = 0) const;
+  std::vector<float> normed(const std::vector<float>& x, const std::vector<float>& weight,
+                            const std::vector<float>& bias) const;
+  std::vector<float> attention_block(const Layer& layer, const std::vector<float>& x) const;
+  std::vector<float> mlp_block(const Layer& layer, const std::vector<float>& x) const;
+  void rotate_heads(std::vector<float>& x, int heads) const;
+
+  ModelConfig config_;
+  KvFormat kv_;
+  std::vector<float> token_embedding_, position_embedding_, project_in_, project_out_;
+  std::vector<float> final_norm_, final_norm_bias_, head_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace headrace::reference

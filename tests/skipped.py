@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Lists the tests that a CTest run skipped, whole or in part, with the reason of each.
+
+  tests/skipped.py REPORT [--fail-on TEXT]...
+
+REPORT is what ctest --output-junit wrote. With --fail-on, a reason that holds TEXT makes the exit
+code 1.
+"""
+import argparse
+import re
+import sys
+import xml.etree.ElementTree
+
+# What GoogleTest, the Python tests and unittest itself print.
+GTEST = re.compile(r"^.*: Skipped\n(.*)$", re.MULTILINE)
+PYTHON = re.compile(r"^skipped: \S+: (.*)$", re.MULTILINE)
+# Control characters that XML does not allow, and which a test may well print.
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
+
+
+def skipped_in(report):
+    """(test, reason) for all that was skipped; how many tests there are; how many failed."""
+    with open(report, encoding="utf-8", errors="replace") as file:
+        suite = xml.etree.ElementTree.fromstring(NOT_XML.sub("?", file.read()))
+    found = []
+    cases = suite.findall("testcase")
+    for case in cases:
+        output = case.findtext("system-out") or ""
+        reasons = GTEST.findall(output) + PYTHON.findall(output)
+        if case.find("skipped") is not None and not reasons:
+            reasons = [case.find("skipped").get("message") or "no reason given"]
+        found += [(case.get("name"), reason.strip()) for reason in reasons]
+    failed = sum(1 for case in cases if case.find("failure") is not None)
+    return found, len(cases), failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report")
+    parser.add_argument("--fail-on", action="append", default=[], metavar="TEXT")
+    arguments = parser.parse_args()
+    found, count, failed = skipped_in(arguments.report)
+    if count == 0:
+        print(f"{arguments.report}: no tests in it")
+        return 1
+    for name, reason in found:
+        print(f"  skipped: {name}: {reason}")
+    print(f"{count} tests: {failed} failed, {len(found)} skips")
+    wrong = [name for name, reason in found if any(text in reason for text in arguments.fail_on)]
+    if wrong:
+        print("these must not be skipped here: " + ", ".join(wrong))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+#include "runtime/plan/agreement.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "comm/error.h"
+#include "comm/local_transport.h"
+#include "runtime/error.h"
+
+namespace headrace {
+namespace {
+
+const RankFacts kFacts = {"0.1.0", "f00", "kv=f16", "max-batch 8", 100};
+
+// What agree() gave each rank: pages, or the text of its error.
+struct Outcome {
+  int64_t pages = -1;
+  std::string usage_error;
+  bool peer_lost = false;
+};
+
+std::vector<Outcome> agree_all(const std::vector<RankFacts>& facts) {
+  const int size = static_cast<int>(facts.size());
+  const auto transports = LocalTransport::create(size, std::chrono::milliseconds(300));
+  std::vector<Outcome> outcomes(facts.size());
+  std::vector<std::thread> threads;
+  for (size_t r = 0; r < facts.size(); ++r) {
+    threads.emplace_back([&, r] {
+      try {
+        outcomes[r].pages = agree(*transports[r], facts[r]);
+      } catch (const UsageError& e) {
+        outcomes[r].usage_error = e.what();
+      } catch (const PeerLost&) {
+        outcomes[r].peer_lost = true;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return outcomes;
+}
+
+TEST(Agreement, TheFewestPagesCount) {
+  EXPECT_EQ(agree_all({kFacts})[0].pages, 100);
+  std::vector<RankFacts> facts(4, kFacts);
+  facts[0].kv_pages = 90;
+  facts[2].kv_pages = 33;
+  facts[3].kv_pages = 5000000000;
+  for (const Outcome& outcome : agree_all(facts)) EXPECT_EQ(outcome.pages, 33);
+  facts[0].kv_pages = 7;
+  for (const Outcome& outcome : agree_all(facts)) EXPECT_EQ(outcome.pages, 7);
+}
+
+TEST(Agreement, AMismatchNamesTheKeyBothValuesAndBothRanks) {
+  const auto text_of = [](size_t rank, const RankFacts& other) {
+    std::vector<RankFacts> facts(3, kFacts);
+    facts[rank] = other;
+    const std::vector<Outcome> outcomes = agree_all(facts);
+    // The others are not left to go on.
+    EXPECT_TRUE(outcomes[1].peer_lost);
+    EXPECT_TRUE(outcomes[2].peer_lost);
+    return outcomes[0].usage_error;
+  };
+  const auto expect = [](const std::string& text, const std::vector<std::string>& parts) {
+    for (const std::string& part : parts) {
+      EXPECT_NE(text.find(part), std::string::npos) << "no \"" << part << "\" in: " << text;
+    }
+  };
+  RankFacts other = kFacts;
+  other.version = "0.2.0";
+  expect(text_of(1, other), {"headrace version is 0.1.0 on rank 0 (host localhost)",
+                             "0.2.0 on rank 1 (host localhost)", "start the same program"});
+  other = kFacts;
+  other.fingerprint = "bad";
+  expect(text_of(2, other), {"model fingerprint is f00 on rank 0", "bad on rank 2"});
+  other = kFacts;
+  other.numerics = "kv=f32";
+  expect(text_of(2, other), {"numerics is kv=f16 on rank 0", "kv=f32 on rank 2"});
+  other = kFacts;
+  other.schedule = "max-batch 9";
+  expect(text_of(1, other), {"schedule is max-batch 8 on rank 0", "max-batch 9 on rank 1"});
+}
+
+}  // namespace
+}  // namespace headrace

@@ -1,0 +1,234 @@
+// StageEngine against the plain whole model of tests/reference: the same bits, for every family and
+// weight format, however the tokens are cut into steps, micro-batches and stages.
+#include "engine/stage_engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <random>
+
+#include "tests/ops/op_test.h"
+#include "tests/reference/model.h"
+#include "tests/unit/memory_checkpoint.h"
+#include "tests/unit/model_files.h"
+
+namespace headrace {
+namespace {
+
+using test::MemoryCheckpoint;
+using test::model_path;
+
+// How an engine is run: nothing of this may change a bit.
+struct RunShape {
+  Target target = supported_targets().front();
+  int threads = 1;
+  int64_t chunk = 1000;  // tokens per sequence and step
+  int64_t micro_batch_rows = 256;
+  std::vector<int> stages = {};  // first layers of all stages but the first
+};
+
+std::vector<RunShape> all_runs(int layers) {
+  std::vector<RunShape> runs;
+  for (const Target target : supported_targets()) runs.push_back({.target = target});
+  for (const int64_t chunk : {1, 7, 16, 17}) runs.push_back({.chunk = chunk});
+  for (const int64_t rows : {1, 5, 16}) runs.push_back({.threads = 2, .micro_batch_rows = rows});
+  runs.push_back({.threads = 3, .chunk = 7, .micro_batch_rows = 5});
+  for (int cut = 1; cut < layers; ++cut) runs.push_back({.chunk = 9, .stages = {cut}});
+  return runs;
+}
+
+std::string describe(const RunShape& run) {
+  std::string text = std::string(target_name(run.target)) + ", " + std::to_string(run.threads) +
+                     " threads, chunks of " + std::to_string(run.chunk) + ", micro-batches of " +
+                     std::to_string(run.micro_batch_rows);
+  for (const int cut : run.stages) text += ", cut before layer " + std::to_string(cut);
+  return text;
+}
+
+using Sequences = std::vector<std::vector<int32_t>>;
+
+Sequences random_sequences(const ModelConfig& config, const std::vector<int>& lengths) {
+  std::mt19937_64 random(7);
+  Sequences sequences;
+  for (const int length : lengths) {
+    std::vector<int32_t>& tokens = sequences.emplace_back();
+    for (int i = 0; i < length; ++i) {
+      tokens.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(config.vocab_size)));
+    }
+  }
+  return sequences;
+}
+
+// Hidden states after the last layer and logits, of all tokens of a sequence.
+struct Outputs {
+  std::vector<float> hidden, logits;
+};
+
+// One stage: its weights, its KV cache and its engine.
+struct EngineStage {
+  EngineStage(const Checkpoint& checkpoint, const StageRange& range, KvFormat kv_format,
+              const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows)
+      : weights(checkpoint, range, budget, cpu.threads),
+        kv({checkpoint.config().n_kv_heads, checkpoint.config().head_dim, kv_format},
+           range.layers(), 64, 8, budget),
+        engine(checkpoint.config(), weights, kv, cpu, budget, micro_batch_rows) {}
+  WeightStore weights;
+  KvStore kv;
+  StageEngine engine;
+};
+
+std::vector<Outputs> run_engine(const Checkpoint& checkpoint, const Sequences& sequences,
+                                KvFormat kv_format, const RunShape& run) {
+  const ModelConfig& config = checkpoint.config();
+  const auto width = static_cast<size_t>(config.d_model);
+  ThreadPool threads(run.threads, 0);
+  const Cpu cpu{threads, kernels(run.target)};
+  MemoryBudget budget("host memory", uint64_t{1} << 30);
+  std::vector<int> cuts = run.stages;
+  cuts.insert(cuts.begin(), 0);
+  cuts.push_back(config.n_layers);
+  std::vector<std::unique_ptr<EngineStage>> stages;
+  for (size_t s = 0; s + 1 < cuts.size(); ++s) {
+    const StageRange range{cuts[s], cuts[s + 1], s == 0, s + 2 == cuts.size()};
+    stages.push_back(std::make_unique<EngineStage>(checkpoint, range, kv_format, cpu, budget,
+                                                   run.micro_batch_rows));
+  }
+
+  std::vector<Outputs> outputs(sequences.size());
+  for (int64_t done = 0;; done += run.chunk) {
+    std::vector<BatchItem> batch;
+    std::vector<int32_t> tokens;
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      const int64_t rows = std::min<int64_t>(run.chunk, std::ssize(sequences[s]) - done);
+      if (rows <= 0) continue;
+      // Slots in another order than the sequences.
+      batch.push_back({static_cast<int>(7 - s), done, rows});
+      tokens.insert(tokens.end(), sequences[s].begin() + done, sequences[s].begin() + done + rows);
+    }
+    if (batch.empty()) break;
+    std::vector<float> hidden(tokens.size() * width, kNan);
+    std::vector<float> logits(tokens.size() * static_cast<size_t>(config.vocab_size), kNan);
+    stages.front()->engine.embed(batch, tokens, hidden.data());
+    for (const auto& stage : stages) stage->engine.sweep(batch, hidden.data());
+    std::vector<float> overwritten = hidden;
+    stages.back()->engine.logits(overwritten.data(), static_cast<int64_t>(tokens.size()),
+                                 logits.data());
+    auto next_hidden = hidden.begin();
+    auto next_logits = logits.begin();
+    for (const BatchItem& item : batch) {
+      Outputs& out = outputs[static_cast<size_t>(7 - item.slot)];
+      out.hidden.insert(out.hidden.end(), next_hidden, next_hidden + item.rows * config.d_model);
+      out.logits.insert(out.logits.end(), next_logits, next_logits + item.rows * config.vocab_size);
+      next_hidden += item.rows * config.d_model;
+      next_logits += item.rows * config.vocab_size;
+    }
+  }
+  return outputs;
+}
+
+void expect_reference_bits(const Checkpoint& checkpoint, const std::vector<RunShape>& runs,
+                           const std::vector<int>& lengths = {1, 40, 17, 3}) {
+  const Sequences sequences = random_sequences(checkpoint.config(), lengths);
+  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32}) {
+    const reference::Model model(checkpoint, kv);
+    std::vector<Outputs> expected;
+    for (const std::vector<int32_t>& tokens : sequences) {
+      Outputs out;
+      out.hidden = model.embed(tokens);
+      model.layers(0, checkpoint.config().n_layers, out.hidden);
+      out.logits = model.logits(out.hidden);
+      // A model that has died out or overflowed would prove nothing.
+      const auto ordinary = [](float v) { return std::isfinite(v) && v != 0.0f; };
+      EXPECT_TRUE(std::all_of(out.logits.begin(), out.logits.end(), ordinary));
+      expected.push_back(std::move(out));
+    }
+    for (const RunShape& run : runs) {
+      SCOPED_TRACE(describe(run) + (kv == KvFormat::kF16 ? ", f16" : ", f32"));
+      const std::vector<Outputs> got = run_engine(checkpoint, sequences, kv, run);
+      for (size_t s = 0; s < sequences.size(); ++s) {
+        ASSERT_TRUE(same_bits(expected[s].hidden, got[s].hidden)) << "hidden, sequence " << s;
+        ASSERT_TRUE(same_bits(expected[s].logits, got[s].logits)) << "logits, sequence " << s;
+      }
+    }
+  }
+}
+
+class EngineOfModel : public testing::TestWithParam<std::string> {};
+
+TEST_P(EngineOfModel, EqualsTheReferenceBitForBit) {
+  const std::string& name = GetParam();
+  const auto checkpoint =
+      Checkpoint::open(name.starts_with("synthetic:") ? name : model_path(name));
+  expect_reference_bits(*checkpoint, all_runs(checkpoint->config().n_layers));
+}
+
+std::string test_name(const testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(c); }, '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Tiny, EngineOfModel,
+    testing::Values("llama-gqa", "llama-linear-bias", "llama-rope3", "opt-post", "opt-pre",
+                    "qwen2-tied", "qwen2-untied", "llama-rope3.F32.gguf", "llama-rope3.F16.gguf",
+                    "llama-rope3.Q8_0.gguf", "llama-rope3.Q4_0.gguf", "llama-rope3.Q4_1.gguf",
+                    "llama-rope3.Q5_0.gguf", "llama-rope3.Q5_1.gguf", "synthetic:tiny-llama",
+                    "synthetic:tiny-llama:q4", "synthetic:tiny-qwen2:q8", "synthetic:tiny-opt:f32"),
+    test_name);
+
+class EngineOfFormat : public testing::TestWithParam<DType> {};
+
+// Every stored format as all matrices of a model, rows of Q and K interleaved as in GGUF files.
+TEST_P(EngineOfFormat, EqualsTheReferenceBitForBit) {
+  ModelConfig config = test::small_llama();
+  config.d_model = config.d_embed = 256;
+  config.n_heads = 4;
+  config.n_kv_heads = 2;
+  config.head_dim = 64;
+  config.d_ffn = 256;
+  config.qkv_bias = true;
+  MemoryCheckpoint::Options options;
+  options.matrix_format = [](Role, int) { return GetParam(); };
+  options.vector_format = GetParam() == DType::kBF16 ? DType::kBF16 : DType::kF32;
+  options.interleaved = true;
+  const MemoryCheckpoint checkpoint(config, options);
+  std::vector<RunShape> runs = {{.threads = 2, .chunk = 7}};
+  for (const Target target : supported_targets()) runs.push_back({.target = target});
+  expect_reference_bits(checkpoint, runs, {19, 2});
+}
+
+std::string format_name(const testing::TestParamInfo<DType>& info) {
+  return dtype_name(info.param);
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, EngineOfFormat,
+                         testing::ValuesIn(all_dtypes().begin(), all_dtypes().end()), format_name);
+
+// A slot that is released and taken again holds nothing of the sequence before.
+TEST(StageEngine, AReleasedSlotStartsAfresh) {
+  const auto checkpoint = Checkpoint::open(model_path("qwen2-tied"));
+  const ModelConfig& config = checkpoint->config();
+  ThreadPool threads(1, 0);
+  const Cpu cpu{threads, kernels("auto")};
+  MemoryBudget budget("host memory", uint64_t{1} << 30);
+  EngineStage stage(*checkpoint, {0, config.n_layers, true, true}, KvFormat::kF16, cpu, budget, 8);
+  const auto sequences = random_sequences(config, {33, 20});
+  const reference::Model model(*checkpoint, KvFormat::kF16);
+  for (const auto& tokens : sequences) {
+    const std::vector<BatchItem> batch = {{3, 0, std::ssize(tokens)}};
+    std::vector<float> hidden(tokens.size() * static_cast<size_t>(config.d_model));
+    stage.engine.embed(batch, tokens, hidden.data());
+    stage.engine.sweep(batch, hidden.data());
+    std::vector<float> expected = model.embed(tokens);
+    model.layers(0, config.n_layers, expected);
+    EXPECT_TRUE(same_bits(expected, hidden));
+    stage.engine.release(3);
+    EXPECT_EQ(stage.kv.free_pages(), 64);
+  }
+}
+
+}  // namespace
+}  // namespace headrace

@@ -1,0 +1,228 @@
+#include "runtime/plan/stage_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <random>
+
+#include "comm/activation_link.h"
+#include "engine/error.h"
+#include "runtime/error.h"
+#include "tests/unit/memory_checkpoint.h"
+#include "tests/unit/model_files.h"
+
+namespace headrace {
+namespace {
+
+using test::MemoryCheckpoint;
+using test::model_path;
+using test::small_llama;
+
+// The largest stage cost of a cut: bytes of the weights that a token passes.
+double largest_cost(const Checkpoint& checkpoint, const std::vector<StageRange>& ranges) {
+  double largest = 0;
+  for (const StageRange& range : ranges) {
+    // Counted tensor by tensor, so with the head even where it is tied to the embedding.
+    double cost = 0;
+    for (int layer = range.first_layer; layer < range.end_layer; ++layer) {
+      cost += static_cast<double>(
+          WeightStore::bytes_needed(checkpoint, {layer, layer + 1, false, false}));
+    }
+    if (range.is_first) {
+      const TensorInfo& embedding = checkpoint.require(Role::kTokenEmbedding);
+      cost += static_cast<double>(embedding.bytes) / static_cast<double>(embedding.rows);
+    }
+    if (range.is_last) {
+      cost += static_cast<double>(WeightStore::bytes_needed(checkpoint, {0, 0, false, true}));
+    }
+    largest = std::max(largest, cost);
+  }
+  return largest;
+}
+
+// Tries every cut of layers first .. end into `stages` parts.
+double best_by_trying(const Checkpoint& checkpoint, int stages) {
+  double best = 1e300;
+  std::vector<StageRange> ranges;
+  const std::function<void(int, int)> place = [&](int first, int left) {
+    const int layers = checkpoint.config().n_layers;
+    if (left == 1) {
+      ranges.push_back({first, layers, first == 0, true});
+      best = std::min(best, largest_cost(checkpoint, ranges));
+      ranges.pop_back();
+      return;
+    }
+    for (int end = first + 1; end <= layers - left + 1; ++end) {
+      ranges.push_back({first, end, first == 0, false});
+      place(end, left - 1);
+      ranges.pop_back();
+    }
+  };
+  place(0, stages);
+  return best;
+}
+
+void expect_partition(const std::vector<StageRange>& ranges, int layers) {
+  int next = 0;
+  for (size_t s = 0; s < ranges.size(); ++s) {
+    EXPECT_EQ(ranges[s].first_layer, next);
+    EXPECT_GT(ranges[s].layers(), 0);
+    EXPECT_EQ(ranges[s].is_first, s == 0);
+    EXPECT_EQ(ranges[s].is_last, s + 1 == ranges.size());
+    next = ranges[s].end_layer;
+  }
+  EXPECT_EQ(next, layers);
+}
+
+// Layers that differ in cost by their weight formats, heads from tiny to larger than the rest.
+TEST(CutStages, NoOtherCutIsBetter) {
+  std::mt19937_64 random(5);
+  constexpr DType kFormats[] = {DType::kQ4_0, DType::kQ8_0, DType::kF16, DType::kF32};
+  for (int round = 0; round < 60; ++round) {
+    ModelConfig config = small_llama();
+    config.n_layers = 1 + static_cast<int>(random() % 9);
+    config.vocab_size = 33 << (random() % 8);
+    config.tied_head = random() % 2 == 0;
+    MemoryCheckpoint::Options options;
+    std::vector<DType> formats;
+    for (int l = 0; l < config.n_layers; ++l) formats.push_back(kFormats[random() % 4]);
+    options.matrix_format = [&](Role role, int layer) {
+      return is_layer_role(role) ? formats[static_cast<size_t>(layer)] : DType::kF16;
+    };
+    const MemoryCheckpoint checkpoint(config, options);
+    for (int stages = 1; stages <= std::min(5, config.n_layers); ++stages) {
+      const std::vector<StageRange> ranges = cut_stages(checkpoint, stages, {});
+      ASSERT_EQ(std::ssize(ranges), stages);
+      expect_partition(ranges, config.n_layers);
+      EXPECT_DOUBLE_EQ(largest_cost(checkpoint, ranges), best_by_trying(checkpoint, stages))
+          << config.n_layers << " layers, " << stages << " stages";
+    }
+  }
+}
+
+TEST(CutStages, ALargeHeadTakesLayersFromTheLastStage) {
+  ModelConfig config = small_llama();
+  config.n_layers = 8;
+  const auto layers_of_last = [&](int vocab_size, bool tied) {
+    config.vocab_size = vocab_size;
+    config.tied_head = tied;
+    return cut_stages(MemoryCheckpoint(config, {}), 2, {}).back().layers();
+  };
+  EXPECT_EQ(layers_of_last(32, false), 4);
+  // 1024 rows of the head cost as much as 4 layers or so: [32][64] * 3 and [32][32] * 3 each.
+  EXPECT_LT(layers_of_last(1024, false), 4);
+  EXPECT_LT(layers_of_last(1024, true), 4);
+  EXPECT_EQ(layers_of_last(100000, false), 1);
+}
+
+TEST(CutStages, TheSplitOptionIsObeyed) {
+  ModelConfig config = small_llama();
+  config.n_layers = 6;
+  const MemoryCheckpoint checkpoint(config, {});
+  const std::vector<StageRange> ranges = cut_stages(checkpoint, 3, {1, 4, 1});
+  expect_partition(ranges, 6);
+  EXPECT_EQ(ranges[1].first_layer, 1);
+  EXPECT_EQ(ranges[1].end_layer, 5);
+}
+
+std::string usage_error(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const UsageError& e) {
+    return e.what();
+  }
+  return "nothing was thrown";
+}
+
+TEST(CutStages, ErrorsSayWhatFits) {
+  ModelConfig config = small_llama();
+  config.n_layers = 6;
+  const MemoryCheckpoint checkpoint(config, {});
+  for (const std::vector<int>& split :
+       {std::vector{6}, {3, 4}, {3, 2}, {2, 2, 2}, {7, -1}, {6, 0}}) {
+    const std::string text = usage_error([&] { cut_stages(checkpoint, 2, split); });
+    EXPECT_NE(text.find("--split " + std::to_string(split.front())), std::string::npos) << text;
+    EXPECT_NE(text.find("2 positive numbers (one per rank)"), std::string::npos) << text;
+    EXPECT_NE(text.find("the model's 6 layers"), std::string::npos) << text;
+  }
+  const std::string text = usage_error([&] { cut_stages(checkpoint, 7, {}); });
+  EXPECT_EQ(text, "the model has 6 layers, too few for 7 stages; start at most 6 ranks");
+}
+
+// What a run takes: weights, stage and link buffers, as in runtime/run.cpp.
+void build_stage(const Checkpoint& checkpoint, const StageRange& range, const Stage::Sizes& sizes,
+                 MemoryBudget& budget) {
+  ThreadPool threads(1, 0);
+  const Cpu cpu{threads, kernels("auto")};
+  const WeightStore weights(checkpoint, range, budget, threads);
+  const Stage stage(checkpoint.config(), weights, cpu, budget, sizes);
+  std::vector<Buffer> hidden;
+  for (int i = 0; i < kLinkBuffers; ++i) {
+    hidden.push_back(
+        budget.allocate(link_buffer_bytes(checkpoint.config(), sizes.step_rows), "activations"));
+  }
+  EXPECT_LE(budget.used(), budget.limit());
+}
+
+TEST(PlanMemory, AStageFitsTheBudgetItWasPlannedFor) {
+  std::mt19937_64 random(11);
+  for (const std::string model : {"llama-gqa", "opt-post", "qwen2-untied", "llama-rope3.Q4_0.gguf",
+                                  "synthetic:tiny-opt:q8"}) {
+    const auto checkpoint =
+        Checkpoint::open(model.starts_with("synthetic:") ? model : model_path(model));
+    for (int stages = 1; stages <= checkpoint->config().n_layers; ++stages) {
+      for (const StageRange& range : cut_stages(*checkpoint, stages, {})) {
+        Stage::Sizes sizes;
+        sizes.slots = 1 + static_cast<int>(random() % 64);
+        sizes.step_rows = 1 + static_cast<int64_t>(random() % 600);
+        sizes.micro_batch_rows =
+            std::min<int64_t>(1 + static_cast<int64_t>(random() % 256), sizes.step_rows);
+        sizes.kv_format = random() % 2 ? KvFormat::kF16 : KvFormat::kF32;
+        const StageMemory ample = plan_memory(*checkpoint, range, sizes, uint64_t{1} << 32);
+        EXPECT_EQ(ample.kv_pages,
+                  sizes.slots * KvStore::pages_for(checkpoint->config().max_positions));
+
+        const uint64_t least = ample.weights + ample.activations + ample.kv_page;
+        EXPECT_THROW(plan_memory(*checkpoint, range, sizes, least - 1), DoesNotFit);
+        for (const uint64_t more : {uint64_t{0}, random() % 4096, 5 * ample.kv_page - 1,
+                                    ample.kv_page * (1 + random() % 40)}) {
+          MemoryBudget budget("host memory", least + more);
+          const StageMemory plan = plan_memory(*checkpoint, range, sizes, least + more);
+          ASSERT_GE(plan.kv_pages, 1);
+          Stage::Sizes planned = sizes;
+          planned.kv_pages = plan.kv_pages;
+          SCOPED_TRACE(model + ", " + describe(range, plan));
+          ASSERT_NO_THROW(build_stage(*checkpoint, range, planned, budget));
+        }
+      }
+    }
+  }
+}
+
+TEST(PlanMemory, DoesNotFitSaysWhatIsNeeded) {
+  const auto checkpoint = Checkpoint::open("synthetic:smollm2-135m:q8");
+  try {
+    plan_memory(*checkpoint, {0, 30, true, true}, {}, 100 << 20);
+    FAIL() << "nothing was thrown";
+  } catch (const DoesNotFit& e) {
+    const std::string text = e.what();
+    for (const char* part :
+         {"layers 0-29, embedding, head", "\n  weights ", "\n  activations ", "\n  KV cache ",
+          "\n  needed ", "\n  budget       100.0 MiB", "use more ranks", "--host-memory "}) {
+      EXPECT_NE(text.find(part), std::string::npos) << "no \"" << part << "\" in: " << text;
+    }
+    // What it advises is enough.
+    const size_t at = text.find("--host-memory ") + 14;
+    const uint64_t advised = std::stoull(text.substr(at)) << 20;
+    EXPECT_GE(plan_memory(*checkpoint, {0, 30, true, true}, {}, advised).kv_pages, 1);
+  }
+}
+
+TEST(PlanMemory, TheMachineHasSomeMemory) {
+  EXPECT_GT(available_host_memory(), uint64_t{16} << 20);
+  EXPECT_LT(available_host_memory(), uint64_t{1} << 50);
+}
+
+}  // namespace
+}  // namespace headrace
