@@ -27,6 +27,10 @@ using Seconds = std::chrono::duration<double>;
 constexpr int kLifeTag = 4;
 constexpr int kHiddenTag = 5;
 
+// Sends that MPI has at once. Thousands fill its queues, and each call then gives the core away: a
+// turn would take seconds, with the mutex held.
+constexpr size_t kMostSending = 32;
+
 enum class State : uint32_t { kWorking, kWaiting, kIdle, kGone };
 
 // The sign of life each rank sends to every other.
@@ -153,7 +157,7 @@ struct MpiTransport::Impl {
   // Drives everything on once; true if something moved.
   bool turn() {
     bool moved = false;
-    while (!queued.empty()) {
+    while (!queued.empty() && sending.size() < kMostSending) {
       start(std::move(queued.front()));
       queued.pop_front();
       moved = true;

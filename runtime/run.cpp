@@ -5,22 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
-#include <fstream>
 
 #include "engine/checkpoint/checkpoint.h"
-#include "engine/error.h"
 #include "headrace/version.h"
-#include "runtime/error.h"
+#include "runtime/desk.h"
 #include "runtime/plan/agreement.h"
 #include "runtime/plan/stage_plan.h"
-#include "runtime/requests/prepare.h"
-#include "runtime/requests/request_reader.h"
-#include "runtime/results/results_file.h"
-#include "runtime/text/chat_template.h"
-#include "runtime/text/tokenizer.h"
 
 namespace headrace {
 namespace {
@@ -52,11 +42,6 @@ Stage::Sizes stage_sizes(const RunOptions& options, const ModelConfig& config) {
   return sizes;
 }
 
-std::string numerics(const RunOptions& options) {
-  return std::string("kv=") + (options.kv_format == KvFormat::kF16 ? "f16" : "f32") +
-         " math=f32 wire=f32";
-}
-
 std::string schedule_text(const RunOptions& options) {
   std::string text = "max-batch " + std::to_string(options.max_batch) + ", prefill-chunk " +
                      std::to_string(options.prefill_chunk) + ", split";
@@ -64,179 +49,18 @@ std::string schedule_text(const RunOptions& options) {
   return text;
 }
 
-// Lines of a batch file that are not blank, or -1 for standard input.
-int64_t count_requests(const RunOptions& options) {
-  if (options.prompt) return 1;
-  if (options.input == "-") return -1;
-  std::ifstream file(options.input, std::ios::binary);
-  std::vector<char> block(1 << 20);
-  int64_t lines = 0;
-  bool text = false;
-  while (file.read(block.data(), static_cast<std::streamsize>(block.size())), file.gcount() > 0) {
-    for (std::streamsize i = 0; i < file.gcount(); ++i) {
-      if (block[i] == '\n') {
-        lines += text;
-        text = false;
-      } else if (block[i] != ' ' && block[i] != '\t' && block[i] != '\r') {
-        text = true;
-      }
-    }
-  }
-  return lines + text;
-}
-
-// Rank 0's side of a run: requests in, results out.
-class Desk {
- public:
-  Desk(const RunOptions& options, const Checkpoint& checkpoint, const Stage::Sizes& sizes,
-       int groups, Communicator& communicator)
-      : options_(options),
-        communicator_(communicator),
-        tokenizer_(Tokenizer::open(options.model)),
-        reader_(open_input(options)),
-        results_(results_options(), manifest(checkpoint)),
-        preparer_(checkpoint.config(), tokenizer_.get(), chat_template(),
-                  sizes.kv_pages * kPageTokens),
-        progress_(count_requests(options) - results_.resumed(), options.progress),
-        coordinator_(
-            limits(sizes, groups), tokenizer_.get(), checkpoint.config().eos_token_ids,
-            [this] { return next(); }, [this](const RequestResult& result) { done(result); },
-            [this](const BadLine& line) { failed(line); }) {
-    if (results_.resumed() > 0)
-      spdlog::info("{} requests were done before and are kept", results_.resumed());
-  }
-
-  Coordinator& coordinator() { return coordinator_; }
-  void show_progress() { progress_.update(coordinator_.counts(), failed_); }
-
-  RunEnd close(bool interrupted) {
-    results_.close();
-    progress_.finish(coordinator_.counts(), failed_);
-    if (interrupted && coordinator_.unfinished()) return RunEnd::kInterrupted;
-    return failed_ + results_.resumed_errors() > 0 ? RunEnd::kSomeFailed : RunEnd::kDone;
-  }
-
- private:
-  // Before the results file, which a wrong --input would leave behind empty.
-  static std::optional<RequestReader> open_input(const RunOptions& options) {
-    if (options.prompt) return std::nullopt;
-    return std::optional<RequestReader>(std::in_place, options.input, options.defaults);
-  }
-
-  bool plain_text() const { return options_.prompt && options_.output == "-"; }
-
-  ResultsFile::Options results_options() const {
-    ResultsFile::Options results;
-    results.path = options_.output;
-    results.resume = options_.resume;
-    results.token_ids = options_.token_ids;
-    if (tokenizer_) {
-      results.token_text = [this](int token) {
-        return tokenizer_->decode(std::vector{token}, false);
-      };
-      results.token_raw_bytes = [this](int token) { return std::string(tokenizer_->bytes(token)); };
-    }
-    return results;
-  }
-
-  Manifest manifest(const Checkpoint& checkpoint) const {
-    return {checkpoint.config().name, checkpoint.fingerprint(), options_.defaults,
-            numerics(options_)};
-  }
-
-  std::optional<ChatTemplate> chat_template() const {
-    const std::string bos = tokenizer_ ? tokenizer_->bos_token() : "";
-    if (!options_.chat_template.empty()) {
-      auto named = ChatTemplate::named(options_.chat_template, bos);
-      if (!named) {
-        throw UsageError("--chat-template " + options_.chat_template + " is not known; use " +
-                         ChatTemplate::known_names());
-      }
-      return named;
-    }
-    return tokenizer_ ? ChatTemplate::recognise(tokenizer_->chat_template(), bos) : std::nullopt;
-  }
-
-  ScheduleLimits limits(const Stage::Sizes& sizes, int groups) const {
-    ScheduleLimits limits;
-    limits.slots = sizes.slots;
-    limits.groups = groups;
-    limits.kv_pages = sizes.kv_pages;
-    limits.step_rows = sizes.step_rows;
-    limits.prefill_chunk = options_.prefill_chunk > 0 ? options_.prefill_chunk : sizes.step_rows;
-    limits.order = options_.order;
-    return limits;
-  }
-
-  // The next request that is neither done already nor wrong.
-  std::optional<PreparedRequest> next() {
-    for (;;) {
-      auto line = next_line();
-      if (!line) return std::nullopt;
-      if (const auto* bad = std::get_if<BadLine>(&*line)) {
-        if (!results_.has(bad->custom_id)) failed(*bad);
-        continue;
-      }
-      auto& request = std::get<Request>(*line);
-      if (results_.has(request.custom_id)) continue;
-      auto prepared = preparer_.prepare(std::move(request));
-      if (auto* ready = std::get_if<PreparedRequest>(&prepared)) return std::move(*ready);
-      failed(std::get<BadLine>(prepared));
-    }
-  }
-
-  std::optional<std::variant<Request, BadLine>> next_line() {
-    if (reader_) {
-      const Communicator::Idle waiting_for_input(communicator_);
-      return reader_->next();
-    }
-    if (std::exchange(prompt_taken_, true)) return std::nullopt;
-    Request request;
-    request.custom_id = "prompt";
-    request.max_tokens = options_.defaults.max_tokens;
-    request.ignore_eos = options_.defaults.ignore_eos;
-    request.sampling = options_.defaults.sampling;
-    if (options_.chat) {
-      request.endpoint = Endpoint::kChatCompletions;
-      request.prompt = std::vector<ChatMessage>{{"user", *options_.prompt}};
-    } else {
-      request.prompt = *options_.prompt;
-    }
-    return request;
-  }
-
-  void done(const RequestResult& result) {
-    if (!plain_text()) return results_.append(result);
-    if (std::printf("%s\n", result.choices.front().text.c_str()) < 0 || std::fflush(stdout) != 0) {
-      throw IoError(std::string("writing to standard output failed: ") + std::strerror(errno));
-    }
-  }
-
-  void failed(const BadLine& line) {
-    ++failed_;
-    progress_.clear_line();
-    spdlog::warn("{}{}", options_.prompt ? "" : line.custom_id + ": ", line.message);
-    if (!plain_text()) results_.append(line);
-  }
-
-  const RunOptions& options_;
-  Communicator& communicator_;
-  std::unique_ptr<Tokenizer> tokenizer_;
-  std::optional<RequestReader> reader_;
-  ResultsFile results_;
-  RequestPreparer preparer_;
-  Progress progress_;
-  int64_t failed_ = 0;
-  bool prompt_taken_ = false;
-  Coordinator coordinator_;
-};
-
+// Stops the communicator's own thread before what it uses goes.
 struct HaltOnExit {
   Communicator& communicator;
   ~HaltOnExit() { communicator.halt(); }
 };
 
 }  // namespace
+
+std::string numerics(const RunOptions& options) {
+  return std::string("kv=") + (options.kv_format == KvFormat::kF16 ? "f16" : "f32") +
+         " math=f32 wire=f32";
+}
 
 RunEnd run_rank(const RunOptions& options, const Wires& wires,
                 const std::atomic<bool>& interrupted) {

@@ -35,6 +35,9 @@ struct RunOptions {
   ProgressStyle progress = ProgressStyle::kLog;
 };
 
+// What decides the bits of a result besides the model: "kv=f16 math=f32 wire=f32".
+std::string numerics(const RunOptions& options);
+
 enum class RunEnd {
   kDone,
   kSomeFailed,   // some requests have error records

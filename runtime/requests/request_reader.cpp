@@ -1,6 +1,7 @@
 #include "runtime/requests/request_reader.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -145,6 +146,13 @@ std::optional<std::variant<Request, BadLine>> RequestReader::next() {
     return item;
   }
   return std::nullopt;
+}
+
+bool RequestReader::ready(int milliseconds) const {
+  const char* const begin = impl_->buffer.data() + impl_->used;
+  if (std::memchr(begin, '\n', impl_->filled - impl_->used) != nullptr) return true;
+  pollfd input{impl_->fd, POLLIN, 0};
+  return ::poll(&input, 1, milliseconds) > 0;
 }
 
 int64_t RequestReader::line() const { return impl_->line; }

@@ -34,6 +34,10 @@ class RequestReader {
   // Never throws for what a line contains. Throws IoError if reading fails.
   std::optional<std::variant<Request, BadLine>> next();
 
+  // False if next() would have to wait for input; waits for some itself up to that long, or until a
+  // signal. A line of which only a part has come counts as input.
+  bool ready(int milliseconds) const;
+
   int64_t line() const;  // of the last item, from 1
 
  private:

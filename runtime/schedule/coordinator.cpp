@@ -79,6 +79,8 @@ std::optional<StepMessage> Coordinator::next_step() {
 
 void Coordinator::read_ahead() {
   while (!feed_ended_ && waiting_.size() < static_cast<size_t>(limits_.window)) {
+    const bool idle = waiting_.empty() && counts_.active == 0;
+    if (ready_ && !ready_(idle)) return;
     std::optional<PreparedRequest> next = feed_();
     if (!next) {
       feed_ended_ = true;

@@ -56,7 +56,12 @@ class Coordinator {
               Feed feed, Done done, Failed failed);
   ~Coordinator();
 
-  // The next step, or nullopt if every group is under way or nothing is left to do.
+  // Asked before each call of the feed: false if that would have to wait, for input that comes in
+  // slowly. `idle`: nothing else is to be done, so the answer may take a moment.
+  using Ready = std::function<bool(bool idle)>;
+  void read_only_when(Ready ready) { ready_ = std::move(ready); }
+
+  // The next step, or nullopt if every group is under way or nothing is to be done.
   std::optional<StepMessage> next_step();
   // The answer to the oldest step under way.
   void accept(const StepResult& result);
@@ -92,6 +97,7 @@ class Coordinator {
   const Tokenizer* tokenizer_;
   std::vector<int> eos_;
   Feed feed_;
+  Ready ready_;
   Done done_;
   Failed failed_;
 

@@ -7,7 +7,6 @@ import os
 import pathlib
 import random
 import signal
-import time
 
 import harness
 
@@ -61,10 +60,7 @@ class Kill(harness.ProgramTest):
         return held
 
     def check_nothing_left(self, job, held, before):
-        end = time.monotonic() + 15
-        while harness.processes_of(job.process.pid):
-            self.assertLess(time.monotonic(), end, f"processes are left\n{job.log()}")
-            time.sleep(0.02)
+        job.await_no_process()
         self.assertFalse([path for path in held if os.path.exists(path)])
         left = {p.name for p in self.folder.iterdir()} - before
         left = [str(p) for name in left if not name.startswith(("log.", "out."))

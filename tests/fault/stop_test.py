@@ -64,7 +64,7 @@ class Stop(harness.ProgramTest):
         self.assertIn(f"rank {rank} (host {socket.gethostname()}) gave no sign of life", log)
         for other in set(range(RANKS)) - {rank}:
             self.assertNotIn(f"rank {other} (host", log)
-        self.assertFalse(harness.processes_of(job.process.pid))
+        job.await_no_process()
         print(f"rank {rank} stopped: over after {seconds:.1f} s", flush=True)
         self.resume_and_compare(RANKS)
 
@@ -92,13 +92,17 @@ class Stop(harness.ProgramTest):
     # ---- slow input ----
 
     def check_slow_input(self, ranks):
-        """Input that pauses for longer than the timeout, once before the first line."""
+        """Input that pauses for longer than the timeout, also before the first line. What has come is
+        worked off meanwhile."""
         job = self.start(*self.options("--input", "-"), ranks=ranks, stdin=subprocess.PIPE)
-        lines = self.input.read_bytes().splitlines(keepends=True)
+        lines, sent = self.input.read_bytes().splitlines(keepends=True), 0
         for part in (lines[:20], lines[20:21], lines[21:]):
             time.sleep(TIMEOUT * 1.5)
             job.process.stdin.write(b"".join(part))
             job.process.stdin.flush()
+            sent += len(part)
+            if sent < len(lines):
+                job.await_lines(self.output, sent, TIMEOUT)
         job.process.stdin.close()
         self.assertEqual(job.wait(), harness.DONE, job.log())
         self.assert_same_results(self.expected(), harness.read_results(self.output))
@@ -108,6 +112,16 @@ class Stop(harness.ProgramTest):
 
     def test_slow_input_over_ranks(self):
         self.check_slow_input(RANKS)
+
+    def test_interrupt_while_waiting_for_input(self):
+        job = self.start(*self.options("--input", "-"), stdin=subprocess.PIPE)
+        job.process.stdin.write(self.input.read_bytes().partition(b"\n")[0] + b"\n")
+        job.process.stdin.flush()
+        job.await_lines(self.output, 1)
+        job.process.send_signal(signal.SIGTERM)
+        self.assertEqual(job.wait(2), harness.TRY_AGAIN, job.log())
+        job.process.stdin.close()
+        self.resume_and_compare(None)
 
     # ---- interrupts ----
 
@@ -122,7 +136,7 @@ class Stop(harness.ProgramTest):
         else:
             self.assertNotEqual(code, harness.DONE, job.log())
             print(f"mpirun's exit code after signal {number}: {code}", flush=True)
-        self.assertFalse(harness.processes_of(job.process.pid))
+        job.await_no_process()
         self.resume_and_compare(ranks)
 
     def test_sigint(self):

@@ -98,6 +98,15 @@ class Job:
             self.kill()
             raise AssertionError(f"not over after {limit} s: {self.process.args}\n{self.log()}")
 
+    def await_no_process(self, limit=15):
+        """Waits until nothing of the job is left, which may be a moment after mpirun's own end."""
+        end = time.monotonic() + limit
+        while processes_of(self.process.pid):
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"processes are left\n{self.log()}")
+            time.sleep(0.02)
+
     def kill(self):
         for process in processes_of(self.process.pid):
             try:

@@ -243,7 +243,7 @@ TEST(Coordinator, SharesEvenOutAgain) {
 
 TEST(Coordinator, PromptsAreFedInChunksBesideDecodingWithinTheRowLimit) {
   ScheduleLimits limits = limits_of(4, 1);
-  limits.step_rows = 20;
+  limits.step_rows = 17;  // two chunks and one decoding sequence, but there are two
   limits.prefill_chunk = 8;
   Bench bench(limits,
               {request("a", 2, 30), request("b", 3, 30), request("c", 50, 5), request("d", 30, 5)});
@@ -252,7 +252,7 @@ TEST(Coordinator, PromptsAreFedInChunksBesideDecodingWithinTheRowLimit) {
     const std::vector<StepMessage> steps = bench.form_all();
     ASSERT_EQ(steps.size(), 1u);
     const StepMessage& step = steps[0];
-    EXPECT_LE(step.rows(), 20);
+    EXPECT_LE(step.rows(), 17);
     int decoding = 0, chunks = 0;
     for (const StepItem& item : step.items) item.rows == 1 ? ++decoding : ++chunks;
     if (turn > 0) {
@@ -275,6 +275,23 @@ TEST(Coordinator, MoreSequencesThanAStepHasRowsTakeTurns) {
   Bench bench(limits, requests_of(40, 6, 5));
   ASSERT_TRUE(bench.run());
   EXPECT_EQ(bench.done.size(), 40u);
+}
+
+TEST(Coordinator, WhoHasWaitedLongestGoesFirst) {
+  ScheduleLimits limits = limits_of(10, 1);
+  limits.step_rows = 3;
+  Bench bench(limits, requests_of(10, 1, 30));
+  std::map<int32_t, uint64_t> last_step;
+  for (int turn = 0; turn < 60; ++turn) {
+    for (const StepMessage& step : bench.form_all()) {
+      for (const StepItem& item : step.items) last_step[item.slot] = step.step;
+      for (const auto& [slot, last] : last_step) {
+        EXPECT_LE(step.step - last, 4u) << "slot " << slot << " was passed over";
+      }
+    }
+    bench.answer_one();
+  }
+  EXPECT_EQ(last_step.size(), 10u);
 }
 
 TEST(Coordinator, KvPagesAreNeverOverbooked) {
@@ -378,6 +395,22 @@ TEST(Coordinator, LogitsThatAreNotFiniteFailTheirRequestOnly) {
     }
     EXPECT_EQ(bench.coordinator.counts().active, 0);
   }
+}
+
+// Its other choices are given up: those that run when their next token comes, those that wait
+// without getting a slot.
+TEST(Coordinator, AFailedRequestTakesNothingMore) {
+  std::vector<PreparedRequest> all = {request("bad", 4, 20, 6), request("good", 4, 20)};
+  const std::map<uint64_t, std::vector<int32_t>> good = {{stream_key("good", 0), {}}};
+  const FakeModel model = [&](uint64_t stream, const std::vector<int32_t>& tokens) {
+    return tokens.size() >= 7 && !good.contains(stream) ? std::nullopt
+                                                        : hashed_token(stream, tokens);
+  };
+  Bench bench(limits_of(3, 1), all, model);
+  ASSERT_TRUE(bench.run());
+  EXPECT_EQ(bench.failed.size(), 1u);
+  expect_right(all[1], bench.done.at("good"), {});
+  EXPECT_EQ(bench.pipeline.admitted().size(), 4u) << "choices 0, 1 and 2, then the good one";
 }
 
 TEST(Coordinator, StopDrainsWhatIsUnderWay) {

@@ -145,7 +145,7 @@ std::vector<PreparedRequest> varied_requests(const ModelConfig& config) {
   std::mt19937_64 random(21);
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); };
   std::vector<PreparedRequest> requests;
-  for (int i = 0; i < 14; ++i) {
+  for (int i = 0; i < 20; ++i) {
     PreparedRequest r;
     r.request.custom_id = "r" + std::to_string(i);
     r.request.max_tokens = 1 + below(20);
@@ -170,7 +170,7 @@ std::vector<Cut> all_cuts(int layers) {
   std::vector<Cut> cuts;
   for (int ranks = 1; ranks <= std::min(layers, 4); ++ranks) {
     cuts.push_back({.ranks = ranks});
-    cuts.push_back({.ranks = ranks, .slots = 1});
+    cuts.push_back({.ranks = ranks, .slots = 40});
     cuts.push_back({.ranks = ranks, .slots = 16, .prefill_chunk = 7});
     cuts.push_back({.ranks = ranks, .slots = 3, .micro_batch_rows = 1, .threads = 2});
     cuts.push_back({.ranks = ranks,

@@ -1,0 +1,160 @@
+#include "runtime/desk.h"
+
+#include <spdlog/spdlog.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <utility>
+#include <vector>
+
+#include "engine/error.h"
+#include "runtime/error.h"
+
+namespace headrace {
+namespace {
+
+// Lines of a batch file that are not blank, or -1 for standard input.
+int64_t count_requests(const RunOptions& options) {
+  if (options.prompt) return 1;
+  if (options.input == "-") return -1;
+  std::ifstream file(options.input, std::ios::binary);
+  std::vector<char> block(1 << 20);
+  int64_t lines = 0;
+  bool text = false;
+  while (file.read(block.data(), static_cast<std::streamsize>(block.size())), file.gcount() > 0) {
+    for (std::streamsize i = 0; i < file.gcount(); ++i) {
+      if (block[i] == '\n') {
+        lines += text;
+        text = false;
+      } else if (block[i] != ' ' && block[i] != '\t' && block[i] != '\r') {
+        text = true;
+      }
+    }
+  }
+  return lines + text;
+}
+
+}  // namespace
+
+Desk::Desk(const RunOptions& options, const Checkpoint& checkpoint, const Stage::Sizes& sizes,
+           int groups, Communicator& communicator)
+    : options_(options),
+      communicator_(communicator),
+      tokenizer_(Tokenizer::open(options.model)),
+      reader_(open_input(options)),
+      results_(results_options(), {checkpoint.config().name, checkpoint.fingerprint(),
+                                   options.defaults, numerics(options)}),
+      preparer_(checkpoint.config(), tokenizer_.get(), chat_template(),
+                sizes.kv_pages * kPageTokens),
+      progress_(count_requests(options) - results_.resumed(), options.progress),
+      coordinator_(
+          limits(sizes, groups), tokenizer_.get(), checkpoint.config().eos_token_ids,
+          [this] { return next(); }, [this](const RequestResult& result) { done(result); },
+          [this](const BadLine& line) { failed(line); }) {
+  if (results_.resumed() > 0) {
+    spdlog::info("{} requests were done before and are kept", results_.resumed());
+  }
+}
+
+// Opened before the results file, which a wrong --input would leave behind empty.
+std::optional<RequestReader> Desk::open_input(const RunOptions& options) {
+  if (options.prompt) return std::nullopt;
+  return std::optional<RequestReader>(std::in_place, options.input, options.defaults);
+}
+
+ResultsFile::Options Desk::results_options() const {
+  ResultsFile::Options results;
+  results.path = options_.output;
+  results.resume = options_.resume;
+  results.token_ids = options_.token_ids;
+  if (tokenizer_) {
+    results.token_text = [this](int token) {
+      return tokenizer_->decode(std::vector{token}, false);
+    };
+    results.token_raw_bytes = [this](int token) { return std::string(tokenizer_->bytes(token)); };
+  }
+  return results;
+}
+
+std::optional<ChatTemplate> Desk::chat_template() const {
+  const std::string bos = tokenizer_ ? tokenizer_->bos_token() : "";
+  if (!options_.chat_template.empty()) {
+    auto named = ChatTemplate::named(options_.chat_template, bos);
+    if (named) return named;
+    throw UsageError("--chat-template " + options_.chat_template + " is not known; use " +
+                     ChatTemplate::known_names());
+  }
+  return tokenizer_ ? ChatTemplate::recognise(tokenizer_->chat_template(), bos) : std::nullopt;
+}
+
+ScheduleLimits Desk::limits(const Stage::Sizes& sizes, int groups) const {
+  ScheduleLimits limits;
+  limits.slots = sizes.slots;
+  limits.groups = groups;
+  limits.kv_pages = sizes.kv_pages;
+  limits.step_rows = sizes.step_rows;
+  limits.prefill_chunk = options_.prefill_chunk > 0 ? options_.prefill_chunk : sizes.step_rows;
+  limits.order = options_.order;
+  return limits;
+}
+
+std::optional<PreparedRequest> Desk::next() {
+  for (;;) {
+    auto line = next_line();
+    if (!line) return std::nullopt;
+    if (const auto* bad = std::get_if<BadLine>(&*line)) {
+      if (!results_.has(bad->custom_id)) failed(*bad);
+      continue;
+    }
+    auto& request = std::get<Request>(*line);
+    if (results_.has(request.custom_id)) continue;
+    auto prepared = preparer_.prepare(std::move(request));
+    if (auto* ready = std::get_if<PreparedRequest>(&prepared)) return std::move(*ready);
+    failed(std::get<BadLine>(prepared));
+  }
+}
+
+std::optional<std::variant<Request, BadLine>> Desk::next_line() {
+  if (reader_) {
+    const Communicator::Idle waiting_for_input(communicator_);
+    return reader_->next();
+  }
+  if (std::exchange(prompt_taken_, true)) return std::nullopt;
+  Request request;
+  request.custom_id = "prompt";
+  request.max_tokens = options_.defaults.max_tokens;
+  request.ignore_eos = options_.defaults.ignore_eos;
+  request.sampling = options_.defaults.sampling;
+  if (options_.chat) {
+    request.endpoint = Endpoint::kChatCompletions;
+    request.prompt = std::vector<ChatMessage>{{"user", *options_.prompt}};
+  } else {
+    request.prompt = *options_.prompt;
+  }
+  return request;
+}
+
+void Desk::done(const RequestResult& result) {
+  if (!plain_text()) return results_.append(result);
+  if (std::printf("%s\n", result.choices.front().text.c_str()) < 0 || std::fflush(stdout) != 0) {
+    throw IoError(std::string("writing to standard output failed: ") + std::strerror(errno));
+  }
+}
+
+void Desk::failed(const BadLine& line) {
+  ++failed_;
+  progress_.clear_line();
+  spdlog::warn("{}{}", options_.prompt ? "" : line.custom_id + ": ", line.message);
+  if (!plain_text()) results_.append(line);
+}
+
+RunEnd Desk::close(bool interrupted) {
+  results_.close();
+  progress_.finish(coordinator_.counts(), failed_);
+  if (interrupted && coordinator_.unfinished()) return RunEnd::kInterrupted;
+  return failed_ + results_.resumed_errors() > 0 ? RunEnd::kSomeFailed : RunEnd::kDone;
+}
+
+}  // namespace headrace

@@ -1,0 +1,61 @@
+// Rank 0's side of a run: requests in, results out.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "comm/communicator.h"
+#include "engine/checkpoint/checkpoint.h"
+#include "runtime/report/progress.h"
+#include "runtime/requests/prepare.h"
+#include "runtime/requests/request_reader.h"
+#include "runtime/results/results_file.h"
+#include "runtime/run.h"
+#include "runtime/schedule/coordinator.h"
+#include "runtime/text/tokenizer.h"
+
+namespace headrace {
+
+// Feeds the coordinator with the requests of the input that have no result yet, and takes what it
+// finishes. One thread uses it.
+class Desk {
+ public:
+  // Opens tokenizer, input and results file. `groups`: steps under way at once. The arguments must
+  // outlive the desk. Throws UsageError, ModelError, IoError.
+  Desk(const RunOptions& options, const Checkpoint& checkpoint, const Stage::Sizes& sizes,
+       int groups, Communicator& communicator);
+
+  Coordinator& coordinator() { return coordinator_; }
+  void show_progress() { progress_.update(coordinator_.counts(), failed_); }
+  // All results are on disk on return. Throws IoError.
+  RunEnd close(bool interrupted);
+
+ private:
+  static std::optional<RequestReader> open_input(const RunOptions& options);
+  ResultsFile::Options results_options() const;
+  std::optional<ChatTemplate> chat_template() const;
+  ScheduleLimits limits(const Stage::Sizes& sizes, int groups) const;
+  bool plain_text() const { return options_.prompt && options_.output == "-"; }
+
+  // The next request that is neither done already nor wrong.
+  std::optional<PreparedRequest> next();
+  std::optional<std::variant<Request, BadLine>> next_line();
+  void done(const RequestResult& result);
+  void failed(const BadLine& line);
+
+  const RunOptions& options_;
+  Communicator& communicator_;
+  std::unique_ptr<Tokenizer> tokenizer_;  // null: the model has none
+  std::optional<RequestReader> reader_;   // none for --prompt
+  ResultsFile results_;
+  RequestPreparer preparer_;
+  Progress progress_;
+  int64_t failed_ = 0;
+  bool prompt_taken_ = false;
+  Coordinator coordinator_;
+};
+
+}  // namespace headrace
