@@ -51,8 +51,10 @@ Desk::Desk(const RunOptions& options, const Checkpoint& checkpoint, const Stage:
       progress_(count_requests(options) - results_.resumed(), options.progress),
       coordinator_(
           limits(sizes, groups), tokenizer_.get(), checkpoint.config().eos_token_ids,
-          [this] { return next(); }, [this](const RequestResult& result) { done(result); },
+          [this] { return std::exchange(next_, std::nullopt); },
+          [this](const RequestResult& result) { done(result); },
           [this](const BadLine& line) { failed(line); }) {
+  coordinator_.read_only_when([this](bool idle) { return fetch(idle); });
   if (results_.resumed() > 0) {
     spdlog::info("{} requests were done before and are kept", results_.resumed());
   }
@@ -100,27 +102,29 @@ ScheduleLimits Desk::limits(const Stage::Sizes& sizes, int groups) const {
   return limits;
 }
 
-std::optional<PreparedRequest> Desk::next() {
-  for (;;) {
+bool Desk::fetch(bool idle) {
+  const Communicator::Idle waiting_for_input(communicator_);
+  while (!next_ && !ended_) {
+    if (reader_ && !reader_->ready(idle ? 100 : 0)) return false;
     auto line = next_line();
-    if (!line) return std::nullopt;
-    if (const auto* bad = std::get_if<BadLine>(&*line)) {
+    if (!line) {
+      ended_ = true;
+    } else if (const auto* bad = std::get_if<BadLine>(&*line)) {
       if (!results_.has(bad->custom_id)) failed(*bad);
-      continue;
+    } else if (auto& request = std::get<Request>(*line); !results_.has(request.custom_id)) {
+      auto prepared = preparer_.prepare(std::move(request));
+      if (auto* ready = std::get_if<PreparedRequest>(&prepared)) {
+        next_ = std::move(*ready);
+      } else {
+        failed(std::get<BadLine>(prepared));
+      }
     }
-    auto& request = std::get<Request>(*line);
-    if (results_.has(request.custom_id)) continue;
-    auto prepared = preparer_.prepare(std::move(request));
-    if (auto* ready = std::get_if<PreparedRequest>(&prepared)) return std::move(*ready);
-    failed(std::get<BadLine>(prepared));
   }
+  return true;
 }
 
 std::optional<std::variant<Request, BadLine>> Desk::next_line() {
-  if (reader_) {
-    const Communicator::Idle waiting_for_input(communicator_);
-    return reader_->next();
-  }
+  if (reader_) return reader_->next();
   if (std::exchange(prompt_taken_, true)) return std::nullopt;
   Request request;
   request.custom_id = "prompt";

@@ -36,7 +36,7 @@ fi
 
 # Tests with processes of their own and a clock run alone; CTest knows which.
 code=0
-ctest --preset release -j "$(nproc)" --output-junit build/release/tests.xml \
+ctest --preset release -j "$(nproc)" --output-junit "$repository/build/release/tests.xml" \
   --test-output-size-passed 1000000 --test-output-size-failed 1000000 "$@" || code=$?
 python3 tests/skipped.py build/release/tests.xml
 exit $code

@@ -40,7 +40,11 @@ def main():
     parser.add_argument("report")
     parser.add_argument("--fail-on", action="append", default=[], metavar="TEXT")
     arguments = parser.parse_args()
-    found, count, failed = skipped_in(arguments.report)
+    try:
+        found, count, failed = skipped_in(arguments.report)
+    except (OSError, xml.etree.ElementTree.ParseError) as error:
+        print(f"{arguments.report} cannot be read: {error}")
+        return 1
     if count == 0:
         print(f"{arguments.report}: no tests in it")
         return 1
