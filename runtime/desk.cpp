@@ -51,10 +51,9 @@ Desk::Desk(const RunOptions& options, const Checkpoint& checkpoint, const Stage:
       progress_(count_requests(options) - results_.resumed(), options.progress),
       coordinator_(
           limits(sizes, groups), tokenizer_.get(), checkpoint.config().eos_token_ids,
-          [this] { return std::exchange(next_, std::nullopt); },
+          [this](bool idle) { return next(idle); },
           [this](const RequestResult& result) { done(result); },
           [this](const BadLine& line) { failed(line); }) {
-  coordinator_.read_only_when([this](bool idle) { return fetch(idle); });
   if (results_.resumed() > 0) {
     spdlog::info("{} requests were done before and are kept", results_.resumed());
   }
@@ -102,25 +101,22 @@ ScheduleLimits Desk::limits(const Stage::Sizes& sizes, int groups) const {
   return limits;
 }
 
-bool Desk::fetch(bool idle) {
+Coordinator::Fed Desk::next(bool idle) {
   const Communicator::Idle waiting_for_input(communicator_);
-  while (!next_ && !ended_) {
-    if (reader_ && !reader_->ready(idle ? 100 : 0)) return false;
+  for (;;) {
+    if (reader_ && !reader_->ready(idle ? 100 : 0)) return Coordinator::NothingYet{};
     auto line = next_line();
-    if (!line) {
-      ended_ = true;
-    } else if (const auto* bad = std::get_if<BadLine>(&*line)) {
+    if (!line) return Coordinator::NoMore{};
+    if (const auto* bad = std::get_if<BadLine>(&*line)) {
       if (!results_.has(bad->custom_id)) failed(*bad);
-    } else if (auto& request = std::get<Request>(*line); !results_.has(request.custom_id)) {
-      auto prepared = preparer_.prepare(std::move(request));
-      if (auto* ready = std::get_if<PreparedRequest>(&prepared)) {
-        next_ = std::move(*ready);
-      } else {
-        failed(std::get<BadLine>(prepared));
-      }
+      continue;
     }
+    auto& request = std::get<Request>(*line);
+    if (results_.has(request.custom_id)) continue;
+    auto prepared = preparer_.prepare(std::move(request));
+    if (auto* ready = std::get_if<PreparedRequest>(&prepared)) return std::move(*ready);
+    failed(std::get<BadLine>(prepared));
   }
-  return true;
 }
 
 std::optional<std::variant<Request, BadLine>> Desk::next_line() {

@@ -40,9 +40,8 @@ class Desk {
   ScheduleLimits limits(const Stage::Sizes& sizes, int groups) const;
   bool plain_text() const { return options_.prompt && options_.output == "-"; }
 
-  // Reads on to the next request that is neither done already nor wrong, or to the end. False if
-  // that has to wait for input; `idle`: nothing else is to be done, so wait a moment.
-  bool fetch(bool idle);
+  // The next request that is neither done already nor wrong.
+  Coordinator::Fed next(bool idle);
   std::optional<std::variant<Request, BadLine>> next_line();
   void done(const RequestResult& result);
   void failed(const BadLine& line);
@@ -55,8 +54,6 @@ class Desk {
   RequestPreparer preparer_;
   Progress progress_;
   int64_t failed_ = 0;
-  std::optional<PreparedRequest> next_;  // fetched
-  bool ended_ = false;                   // nothing is left to fetch
   bool prompt_taken_ = false;
   Coordinator coordinator_;
 };

@@ -79,15 +79,12 @@ std::optional<StepMessage> Coordinator::next_step() {
 
 void Coordinator::read_ahead() {
   while (!feed_ended_ && waiting_.size() < static_cast<size_t>(limits_.window)) {
-    const bool idle = waiting_.empty() && counts_.active == 0;
-    if (ready_ && !ready_(idle)) return;
-    std::optional<PreparedRequest> next = feed_();
-    if (!next) {
-      feed_ended_ = true;
-      return;
-    }
+    Fed next = feed_(/*idle=*/waiting_.empty() && counts_.active == 0);
+    feed_ended_ = std::holds_alternative<NoMore>(next);
+    auto* prepared = std::get_if<PreparedRequest>(&next);
+    if (!prepared) return;
     auto state = std::make_shared<RequestState>();
-    state->prepared = std::move(*next);
+    state->prepared = std::move(*prepared);
     const Request& request = state->prepared.request;
     state->result.custom_id = request.custom_id;
     state->result.endpoint = request.endpoint;

@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "runtime/requests/request.h"
@@ -47,7 +48,12 @@ struct ScheduleCounts {
 
 class Coordinator {
  public:
-  using Feed = std::function<std::optional<PreparedRequest>()>;
+  // What the feed has: a request, nothing yet (input comes in slowly), or nothing any more. `idle`:
+  // the pipeline has nothing to do, so the feed may wait a moment for input.
+  struct NothingYet {};
+  struct NoMore {};
+  using Fed = std::variant<PreparedRequest, NothingYet, NoMore>;
+  using Feed = std::function<Fed(bool idle)>;
   using Done = std::function<void(const RequestResult&)>;
   using Failed = std::function<void(const BadLine&)>;
 
@@ -55,11 +61,6 @@ class Coordinator {
   Coordinator(const ScheduleLimits& limits, const Tokenizer* tokenizer, std::vector<int> eos,
               Feed feed, Done done, Failed failed);
   ~Coordinator();
-
-  // Asked before each call of the feed: false if that would have to wait, for input that comes in
-  // slowly. `idle`: nothing else is to be done, so the answer may take a moment.
-  using Ready = std::function<bool(bool idle)>;
-  void read_only_when(Ready ready) { ready_ = std::move(ready); }
 
   // The next step, or nullopt if every group is under way or nothing is to be done.
   std::optional<StepMessage> next_step();
@@ -97,7 +98,6 @@ class Coordinator {
   const Tokenizer* tokenizer_;
   std::vector<int> eos_;
   Feed feed_;
-  Ready ready_;
   Done done_;
   Failed failed_;
 

@@ -44,7 +44,7 @@ struct Bench {
         requests(std::move(all)),
         pipeline(schedule, std::move(model), prompts()),
         coordinator(
-            schedule, tok, std::move(eos), [this] { return next(); },
+            schedule, tok, std::move(eos), [this](bool idle) { return next(idle); },
             [this](const RequestResult& result) {
               EXPECT_TRUE(done.emplace(result.custom_id, result).second) << "finished twice";
               order_done.push_back(result.custom_id);
@@ -63,8 +63,10 @@ struct Bench {
     return by_stream;
   }
 
-  std::optional<PreparedRequest> next() {
-    if (fed == requests.size()) return std::nullopt;
+  Coordinator::Fed next(bool idle) {
+    asked_idle = idle;
+    if (fed == held_back) return Coordinator::NothingYet{};
+    if (fed == requests.size()) return Coordinator::NoMore{};
     return requests[fed++];
   }
 
@@ -102,6 +104,8 @@ struct Bench {
   std::map<std::string, RequestResult> done;
   std::map<std::string, BadLine> failed;
   std::vector<std::string> order_done;
+  size_t held_back = SIZE_MAX;  // requests that are there; more come later
+  bool asked_idle = false;      // what the feed was told last
   Coordinator coordinator;
 };
 
@@ -292,6 +296,34 @@ TEST(Coordinator, WhoHasWaitedLongestGoesFirst) {
     bench.answer_one();
   }
   EXPECT_EQ(last_step.size(), 10u);
+}
+
+TEST(Coordinator, InputThatComesSlowlyHoldsNothingUp) {
+  Bench bench(limits_of(4, 1), requests_of(3, 2, 5));
+  bench.held_back = 0;
+  EXPECT_TRUE(bench.form_all().empty());
+  EXPECT_TRUE(bench.asked_idle);
+  EXPECT_FALSE(bench.coordinator.finished());
+
+  bench.held_back = 1;
+  while (bench.done.size() < 1) {
+    ASSERT_EQ(bench.form_all().size(), 1u);
+    bench.answer_one();
+  }
+  EXPECT_FALSE(bench.coordinator.finished());
+  EXPECT_TRUE(bench.coordinator.unfinished());
+
+  bench.held_back = 2;
+  ASSERT_EQ(bench.form_all().size(), 1u);
+  bench.answer_one();
+  EXPECT_FALSE(bench.form_all().empty());
+  EXPECT_FALSE(bench.asked_idle);
+  bench.held_back = SIZE_MAX;
+  while (!bench.coordinator.finished()) {
+    if (bench.coordinator.steps_under_way()) bench.answer_one();
+    bench.form_all();
+  }
+  EXPECT_EQ(bench.done.size(), 3u);
 }
 
 TEST(Coordinator, KvPagesAreNeverOverbooked) {

@@ -96,8 +96,8 @@ Results run_pipeline(const Checkpoint& checkpoint, const std::vector<PreparedReq
   size_t fed = 0;
   Coordinator coordinator(
       limits, nullptr, checkpoint.config().eos_token_ids,
-      [&]() -> std::optional<PreparedRequest> {
-        if (fed == requests.size()) return std::nullopt;
+      [&](bool) -> Coordinator::Fed {
+        if (fed == requests.size()) return Coordinator::NoMore{};
         return requests[fed++];
       },
       [&](const RequestResult& result) {
@@ -284,8 +284,8 @@ TEST(Pipeline, AnInterruptEndsTheRunAfterTheStepsUnderWay) {
   size_t fed = 0, done = 0;
   Coordinator coordinator(
       limits, nullptr, {},
-      [&]() -> std::optional<PreparedRequest> {
-        if (fed == requests.size()) return std::nullopt;
+      [&](bool) -> Coordinator::Fed {
+        if (fed == requests.size()) return Coordinator::NoMore{};
         return requests[fed++];
       },
       [&](const RequestResult&) { interrupted = ++done == 2; }, [](const BadLine&) {});
