@@ -94,7 +94,10 @@ RunEnd run_rank(const RunOptions& options, const Wires& wires,
 
   std::optional<Desk> desk;
   const int groups = std::min(ranks.size(), sizes.slots);
-  if (wires.is_first()) desk.emplace(options, *checkpoint, sizes, groups, ranks);
+  if (wires.is_first()) {
+    const Communicator::Idle reading_back(ranks);  // a long results file takes its time
+    desk.emplace(options, *checkpoint, sizes, groups, ranks);
+  }
 
   const WeightStore weights(*checkpoint, range, budget, threads);
   Stage stage(config, weights, cpu, budget, sizes);

@@ -108,6 +108,13 @@ class Job:
             time.sleep(0.02)
 
     def kill(self):
+        """Ends what still runs; first as one asks, so that mpirun can tidy up."""
+        if self.process.poll() is None and self.ranks is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                pass
         for process in processes_of(self.process.pid):
             try:
                 os.kill(process, signal.SIGKILL)
