@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "runtime/requests/id_set.h"
+#include "runtime/text/utf8.h"
 
 namespace headrace {
 namespace {
@@ -32,15 +33,6 @@ int64_t characters(std::string_view utf8) {
   int64_t count = 0;
   for (const char byte : utf8) count += is_continuation(byte) ? 0 : 1;
   return count;
-}
-
-bool is_valid_utf8(const std::string& text) {
-  try {
-    (void)nlohmann::json(text).dump();
-    return true;
-  } catch (const nlohmann::json::type_error&) {
-    return false;
-  }
 }
 
 // How logprobs name a token. One that is a part of a character has no text of its own and is
