@@ -1,12 +1,55 @@
 #include "comm/launcher.h"
 
+#include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include <chrono>
+#include <cctype>
+#include <cerrno>
+#include <cstdlib>
+#include <ctime>
 #include <fstream>
 #include <string>
+#include <vector>
 
 namespace headrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Open MPI's names: <backing directory>/vader_segment.<host>.<user>.<job>.<rank> and
+// <TMPDIR>/ompi.<host>.<user>/pid.<mpirun>/...
+constexpr const char* kSegment = "vader_segment.";
+constexpr const char* kSessions = "ompi.";
+constexpr const char* kSession = "pid.";
+
+// The segments that the process with this /proc directory has mapped.
+std::set<fs::path> mapped_segments(const fs::path& process) {
+  std::set<fs::path> segments;
+  std::ifstream maps(process / "maps");
+  for (std::string line; std::getline(maps, line);) {
+    const size_t begin = line.find('/');
+    if (begin == line.npos || line.find(kSegment) == line.npos) continue;
+    segments.insert(line.substr(begin));
+  }
+  return segments;
+}
+
+// The entries of a directory that begin with `prefix`, are this user's, and are older than `age`.
+std::vector<fs::path> old_entries(const fs::path& directory, const std::string& prefix,
+                                  std::chrono::seconds age) {
+  std::vector<fs::path> entries;
+  std::error_code ignored;
+  for (fs::directory_iterator it(directory, ignored), end; it != end; it.increment(ignored)) {
+    struct stat status = {};
+    if (!it->path().filename().string().starts_with(prefix)) continue;
+    if (lstat(it->path().c_str(), &status) != 0 || status.st_uid != geteuid()) continue;
+    if (std::time(nullptr) - status.st_mtime >= age.count()) entries.push_back(it->path());
+  }
+  return entries;
+}
+
+}  // namespace
 
 Launcher::Launcher() : pid_(getppid()), thread_([this] { watch(); }) {}
 
@@ -32,20 +75,18 @@ void Launcher::watch() {
 }
 
 void Launcher::note_files() {
-  // Open MPI's names: <backing directory>/vader_segment.<host>.<user>.<job>.<rank> and
-  // <TMPDIR>/ompi.<host>.<user>/pid.<mpirun>/...
-  const std::string session = "/pid." + std::to_string(pid_) + "/";
+  const std::string session = std::string("/") + kSession + std::to_string(pid_) + "/";
   const std::lock_guard lock(mutex_);
+  segments_.merge(mapped_segments("/proc/self"));
   std::ifstream maps("/proc/self/maps");
   for (std::string line; std::getline(maps, line);) {
     const size_t begin = line.find('/');
     if (begin == line.npos) continue;
     const std::filesystem::path path = line.substr(begin);
-    if (path.filename().string().starts_with("vader_segment.")) segments_.insert(path);
     const size_t at = path.string().find(session);
     if (at == std::string::npos) continue;
     const std::filesystem::path folder = path.string().substr(0, at + session.size() - 1);
-    if (folder.parent_path().filename().string().starts_with("ompi.")) sessions_.insert(folder);
+    if (folder.parent_path().filename().string().starts_with(kSessions)) sessions_.insert(folder);
   }
 }
 
@@ -56,6 +97,29 @@ void Launcher::remove_files() {
   for (const auto& folder : sessions_) {
     std::filesystem::remove_all(folder, ignored);
     std::filesystem::remove(folder.parent_path(), ignored);  // if no other job uses it
+  }
+}
+
+void remove_leftovers_of_dead_jobs(const fs::path& shared_memory, const fs::path& temporary,
+                                   std::chrono::seconds age) {
+  std::error_code ignored;
+  const std::vector<fs::path> segments = old_entries(shared_memory, kSegment, age);
+  if (!segments.empty()) {
+    std::set<fs::path> in_use;
+    for (fs::directory_iterator it("/proc", ignored), end; it != end; it.increment(ignored)) {
+      const std::string name = it->path().filename();
+      if (std::isdigit(static_cast<unsigned char>(name[0]))) in_use.merge(mapped_segments(*it));
+    }
+    for (const fs::path& segment : segments) {
+      if (!in_use.contains(segment)) fs::remove(segment, ignored);
+    }
+  }
+  for (const fs::path& host : old_entries(temporary, kSessions, std::chrono::seconds(0))) {
+    for (const fs::path& session : old_entries(host, kSession, age)) {
+      const pid_t mpirun = std::atoi(session.filename().c_str() + std::string(kSession).size());
+      if (mpirun > 0 && kill(mpirun, 0) != 0 && errno == ESRCH) fs::remove_all(session, ignored);
+    }
+    fs::remove(host, ignored);  // if it is empty
   }
 }
 

@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <filesystem>
 #include <mutex>
@@ -39,5 +40,13 @@ class Launcher {
   std::condition_variable stopped_;
   std::thread thread_;
 };
+
+// Removes what jobs of this user whose processes are all gone have left (killed while MPI itself
+// was starting, say): shared memory segments in `shared_memory` that no process has mapped, and
+// session directories of mpirun processes that are gone in `temporary`. Nothing younger than `age`
+// is touched: a job that starts now makes its files before it maps them.
+void remove_leftovers_of_dead_jobs(const std::filesystem::path& shared_memory,
+                                   const std::filesystem::path& temporary,
+                                   std::chrono::seconds age = std::chrono::minutes(2));
 
 }  // namespace headrace

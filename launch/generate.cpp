@@ -6,8 +6,10 @@
 #include <atomic>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 
+#include "comm/launcher.h"
 #include "comm/local_transport.h"
 #include "comm/mpi_transport.h"
 #include "launch/config_file.h"
@@ -107,6 +109,8 @@ int generate(GenerateArguments& arguments, bool has_prompt) {
     const auto transport = std::move(LocalTransport::create(1).front());
     return exit_code_of(run_rank(arguments.run, {*transport, *transport}, interrupted));
   }
+  std::error_code no_folder;
+  remove_leftovers_of_dead_jobs("/dev/shm", std::filesystem::temp_directory_path(no_folder));
   MpiTransport transport(arguments.peer_timeout, [](const std::string& why) {
     spdlog::error("{}", why);
     _exit(kExitTryAgain);

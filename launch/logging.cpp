@@ -30,6 +30,6 @@ void log_as_rank(const Communicator& communicator) {
                       communicator.host(communicator.rank()) + "] %v");
 }
 
-void wait_for_rank_0() { std::this_thread::sleep_for(std::chrono::milliseconds(1500)); }
+void wait_for_rank_0() { std::this_thread::sleep_for(std::chrono::seconds(3)); }
 
 }  // namespace headrace

@@ -6,12 +6,12 @@
 namespace headrace {
 
 void set_up_logging();
-// False for the processes of a job that need not repeat what rank 0 says about the command line.
-// Known before MPI is.
+// Whether this process is rank 0, or alone. Known before MPI is.
 bool is_first_of_job();
 // Where there are several ranks, each line carries its rank and host.
 void log_as_rank(const Communicator& communicator);
-// Time for rank 0 to write its results and to say what is wrong before another rank does.
+// Time for rank 0 to write its results and to say what is wrong, which ends the job. A rank that
+// comes back from it is the only one that found anything, and says so itself.
 void wait_for_rank_0();
 
 }  // namespace headrace

@@ -33,12 +33,13 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    const bool says_it = headrace::is_first_of_job();
-    std::ostream silent(nullptr);
-    const int code = app.exit(e, says_it ? std::cout : silent, says_it ? std::cerr : silent);
-    return code == 0 ? headrace::kExitDone : headrace::kExitUsage;
+    const bool is_help = e.get_exit_code() == 0, first = headrace::is_first_of_job();
+    if (is_help && !first) return headrace::kExitDone;
+    if (!first) headrace::wait_for_rank_0();
+    return app.exit(e) == 0 ? headrace::kExitDone : headrace::kExitUsage;
   } catch (const headrace::UsageError&) {
-    return headrace::is_first_of_job() ? headrace::report_error() : headrace::kExitUsage;
+    if (!headrace::is_first_of_job()) headrace::wait_for_rank_0();
+    return headrace::report_error();
   } catch (...) {
     return headrace::report_error();
   }
