@@ -15,6 +15,10 @@ struct Cpu;
 void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
             float* y);
 
+// The same for the outputs of panels [first, end) alone; only these columns of y are written.
+void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
+                   const float* bias, int64_t first, int64_t end, float* y);
+
 // out[w.cols] = row `row` of w in float32.
 void unpack_row(const Cpu& cpu, const PackedMatrix& w, int64_t row, float* out);
 

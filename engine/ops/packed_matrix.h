@@ -1,5 +1,5 @@
-// A weight matrix W[rows][cols] in panels: the one layout weights have in memory (and, later, in
-// the offload file).
+// A weight matrix W[rows][cols] in panels: the one layout weights have in memory and in the
+// offload file.
 //
 // Panel p holds rows 32p .. 32p+31 (zeros past the end) as a sequence of blocks along the columns
 // (k). A block spans block_k columns and holds first the scales of its 32 rows, then the codes, k
@@ -23,6 +23,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "engine/checkpoint/dtype.h"
@@ -41,17 +42,21 @@ struct PanelLayout {
 };
 PanelLayout panel_layout(DType dtype);
 
-// The view every kernel takes.
+// The view every kernel takes. The panels lie one after the other, in one piece or in two: those
+// from `split` on may be elsewhere.
 struct PackedMatrix {
   DType dtype = DType::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
   const std::byte* panels = nullptr;
+  int64_t split = std::numeric_limits<int64_t>::max();
+  const std::byte* rest = nullptr;  // panel `split`
 
   int64_t panel_count() const { return (rows + kPanelRows - 1) / kPanelRows; }
   size_t panel_bytes() const { return packed_panel_bytes(dtype, cols); }
   const std::byte* panel(int64_t p) const {
-    return panels + static_cast<size_t>(p) * panel_bytes();
+    return p < split ? panels + static_cast<size_t>(p) * panel_bytes()
+                     : rest + static_cast<size_t>(p - split) * panel_bytes();
   }
 
   static size_t packed_panel_bytes(DType dtype, int64_t cols);

@@ -34,12 +34,17 @@ const float* expand(const Kernels& kernels, const PackedMatrix& w, const PanelLa
 
 void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
             float* y) {
+  linear_panels(cpu, x, rows, w, bias, 0, w.panel_count(), y);
+}
+
+void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
+                   const float* bias, int64_t first, int64_t end, float* y) {
   const PanelLayout layout = panel_layout(w.dtype);
-  const int64_t panels = w.panel_count();
+  const int64_t panels = end - first;
   const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
 
   cpu.threads.parallel_for(panels * row_blocks, [&](int64_t item) {
-    const int64_t p = item % panels;
+    const int64_t p = first + item % panels;
     const int64_t first_row = item / panels * kRowBlock;
     const int block_rows = static_cast<int>(std::min<int64_t>(kRowBlock, rows - first_row));
     const std::byte* panel = w.panel(p);
