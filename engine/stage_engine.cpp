@@ -33,7 +33,7 @@ uint64_t StageEngine::scratch_bytes(const ModelConfig& config, int64_t micro_bat
   return static_cast<uint64_t>(ScratchWidths(config).sum() * micro_batch_rows) * sizeof(float);
 }
 
-StageEngine::StageEngine(const ModelConfig& config, const WeightStore& weights, KvStore& kv,
+StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStore& kv,
                          const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows)
     : config_(config),
       weights_(weights),
@@ -60,22 +60,19 @@ StageEngine::StageEngine(const ModelConfig& config, const WeightStore& weights, 
 void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_t> tokens,
                         float* hidden) {
   const EmbeddingWeights& w = weights_.embedding();
-  int64_t row = 0;
+  std::vector<int64_t> positions;
   for (const BatchItem& item : batch) {
-    for (int64_t i = 0; i < item.rows; ++i, ++row) {
-      float* x = hidden + row * config_.d_model;
-      if (config_.has_projections()) {
-        unpack_row(cpu_, w.tokens, tokens[row], normed_);
-        linear(cpu_, normed_, 1, w.project_in, nullptr, x);
-      } else {
-        unpack_row(cpu_, w.tokens, tokens[row], x);
-      }
-      if (config_.learned_positions) {
-        unpack_row(cpu_, w.positions, item.first_position + i + config_.position_offset, out_);
-        add(cpu_, x, out_, 1, config_.d_model);
-      }
-    }
+    for (int64_t i = 0; i < item.rows; ++i) positions.push_back(item.first_position + i);
   }
+  weights_.look_up(tokens, [&](size_t row, const PackedMatrix& matrix, int64_t matrix_row) {
+    float* x = hidden + static_cast<int64_t>(row) * config_.d_model;
+    unpack_row(cpu_, matrix, matrix_row, config_.has_projections() ? normed_ : x);
+    if (config_.has_projections()) linear(cpu_, normed_, 1, w.project_in, nullptr, x);
+    if (config_.learned_positions) {
+      unpack_row(cpu_, w.positions, positions[row] + config_.position_offset, out_);
+      add(cpu_, x, out_, 1, config_.d_model);
+    }
+  });
 }
 
 void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
@@ -88,7 +85,7 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
 
   std::vector<MicroBatch> micro_batches = cut(batch);
   for (int index = weights_.range().first_layer; index < weights_.range().end_layer; ++index) {
-    const LayerWeights& w = weights_.layer(index);
+    const LayerWeights& w = weights_.acquire_layer(index);
     for (MicroBatch& micro_batch : micro_batches) {
       for (size_t i = 0; i < micro_batch.items.size(); ++i) {
         micro_batch.sequences[i].pages =
@@ -96,6 +93,7 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
       }
       layer(w, micro_batch, hidden + micro_batch.first_row * config_.d_model);
     }
+    weights_.release_layer(index);
   }
 }
 
@@ -155,7 +153,12 @@ void StageEngine::logits(float* hidden, int64_t rows, float* out) {
       linear(cpu_, x, count, w.project_out, nullptr, normed_);
       x = normed_;
     }
-    linear(cpu_, x, count, w.head, nullptr, out + done * config_.vocab_size);
+    for (int piece = 0; piece < weights_.head_pieces(); ++piece) {
+      const HeadPiece p = weights_.acquire_head(piece);
+      linear_panels(cpu_, x, count, p.head, nullptr, p.first_panel, p.end_panel,
+                    out + done * config_.vocab_size);
+      weights_.release_head(piece);
+    }
   }
 }
 

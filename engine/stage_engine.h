@@ -25,7 +25,7 @@ class StageEngine {
  public:
   // `micro_batch_rows`: rows that go through a layer at once; bounds the scratch memory, never
   // changes a result. The arguments must outlive the engine. Throws DoesNotFit.
-  StageEngine(const ModelConfig& config, const WeightStore& weights, KvStore& kv, const Cpu& cpu,
+  StageEngine(const ModelConfig& config, WeightStore& weights, KvStore& kv, const Cpu& cpu,
               MemoryBudget& budget, int64_t micro_batch_rows);
 
   // First stage: hidden[rows][d_model] from the rows' tokens.
@@ -33,7 +33,8 @@ class StageEngine {
   // hidden[rows][d_model] through all layers of the stage, in place. Reserves the KV pages it
   // fills.
   void sweep(std::span<const BatchItem> batch, float* hidden);
-  // Last stage: logits[rows][vocab_size] of rows of hidden states, which are overwritten.
+  // Last stage: logits[rows][vocab_size] of rows of hidden states, which are overwritten. A head on
+  // disk is read once per `micro_batch_rows` rows.
   void logits(float* hidden, int64_t rows, float* out);
 
   void release(int slot) { kv_.release(slot); }
@@ -57,7 +58,7 @@ class StageEngine {
   void project(const Linear& w, const float* x, int64_t rows, float* y) const;
 
   const ModelConfig& config_;
-  const WeightStore& weights_;
+  WeightStore& weights_;
   KvStore& kv_;
   Cpu cpu_;
   int64_t micro_batch_rows_;

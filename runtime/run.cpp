@@ -99,7 +99,7 @@ RunEnd run_rank(const RunOptions& options, const Wires& wires,
     desk.emplace(options, *checkpoint, sizes, groups, ranks);
   }
 
-  const WeightStore weights(*checkpoint, range, budget, threads);
+  WeightStore weights(*checkpoint, range, budget, threads);
   Stage stage(config, weights, cpu, budget, sizes);
   std::vector<ActivationLink::HiddenBuffer> spans;
   for (int i = 0; i < kLinkBuffers; ++i) {

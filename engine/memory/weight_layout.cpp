@@ -27,12 +27,14 @@ constexpr std::array kLayerVectors = {Role::kAttnNorm, Role::kAttnNormBias, Role
                                       Role::kUpBias,   Role::kDownBias};
 constexpr std::array kEmbeddingMatrices = {Role::kTokenEmbedding, Role::kPositionEmbedding,
                                            Role::kProjectIn};
-constexpr std::array kHeadMatrices = {Role::kProjectOut, Role::kHead};
+constexpr std::array kHeadMatrices = {Role::kHead, Role::kProjectOut};
 constexpr std::array kHeadVectors = {Role::kFinalNorm, Role::kFinalNormBias};
 
 class LayoutBuilder {
  public:
-  explicit LayoutBuilder(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  LayoutBuilder(const Checkpoint& checkpoint, const StageRange& range) : checkpoint_(checkpoint) {
+    layout_.range = range;
+  }
 
   void add_unit(WeightUnit::Kind kind, int layer, std::span<const Role> matrices,
                 std::span<const Role> vectors) {
@@ -129,6 +131,22 @@ std::string WeightUnit::name() const {
   return "layer " + std::to_string(layer);
 }
 
+const PlacedMatrix* WeightUnit::find(Role role) const {
+  const auto it = std::find_if(matrices.begin(), matrices.end(),
+                               [&](const PlacedMatrix& m) { return m.role == role; });
+  return it == matrices.end() ? nullptr : &*it;
+}
+
+const PlacedVector* WeightUnit::find_vector(Role role) const {
+  const auto it = std::find_if(vectors.begin(), vectors.end(),
+                               [&](const PlacedVector& v) { return v.role == role; });
+  return it == vectors.end() ? nullptr : &*it;
+}
+
+size_t WeightLayout::head_unit() const {
+  return units.back().find(Role::kHead) ? units.size() - 1 : 0;
+}
+
 uint64_t WeightLayout::image_bytes() const {
   uint64_t bytes = 0;
   for (const WeightUnit& unit : units) bytes += unit.image_bytes;
@@ -136,15 +154,15 @@ uint64_t WeightLayout::image_bytes() const {
 }
 
 WeightLayout weight_layout(const Checkpoint& checkpoint, const StageRange& range) {
-  LayoutBuilder builder(checkpoint);
+  LayoutBuilder builder(checkpoint, range);
   if (range.is_first) builder.add_unit(WeightUnit::Kind::kEmbedding, 0, kEmbeddingMatrices, {});
   for (int layer = range.first_layer; layer < range.end_layer; ++layer) {
     builder.add_unit(WeightUnit::Kind::kLayer, layer, kLayerMatrices, kLayerVectors);
   }
   if (range.is_last) {
     const bool shared = checkpoint.config().tied_head && range.is_first;
-    const std::span<const Role> matrices(kHeadMatrices.data(), kHeadMatrices.size() - shared);
-    builder.add_unit(WeightUnit::Kind::kHead, 0, matrices, kHeadVectors);
+    const std::span<const Role> all(kHeadMatrices);
+    builder.add_unit(WeightUnit::Kind::kHead, 0, shared ? all.subspan(1) : all, kHeadVectors);
   }
   return builder.take();
 }

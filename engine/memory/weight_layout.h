@@ -53,11 +53,21 @@ struct WeightUnit {
   std::vector<PlacedVector> vectors;
 
   std::string name() const;  // "embedding", "layer 3", "head"
+  // Null if the unit has none.
+  const PlacedMatrix* find(Role role) const;
+  const PlacedVector* find_vector(Role role) const;
 };
 
 struct WeightLayout {
+  StageRange range;
   std::vector<WeightUnit> units;
   uint64_t vector_floats = 0;
+
+  size_t layer_unit(int layer) const {  // position of the unit of a layer of the range
+    return static_cast<size_t>(layer - range.first_layer) + (range.is_first ? 1 : 0);
+  }
+  // Last stage: the unit whose first matrix is the head's, which is the embedding's if they share.
+  size_t head_unit() const;
 
   uint64_t image_bytes() const;  // of all units
 };

@@ -1,224 +1,238 @@
 #include "engine/memory/weight_store.h"
 
-#include <algorithm>
-#include <array>
 #include <cstring>
-
-#include "engine/error.h"
-#include "engine/half.h"
+#include <utility>
 
 namespace headrace {
 namespace {
 
-constexpr size_t kAlignment = 64;
-
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-bool is_vector(Role role) {
-  switch (role) {
-    case Role::kFinalNorm:
-    case Role::kFinalNormBias:
-    case Role::kAttnNorm:
-    case Role::kAttnNormBias:
-    case Role::kQBias:
-    case Role::kKBias:
-    case Role::kVBias:
-    case Role::kOBias:
-    case Role::kMlpNorm:
-    case Role::kMlpNormBias:
-    case Role::kGateBias:
-    case Role::kUpBias:
-    case Role::kDownBias:
-      return true;
-    default:
-      return false;
-  }
+WeightPlacement all_resident(const WeightLayout& layout) {
+  WeightPlacement placement;
+  placement.streamed.assign(layout.units.size(), 0);
+  return placement;
 }
 
-size_t stored_bytes(Role role, const TensorInfo& tensor) {
-  return aligned(is_vector(role)
-                     ? static_cast<size_t>(tensor.cols) * sizeof(float)
-                     : PackedMatrix::packed_bytes(tensor.dtype, tensor.rows, tensor.cols));
-}
-
-constexpr std::array kLayerRoles = {
-    Role::kAttnNorm, Role::kAttnNormBias, Role::kQ,       Role::kQBias,
-    Role::kK,        Role::kKBias,        Role::kV,       Role::kVBias,
-    Role::kO,        Role::kOBias,        Role::kMlpNorm, Role::kMlpNormBias,
-    Role::kGate,     Role::kGateBias,     Role::kUp,      Role::kUpBias,
-    Role::kDown,     Role::kDownBias};
-
-std::vector<Role> embedding_roles(const ModelConfig& config) {
-  std::vector<Role> roles = {Role::kTokenEmbedding};
-  if (config.learned_positions) roles.push_back(Role::kPositionEmbedding);
-  if (config.has_projections()) roles.push_back(Role::kProjectIn);
-  return roles;
-}
-
-// Roles that only the head needs; a tied head on the only stage shares the embedding.
-std::vector<Role> head_roles(const Checkpoint& checkpoint, const StageRange& range) {
-  const ModelConfig& config = checkpoint.config();
-  std::vector<Role> roles;
-  if (!(config.tied_head && range.is_first)) roles.push_back(Role::kHead);
-  if (config.has_projections()) roles.push_back(Role::kProjectOut);
-  if (config.has_final_norm) {
-    roles.push_back(Role::kFinalNorm);
-    if (config.norm == NormKind::kLayer) roles.push_back(Role::kFinalNormBias);
-  }
-  return roles;
-}
-
-template <typename Roles>
-size_t group_bytes(const Checkpoint& checkpoint, const Roles& roles, int layer) {
-  size_t bytes = 0;
-  for (const Role role : roles) {
-    if (const TensorInfo* tensor = checkpoint.find(role, layer))
-      bytes += stored_bytes(role, *tensor);
-  }
-  return bytes;
+// Enough for the disk to be busy while resident parts are copied into place.
+WeightPlacement loading_ring() {
+  WeightPlacement placement;
+  placement.slots = 2;
+  placement.slot_bytes = 8 * kReadBlock;
+  return placement;
 }
 
 }  // namespace
 
-// Loads the tensors of one group (a layer, the embedding, the head) into one buffer.
-class WeightStore::Loader {
- public:
-  Loader(const Checkpoint& checkpoint, ThreadPool& threads, Buffer& buffer, int layer)
-      : checkpoint_(checkpoint), threads_(threads), next_(buffer.data()), layer_(layer) {}
-
-  PackedMatrix matrix(Role role) {
-    const TensorInfo* tensor = checkpoint_.find(role, layer_);
-    if (!tensor) return {};
-    PackedMatrix matrix{tensor->dtype, tensor->rows, tensor->cols, next_};
-    threads_.parallel_for(matrix.panel_count(),
-                          [&](int64_t p) { pack(role, *tensor, p, matrix.panel_bytes()); });
-    next_ += stored_bytes(role, *tensor);
-    return matrix;
-  }
-
-  // As float32; null if the model has no such tensor.
-  const float* vector(Role role) {
-    const TensorInfo* tensor = checkpoint_.find(role, layer_);
-    if (!tensor) return nullptr;
-    auto* values = reinterpret_cast<float*>(next_);
-    std::vector<std::byte> raw(tensor->bytes);
-    checkpoint_.read(*tensor, 0, raw);
-    for (int64_t i = 0; i < tensor->cols; ++i)
-      values[i] = element(*tensor, raw, source_row(role, i));
-    next_ += stored_bytes(role, *tensor);
-    return values;
-  }
-
-  Linear linear(Role weight, Role bias) {
-    const PackedMatrix matrix_view = matrix(weight);
-    return {matrix_view, vector(bias)};
-  }
-
-  Norm norm(Role weight, Role bias) {
-    const float* values = vector(weight);
-    return {values, vector(bias)};
-  }
-
- private:
-  static float element(const TensorInfo& tensor, const std::vector<std::byte>& raw, int64_t i) {
-    uint16_t half;
-    switch (tensor.dtype) {
-      case DType::kF32: {
-        float value;
-        std::memcpy(&value, raw.data() + i * 4, 4);
-        return value;
-      }
-      case DType::kF16:
-        std::memcpy(&half, raw.data() + i * 2, 2);
-        return f16_to_f32(half);
-      case DType::kBF16:
-        std::memcpy(&half, raw.data() + i * 2, 2);
-        return bf16_to_f32(half);
-      default:
-        throw ModelError("tensor " + tensor.name + ": type " + dtype_name(tensor.dtype) +
-                         " is not supported for norms and biases; use F32, F16 or BF16");
-    }
-  }
-
-  // The row of the file that holds row `row` in Rope's half-split order.
-  int64_t source_row(Role role, int64_t row) const {
-    const bool rotated =
-        role == Role::kQ || role == Role::kK || role == Role::kQBias || role == Role::kKBias;
-    if (!rotated || !checkpoint_.qk_rows_interleaved()) return row;
-    const int64_t dim = checkpoint_.config().head_dim, i = row % dim;
-    return row - i + i % (dim / 2) * 2 + i / (dim / 2);
-  }
-
-  void pack(Role role, const TensorInfo& tensor, int64_t panel, size_t panel_bytes) const {
-    const size_t stride = row_bytes(tensor.dtype, tensor.cols);
-    const int64_t first = panel * kPanelRows;
-    const int64_t count = std::min<int64_t>(kPanelRows, tensor.rows - first);
-    std::array<int64_t, kPanelRows> source;
-    for (int64_t r = 0; r < count; ++r) source[r] = source_row(role, first + r);
-    const auto [low, high] = std::minmax_element(source.begin(), source.begin() + count);
-
-    thread_local std::vector<std::byte> raw;
-    raw.resize((*high - *low + 1) * stride);
-    checkpoint_.read(tensor, *low * stride, raw);
-    std::array<const std::byte*, kPanelRows> rows{};
-    for (int64_t r = 0; r < count; ++r) rows[r] = raw.data() + (source[r] - *low) * stride;
-    pack_panel(tensor.dtype, tensor.cols, rows, next_ + panel * panel_bytes);
-  }
-
-  const Checkpoint& checkpoint_;
-  ThreadPool& threads_;
-  std::byte* next_;
-  int layer_;
-};
-
 WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
-                         MemoryBudget& budget, ThreadPool& threads)
-    : range_(range) {
-  const auto loader = [&](const auto& roles, int layer) {
-    buffers_.push_back(budget.allocate(group_bytes(checkpoint, roles, layer), "weights"));
-    return Loader(checkpoint, threads, buffers_.back(), layer);
-  };
-  if (range.is_first) {
-    Loader load = loader(embedding_roles(checkpoint.config()), 0);
-    embedding_.tokens = load.matrix(Role::kTokenEmbedding);
-    if (checkpoint.config().learned_positions)
-      embedding_.positions = load.matrix(Role::kPositionEmbedding);
-    if (checkpoint.config().has_projections())
-      embedding_.project_in = load.matrix(Role::kProjectIn);
-  }
-  for (int layer = range.first_layer; layer < range.end_layer; ++layer) {
-    Loader load = loader(kLayerRoles, layer);
-    LayerWeights w;
-    w.attn_norm = load.norm(Role::kAttnNorm, Role::kAttnNormBias);
-    w.q = load.linear(Role::kQ, Role::kQBias);
-    w.k = load.linear(Role::kK, Role::kKBias);
-    w.v = load.linear(Role::kV, Role::kVBias);
-    w.o = load.linear(Role::kO, Role::kOBias);
-    w.mlp_norm = load.norm(Role::kMlpNorm, Role::kMlpNormBias);
-    w.gate = load.linear(Role::kGate, Role::kGateBias);
-    w.up = load.linear(Role::kUp, Role::kUpBias);
-    w.down = load.linear(Role::kDown, Role::kDownBias);
-    layers_.push_back(w);
-  }
-  if (range.is_last) {
-    Loader load = loader(head_roles(checkpoint, range), 0);
-    const bool shared = checkpoint.config().tied_head && range.is_first;
-    head_.head = shared ? embedding_.tokens : load.matrix(Role::kHead);
-    if (checkpoint.config().has_projections()) head_.project_out = load.matrix(Role::kProjectOut);
-    if (checkpoint.config().has_final_norm) {
-      head_.final_norm = load.norm(Role::kFinalNorm, Role::kFinalNormBias);
+                         MemoryBudget& budget, std::optional<WeightPlacement> placement)
+    : layout_(weight_layout(checkpoint, range)),
+      placement_(placement ? *std::move(placement) : all_resident(layout_)),
+      vectors_(budget.allocate(vector_bytes(layout_), "weights")) {
+  for (size_t u = 0; u < layout_.units.size(); ++u) {
+    const WeightUnit& unit = layout_.units[u];
+    resident_.push_back(budget.allocate(unit.image_bytes - placement_.streamed[u], "weights"));
+    for (const PlacedVector& v : unit.vectors) {
+      read_vector(checkpoint, v,
+                  {vectors_.as<float>() + v.offset, static_cast<size_t>(v.tensor->cols)});
     }
   }
 }
 
-uint64_t WeightStore::bytes_needed(const Checkpoint& checkpoint, const StageRange& range) {
-  uint64_t bytes = 0;
-  if (range.is_first) bytes += group_bytes(checkpoint, embedding_roles(checkpoint.config()), 0);
-  for (int layer = range.first_layer; layer < range.end_layer; ++layer) {
-    bytes += group_bytes(checkpoint, kLayerRoles, layer);
+WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
+                         MemoryBudget& budget, ThreadPool& threads)
+    : WeightStore(checkpoint, range, budget, std::nullopt) {
+  for (size_t u = 0; u < layout_.units.size(); ++u) {
+    const uint64_t bytes = layout_.units[u].image_bytes;
+    pack_image(checkpoint, layout_.units[u], 0, {resident_[u].data(), bytes}, threads);
   }
-  if (range.is_last) bytes += group_bytes(checkpoint, head_roles(checkpoint, range), 0);
-  return bytes;
+  make_views();
+}
+
+WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
+                         const WeightOffload& offload, MemoryBudget& budget, ThreadPool& threads)
+    : WeightStore(checkpoint, range, budget, offload.placement) {
+  load_resident(offload, budget, threads);
+  file_ = &offload.file;
+  if (placement_.slots > 0) {
+    const std::vector<WeightPiece> pieces = pieces_of(layout_, placement_);
+    piece_of_unit_.assign(layout_.units.size(), -1);
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      if (pieces[i].end_panel == 0) {
+        piece_of_unit_[pieces[i].unit] = static_cast<int>(i);
+      } else if (head_pieces_++ == 0) {
+        first_head_piece_ = i;
+      }
+    }
+    stream_.emplace(offload.file, pieces, placement_, offload.make_queue(), budget, threads,
+                    offload.ahead);
+  }
+  if (placement_.embedding_streamed()) {
+    lookup_ = budget.allocate(placement_.lookup_bytes, "weight ring");
+    lookup_queue_ = offload.make_queue();
+  }
+  make_views();
+}
+
+void WeightStore::load_resident(const WeightOffload& offload, MemoryBudget& budget,
+                                ThreadPool& threads) {
+  WeightStream loader(offload.file, {}, loading_ring(), offload.make_queue(), budget, threads,
+                      true);
+  for (size_t u = 0; u < layout_.units.size(); ++u) {
+    const WeightUnit& unit = layout_.units[u];
+    const uint64_t streamed = placement_.streamed[u];
+    // Rows that are looked up one by one are checked here, once for all.
+    const uint64_t from = unit.kind == WeightUnit::Kind::kEmbedding ? 0 : streamed;
+    if (from == unit.image_bytes) continue;
+    loader.read_through(
+        u, from, unit.image_bytes, [&](uint64_t at, const std::byte* bytes, uint64_t count) {
+          const uint64_t skip = at < streamed ? std::min(streamed - at, count) : 0;
+          if (skip == count) return;
+          std::memcpy(resident_[u].data() + (at + skip - streamed), bytes + skip, count - skip);
+        });
+  }
+}
+
+void WeightStore::make_views() {
+  const StageRange& range = layout_.range;
+  for (int layer = range.first_layer; layer < range.end_layer; ++layer) {
+    layers_.push_back(layer_views(layout_.layer_unit(layer), nullptr));
+  }
+  if (range.is_first) {
+    embedding_.positions = view(0, Role::kPositionEmbedding, nullptr);
+    embedding_.project_in = view(0, Role::kProjectIn, nullptr);
+  }
+  if (range.is_last) {
+    const size_t last = layout_.units.size() - 1;
+    head_.project_out = view(last, Role::kProjectOut, nullptr);
+    head_.final_norm = norm(last, Role::kFinalNorm, Role::kFinalNormBias);
+  }
+}
+
+PackedMatrix WeightStore::view(size_t unit, Role role, const std::byte* streamed) const {
+  const PlacedMatrix* placed = layout_.units[unit].find(role);
+  if (!placed) return {};
+  PackedMatrix matrix{placed->tensor->dtype, placed->tensor->rows, placed->tensor->cols};
+  const uint64_t border = placement_.streamed[unit];
+  const std::byte* resident = resident_[unit].data();
+  if (placed->offset >= border) {
+    matrix.panels = resident + (placed->offset - border);
+    return matrix;
+  }
+  if (streamed) matrix.panels = streamed + placed->offset;
+  if (placed->offset + placed->bytes() > border) {
+    matrix.split = static_cast<int64_t>((border - placed->offset) / placed->panel_bytes);
+    matrix.rest = resident;
+  }
+  return matrix;
+}
+
+const float* WeightStore::vector(size_t unit, Role role) const {
+  const PlacedVector* placed = layout_.units[unit].find_vector(role);
+  return placed ? vectors_.as<float>() + placed->offset : nullptr;
+}
+
+Norm WeightStore::norm(size_t unit, Role weight, Role bias) const {
+  return {vector(unit, weight), vector(unit, bias)};
+}
+
+LayerWeights WeightStore::layer_views(size_t unit, const std::byte* streamed) const {
+  const auto linear = [&](Role weight, Role bias) -> Linear {
+    return {view(unit, weight, streamed), vector(unit, bias)};
+  };
+  LayerWeights w;
+  w.attn_norm = norm(unit, Role::kAttnNorm, Role::kAttnNormBias);
+  w.q = linear(Role::kQ, Role::kQBias);
+  w.k = linear(Role::kK, Role::kKBias);
+  w.v = linear(Role::kV, Role::kVBias);
+  w.o = linear(Role::kO, Role::kOBias);
+  w.mlp_norm = norm(unit, Role::kMlpNorm, Role::kMlpNormBias);
+  w.gate = linear(Role::kGate, Role::kGateBias);
+  w.up = linear(Role::kUp, Role::kUpBias);
+  w.down = linear(Role::kDown, Role::kDownBias);
+  return w;
+}
+
+const LayerWeights& WeightStore::acquire_layer(int layer) {
+  const size_t unit = layout_.layer_unit(layer);
+  LayerWeights& weights = layers_[layer - layout_.range.first_layer];
+  if (placement_.streamed[unit] != 0) {
+    weights = layer_views(unit, stream_->acquire(piece_of_unit_[unit]));
+  }
+  return weights;
+}
+
+void WeightStore::release_layer(int layer) {
+  const size_t unit = layout_.layer_unit(layer);
+  if (placement_.streamed[unit] != 0) stream_->release(piece_of_unit_[unit]);
+}
+
+HeadPiece WeightStore::acquire_head(int piece) {
+  const size_t unit = layout_.head_unit();
+  const PlacedMatrix& placed = layout_.units[unit].matrices.front();
+  if (head_pieces_ == 0) return {view(unit, placed.role, nullptr), 0, placed.panels()};
+  const WeightPiece& there = stream_->pieces()[first_head_piece_ + piece];
+  const std::byte* bytes = stream_->acquire(first_head_piece_ + piece);
+  HeadPiece head{{placed.tensor->dtype, placed.tensor->rows, placed.tensor->cols},
+                 there.first_panel,
+                 there.end_panel};
+  head.head.split = there.first_panel;
+  head.head.rest =
+      bytes + (static_cast<uint64_t>(there.first_panel) * placed.panel_bytes - there.from);
+  return head;
+}
+
+void WeightStore::release_head(int piece) {
+  if (head_pieces_ != 0) stream_->release(first_head_piece_ + piece);
+}
+
+void WeightStore::look_up(std::span<const int32_t> ids, const UseRow& use) {
+  if (placement_.embedding_streamed()) return look_up_streamed(ids, use);
+  const PackedMatrix tokens = view(0, Role::kTokenEmbedding, nullptr);
+  for (size_t i = 0; i < ids.size(); ++i) use(i, tokens, ids[i]);
+}
+
+void WeightStore::look_up_streamed(std::span<const int32_t> ids, const UseRow& use) {
+  const PlacedMatrix& placed = layout_.units[0].matrices.front();
+  const uint64_t room = placement_.lookup_bytes / kLookups;
+  struct Panel {
+    int64_t number;
+    IoTicket ticket;
+    const std::byte* panel;
+  };
+  std::vector<Panel> panels;
+  const auto find = [&](int64_t number) {
+    return std::find_if(panels.begin(), panels.end(),
+                        [&](const Panel& p) { return p.number == number; });
+  };
+  for (size_t begin = 0, end = 0; begin < ids.size(); begin = end) {
+    panels.clear();
+    for (; end < ids.size(); ++end) {
+      const int64_t number = ids[end] / kPanelRows;
+      if (find(number) != panels.end()) continue;
+      if (panels.size() == kLookups) break;
+      const uint64_t from = static_cast<uint64_t>(number) * placed.panel_bytes;
+      const uint64_t aligned = from / kIoAlignment * kIoAlignment;
+      std::byte* memory = lookup_.data() + panels.size() * room;
+      const IoTicket ticket =
+          lookup_queue_->read(file_->file(), file_->offset(0) + aligned,
+                              {memory, io_aligned(from + placed.panel_bytes) - aligned});
+      panels.push_back({number, ticket, memory + (from - aligned)});
+    }
+    for (const Panel& panel : panels) lookup_queue_->wait(panel.ticket);
+    for (size_t i = begin; i < end; ++i) {
+      const PackedMatrix one{placed.tensor->dtype, kPanelRows, placed.tensor->cols,
+                             find(ids[i] / kPanelRows)->panel};
+      use(i, one, ids[i] % kPanelRows);
+    }
+  }
+}
+
+uint64_t WeightStore::vector_bytes(const WeightLayout& layout) {
+  return io_aligned(layout.vector_floats * sizeof(float));
+}
+
+uint64_t WeightStore::bytes_needed(const Checkpoint& checkpoint, const StageRange& range) {
+  const WeightLayout layout = weight_layout(checkpoint, range);
+  return layout.image_bytes() + vector_bytes(layout);
 }
 
 }  // namespace headrace

@@ -1,12 +1,19 @@
-// The weights of one stage, packed in panels.
+// The weights of one stage, packed in panels: in memory, or partly on disk and read ahead of use.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/memory/budget.h"
 #include "engine/memory/weight_layout.h"
+#include "engine/memory/weight_placement.h"
+#include "engine/memory/weight_stream.h"
 #include "engine/ops/packed_matrix.h"
 #include "engine/thread_pool.h"
 
@@ -37,7 +44,6 @@ struct LayerWeights {
 };
 
 struct EmbeddingWeights {
-  PackedMatrix tokens;      // [vocab_size][d_embed]
   PackedMatrix positions;   // [max_positions + position_offset][d_model], learned positions only
   PackedMatrix project_in;  // [d_model][d_embed], with projections only
 };
@@ -45,33 +51,86 @@ struct EmbeddingWeights {
 struct HeadWeights {
   Norm final_norm;
   PackedMatrix project_out;  // [d_embed][d_model], with projections only
-  PackedMatrix head;         // [vocab_size][d_embed]
 };
 
+// Rows of the head, [vocab_size][d_embed]: panels [first, end) of the matrix are there.
+struct HeadPiece {
+  PackedMatrix head;
+  int64_t first_panel = 0;
+  int64_t end_panel = 0;
+};
+
+// Where the part of the weights that is not resident comes from.
+struct WeightOffload {
+  WeightPlacement placement;
+  const OffloadFile& file;
+  std::function<std::unique_ptr<IoQueue>()> make_queue;
+  bool ahead = true;  // false: read when asked for (the serial schedule)
+};
+
+// One thread uses a store. What must outlive it: budget, threads, the offload file.
 class WeightStore {
  public:
-  // Reads and packs the range's tensors, and no others, on all threads. Memory comes from `budget`,
-  // which must outlive the store. Throws ModelError, IoError, DoesNotFit.
+  // All in memory: reads and packs the range's tensors, and no others, on all threads. Throws
+  // ModelError, IoError, DoesNotFit.
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, MemoryBudget& budget,
               ThreadPool& threads);
+  // Resident parts and all that is streamed come from the offload file, which is checked as it is
+  // read for the first time.
+  WeightStore(const Checkpoint& checkpoint, const StageRange& range, const WeightOffload& offload,
+              MemoryBudget& budget, ThreadPool& threads);
 
-  // Valid for layers of the range (numbered over the whole model).
-  const LayerWeights& layer(int layer) const { return layers_[layer - range_.first_layer]; }
+  // The weights of a layer of the range (numbered over the whole model), until it is released.
+  // Waits for the disk. Layers are acquired in order, one at a time. Throws IoError.
+  const LayerWeights& acquire_layer(int layer);
+  void release_layer(int layer);
+
+  // The head in pieces, in order; a step acquires all or none.
+  int head_pieces() const { return std::max<int>(1, static_cast<int>(head_pieces_)); }
+  HeadPiece acquire_head(int piece);
+  void release_head(int piece);
+
+  // Calls use(i, matrix, row) once for each i: the embedding of ids[i] is this row of the matrix.
+  using UseRow = std::function<void(size_t i, const PackedMatrix& matrix, int64_t row)>;
+  void look_up(std::span<const int32_t> ids, const UseRow& use);
+
   const EmbeddingWeights& embedding() const { return embedding_; }
   const HeadWeights& head() const { return head_; }
-  const StageRange& range() const { return range_; }
+  const StageRange& range() const { return layout_.range; }
+  // So far, from the offload file.
+  uint64_t bytes_read() const { return stream_ ? stream_->bytes_read() : 0; }
 
-  // What the constructor will take from the budget.
+  // What the first constructor will take from the budget.
   static uint64_t bytes_needed(const Checkpoint& checkpoint, const StageRange& range);
+  // Memory for vectors, which are always resident.
+  static uint64_t vector_bytes(const WeightLayout& layout);
 
  private:
-  class Loader;
+  WeightStore(const Checkpoint& checkpoint, const StageRange& range, MemoryBudget& budget,
+              std::optional<WeightPlacement> placement);
 
-  StageRange range_;
-  std::vector<Buffer> buffers_;
+  void load_resident(const WeightOffload& offload, MemoryBudget& budget, ThreadPool& threads);
+  void make_views();
+  // A matrix of a unit whose image's first bytes are at `streamed` (null: none of it is there).
+  PackedMatrix view(size_t unit, Role role, const std::byte* streamed) const;
+  const float* vector(size_t unit, Role role) const;
+  Norm norm(size_t unit, Role weight, Role bias) const;
+  LayerWeights layer_views(size_t unit, const std::byte* streamed) const;
+  void look_up_streamed(std::span<const int32_t> ids, const UseRow& use);
+
+  WeightLayout layout_;
+  WeightPlacement placement_;
+  Buffer vectors_;                // [vector_floats]
+  std::vector<Buffer> resident_;  // per unit: its image from placement_.streamed on
   std::vector<LayerWeights> layers_;
   EmbeddingWeights embedding_;
   HeadWeights head_;
+  Buffer lookup_;
+  const OffloadFile* file_ = nullptr;
+  std::unique_ptr<IoQueue> lookup_queue_;
+  std::optional<WeightStream> stream_;
+  std::vector<int> piece_of_unit_;  // of a layer; -1: nothing is streamed
+  size_t first_head_piece_ = 0, head_pieces_ = 0;
 };
 
 }  // namespace headrace

@@ -24,7 +24,7 @@ uint64_t Stage::fixed_bytes(const ModelConfig& config, const StageRange& range,
   return StageEngine::scratch_bytes(config, sizes.micro_batch_rows) + sample_bytes(config, range);
 }
 
-Stage::Stage(const ModelConfig& config, const WeightStore& weights, const Cpu& cpu,
+Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu,
              MemoryBudget& budget, const Sizes& sizes)
     : config_(config),
       range_(weights.range()),

@@ -22,7 +22,7 @@ class Stage {
   };
 
   // `weights`, `cpu` and `budget` must outlive the stage. Throws DoesNotFit.
-  Stage(const ModelConfig& config, const WeightStore& weights, const Cpu& cpu, MemoryBudget& budget,
+  Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, MemoryBudget& budget,
         const Sizes& sizes);
 
   // Computes a step in place on hidden [step_rows][d_model]: what the previous stage sent, or what

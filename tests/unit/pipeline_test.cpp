@@ -57,7 +57,7 @@ void run_rank_part(const Checkpoint& checkpoint, const Cut& cut, KvFormat kv_for
   ThreadPool threads(cut.threads, 0);
   const Cpu cpu{threads, kernels(cut.target)};
   MemoryBudget budget("host memory", uint64_t{1} << 30);
-  const WeightStore weights(
+  WeightStore weights(
       checkpoint, cut_stages(checkpoint, cut.ranks, {})[static_cast<size_t>(transport.rank())],
       budget, threads);
   Stage::Sizes sizes;

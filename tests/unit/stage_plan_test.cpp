@@ -155,7 +155,7 @@ void build_stage(const Checkpoint& checkpoint, const StageRange& range, const St
                  MemoryBudget& budget) {
   ThreadPool threads(1, 0);
   const Cpu cpu{threads, kernels("auto")};
-  const WeightStore weights(checkpoint, range, budget, threads);
+  WeightStore weights(checkpoint, range, budget, threads);
   const Stage stage(checkpoint.config(), weights, cpu, budget, sizes);
   std::vector<Buffer> hidden;
   for (int i = 0; i < kLinkBuffers; ++i) {

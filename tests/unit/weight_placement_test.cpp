@@ -1,0 +1,137 @@
+#include "engine/memory/weight_placement.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/io/file.h"
+
+namespace headrace {
+namespace {
+
+struct Case {
+  std::string model;
+  StageRange range;
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.model << " layers " << c.range.first_layer << " to " << c.range.end_layer;
+}
+
+// Tied and untied heads, projections, big and tiny layers, first, middle and last stages.
+const Case kCases[] = {
+    {"synthetic:qwen2.5-0.5b:q8", {0, 24, true, true}},
+    {"synthetic:qwen2.5-0.5b:q8", {0, 10, true, false}},
+    {"synthetic:qwen2.5-0.5b:q8", {10, 20, false, false}},
+    {"synthetic:qwen2.5-0.5b:q8", {20, 24, false, true}},
+    {"synthetic:qwen2.5-7b:q4", {0, 28, true, true}},
+    {"synthetic:opt-350m:f16", {0, 24, true, true}},
+    {"synthetic:opt-350m:f16", {20, 24, false, true}},
+    {"synthetic:opt-6.7b:q4", {31, 32, false, true}},
+    {"synthetic:tiny-opt", {0, 3, true, true}},
+};
+
+class WeightPlacementTest : public testing::TestWithParam<Case> {
+ protected:
+  const std::unique_ptr<Checkpoint> model_ = Checkpoint::open(GetParam().model);
+  const WeightLayout layout_ = weight_layout(*model_, GetParam().range);
+
+  uint64_t takes(const WeightPlacement& p) const {
+    return resident_bytes(layout_, p) + ring_bytes(p);
+  }
+};
+
+TEST_P(WeightPlacementTest, KeepsItsBudgetFromTheSmallestToAll) {
+  const uint64_t least = smallest_placement(layout_), all = layout_.image_bytes();
+  ASSERT_LE(least, all);
+  uint64_t more_streamed = UINT64_MAX;
+  for (int i = 0; i <= 40; ++i) {
+    const uint64_t budget = least + (all - least) * static_cast<uint64_t>(i) / 40;
+    for (const int slots : {1, 2, 3}) {
+      const WeightPlacement p = place_weights(layout_, budget, slots);
+      EXPECT_LE(takes(p), budget) << i << "/40 of the way, " << slots << " slots";
+      EXPECT_LE(p.slots, slots);
+      if (slots != 2) continue;
+      // More memory, less to read. (Up to a panel, and a block at either end of a piece.)
+      const uint64_t streamed = streamed_bytes(layout_, p);
+      const uint64_t grain = layout_.units.size() * 4 * kReadBlock;
+      if (more_streamed != UINT64_MAX) {
+        EXPECT_LE(streamed, more_streamed + grain) << i;
+      }
+      more_streamed = streamed;
+    }
+  }
+  EXPECT_TRUE(place_weights(layout_, all, 3).all_resident());
+  EXPECT_EQ(streamed_bytes(layout_, place_weights(layout_, all, 3)), 0u);
+}
+
+TEST_P(WeightPlacementTest, EveryByteOfAMatrixIsResidentOrRead) {
+  for (const int percent : {0, 10, 35, 60, 90, 99}) {
+    const uint64_t least = smallest_placement(layout_);
+    const uint64_t budget = least + (layout_.image_bytes() - least) * percent / 100;
+    const WeightPlacement p = place_weights(layout_, budget, 3);
+    const std::vector<WeightPiece> pieces = pieces_of(layout_, p);
+    for (size_t u = 0; u < layout_.units.size(); ++u) {
+      const WeightUnit& unit = layout_.units[u];
+      EXPECT_LE(p.streamed[u], unit.image_bytes);
+      if (p.streamed[u] == 0) continue;
+      // A border lies between panels.
+      const bool between =
+          std::any_of(unit.matrices.begin(), unit.matrices.end(), [&](const PlacedMatrix& m) {
+            return p.streamed[u] > m.offset && p.streamed[u] <= m.offset + m.bytes() &&
+                   (p.streamed[u] - m.offset) % m.panel_bytes == 0;
+          });
+      EXPECT_TRUE(between) << unit.name();
+      if (unit.kind == WeightUnit::Kind::kEmbedding &&
+          !(layout_.range.is_last && layout_.head_unit() == 0)) {
+        EXPECT_TRUE(p.embedding_streamed());
+        continue;
+      }
+      uint64_t covered = 0;
+      int64_t panel = 0;
+      for (const WeightPiece& piece : pieces) {
+        if (piece.unit != u) continue;
+        EXPECT_LE(piece.from, covered) << unit.name();
+        EXPECT_LE(piece.to - piece.from, p.slot_bytes) << unit.name();
+        EXPECT_EQ(piece.from % kReadBlock, 0u);
+        EXPECT_TRUE(piece.to % kReadBlock == 0 || piece.to == unit.image_bytes);
+        if (piece.end_panel != 0) {
+          const uint64_t panel_bytes = unit.matrices.front().panel_bytes;
+          EXPECT_EQ(piece.first_panel, panel);
+          EXPECT_LE(piece.from, static_cast<uint64_t>(piece.first_panel) * panel_bytes);
+          EXPECT_GE(piece.to, static_cast<uint64_t>(piece.end_panel) * panel_bytes);
+          panel = piece.end_panel;
+        }
+        covered = piece.to;
+      }
+      EXPECT_GE(covered, p.streamed[u]) << unit.name();
+      if (panel != 0) {
+        EXPECT_EQ(panel, unit.matrices.front().panels());
+      }
+    }
+  }
+}
+
+TEST_P(WeightPlacementTest, LayersStreamTheSameShare) {
+  const uint64_t least = smallest_placement(layout_);
+  const WeightPlacement p = place_weights(layout_, (least + layout_.image_bytes()) / 2, 3);
+  double low = 1.0, high = 0.0, grain = 0.0;
+  for (size_t u = 0; u < layout_.units.size(); ++u) {
+    const WeightUnit& unit = layout_.units[u];
+    if (unit.kind != WeightUnit::Kind::kLayer) continue;
+    const double share = static_cast<double>(p.streamed[u]) / static_cast<double>(unit.image_bytes);
+    low = std::min(low, share);
+    high = std::max(high, share);
+    for (const PlacedMatrix& m : unit.matrices) {
+      grain = std::max(grain,
+                       static_cast<double>(m.panel_bytes) / static_cast<double>(unit.image_bytes));
+    }
+  }
+  EXPECT_LE(high - low, grain);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, WeightPlacementTest, testing::ValuesIn(kCases));
+
+}  // namespace
+}  // namespace headrace
