@@ -18,7 +18,7 @@ namespace headrace {
 namespace {
 
 struct GenerateArguments {
-  RunOptions run;
+  GenerateOptions run;
   RunArguments shared;
   std::string order = "longest", progress = "auto";
   bool quiet = false;
@@ -33,7 +33,7 @@ ProgressStyle progress_style(const GenerateArguments& a) {
 }
 
 void finish_arguments(GenerateArguments& a, bool has_prompt) {
-  RunOptions& run = a.run;
+  GenerateOptions& run = a.run;
   if (has_prompt) run.prompt = a.prompt;
   if (run.input.empty() == !run.prompt) {
     throw UsageError(
@@ -76,7 +76,7 @@ void add_generate(CLI::App& app, int& exit_code) {
   auto a = std::make_shared<GenerateArguments>();
   a->run.output.clear();
   CLI::App* sub = app.add_subcommand("generate", "Generate text for a batch of requests");
-  RunOptions& run = a->run;
+  GenerateOptions& run = a->run;
   RequestDefaults& defaults = run.defaults;
   const CLI::Validator positive = positive_number(), non_negative = number_from_0(),
                        fraction = number_from_0_to_1();
