@@ -3,19 +3,13 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <csignal>
-#include <cstdlib>
-#include <filesystem>
 #include <memory>
 
-#include "comm/launcher.h"
-#include "comm/local_transport.h"
-#include "comm/mpi_transport.h"
 #include "launch/config_file.h"
 #include "launch/exit_code.h"
-#include "launch/logging.h"
 #include "launch/options.h"
+#include "launch/ranks.h"
+#include "launch/run_options.h"
 #include "launch/subcommands.h"
 #include "runtime/error.h"
 #include "runtime/run.h"
@@ -23,36 +17,12 @@
 namespace headrace {
 namespace {
 
-std::atomic<bool> interrupted{false};
-
-void on_signal(int) { interrupted = true; }
-
-void handle_signals() {
-  struct sigaction action = {};
-  action.sa_handler = on_signal;
-  action.sa_flags = SA_RESETHAND;  // a second one ends the process at once
-  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
-  // Writing past a limit or to a closed pipe is an error code that gets reported, not a signal.
-  for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
-}
-
-// True if a launcher started this process as one of several (or one) MPI ranks.
-bool under_launcher() {
-  if (std::getenv("OMPI_COMM_WORLD_SIZE") || std::getenv("PMIX_RANK")) return true;
-  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
-  if (tasks && std::atoi(tasks) > 1) {
-    throw UsageError("srun started several tasks that do not know each other; use srun --mpi=pmix");
-  }
-  return false;
-}
-
 struct GenerateArguments {
-  RunOptions run;
-  std::string split, kv = "f16", host_memory, prefill_chunk = "128", order = "longest";
-  std::string progress = "auto";
+  GenerateOptions run;
+  RunArguments shared;
+  std::string order = "longest", progress = "auto";
   bool quiet = false;
   std::string prompt;
-  double peer_timeout = 60.0;
 };
 
 ProgressStyle progress_style(const GenerateArguments& a) {
@@ -63,7 +33,7 @@ ProgressStyle progress_style(const GenerateArguments& a) {
 }
 
 void finish_arguments(GenerateArguments& a, bool has_prompt) {
-  RunOptions& run = a.run;
+  GenerateOptions& run = a.run;
   if (has_prompt) run.prompt = a.prompt;
   if (run.input.empty() == !run.prompt) {
     throw UsageError(
@@ -75,18 +45,9 @@ void finish_arguments(GenerateArguments& a, bool has_prompt) {
   }
   if (run.resume && run.output == "-")
     throw UsageError("--resume needs an --output file to continue");
-  if (!a.split.empty()) run.split = parse_list("--split", a.split);
-  if (!a.host_memory.empty()) run.host_memory = parse_size("--host-memory", a.host_memory);
-  run.kv_format = a.kv == "f32" ? KvFormat::kF32 : KvFormat::kF16;
+  finish_run_options(run, a.shared);
   run.progress = progress_style(a);
   run.order = a.order == "input" ? Order::kInput : Order::kLongestFirst;
-  if (a.prefill_chunk == "all") {
-    run.prefill_chunk = 0;
-  } else {
-    const auto values = parse_list("--prefill-chunk", a.prefill_chunk);
-    if (values.size() != 1) throw UsageError("--prefill-chunk takes one number, or all");
-    run.prefill_chunk = values.front();
-  }
 }
 
 int exit_code_of(RunEnd end) {
@@ -103,29 +64,10 @@ int exit_code_of(RunEnd end) {
 }
 
 int generate(GenerateArguments& arguments, bool has_prompt) {
-  handle_signals();
-  if (!under_launcher()) {
+  return run_as_rank(arguments.shared.peer_timeout, [&](const Wires& wires) {
     finish_arguments(arguments, has_prompt);
-    const auto transport = std::move(LocalTransport::create(1).front());
-    return exit_code_of(run_rank(arguments.run, {*transport, *transport}, interrupted));
-  }
-  std::error_code no_folder;
-  remove_leftovers_of_dead_jobs("/dev/shm", std::filesystem::temp_directory_path(no_folder));
-  MpiTransport transport(arguments.peer_timeout, [](const std::string& why) {
-    spdlog::error("{}", why);
-    _exit(kExitTryAgain);
+    return exit_code_of(run_rank(arguments.run, wires, interrupted));
   });
-  log_as_rank(transport);
-  try {
-    finish_arguments(arguments, has_prompt);
-    return exit_code_of(run_rank(arguments.run, {transport, transport}, interrupted));
-  } catch (...) {
-    // Where all ranks find the same (a wrong option, a lost peer), rank 0 says it and ends the job.
-    if (transport.rank() != 0) wait_for_rank_0();
-    const int code = report_error();
-    transport.abort(code);
-    return code;
-  }
 }
 
 }  // namespace
@@ -134,14 +76,12 @@ void add_generate(CLI::App& app, int& exit_code) {
   auto a = std::make_shared<GenerateArguments>();
   a->run.output.clear();
   CLI::App* sub = app.add_subcommand("generate", "Generate text for a batch of requests");
-  RunOptions& run = a->run;
+  GenerateOptions& run = a->run;
   RequestDefaults& defaults = run.defaults;
   const CLI::Validator positive = positive_number(), non_negative = number_from_0(),
                        fraction = number_from_0_to_1();
 
-  sub->add_option("--model", run.model,
-                  "Hugging Face directory, GGUF file, or synthetic:<shape>[:bf16|q8|...]")
-      ->required();
+  add_model_option(*sub, run);
   sub->add_option("--input", run.input,
                   "Batch file (JSON lines, OpenAI batch or short form); - reads stdin");
   CLI::Option* prompt =
@@ -181,28 +121,10 @@ void add_generate(CLI::App& app, int& exit_code) {
   sub->add_option("--max-batch", run.max_batch,
                   "Sequences in flight over the whole pipeline (default: what memory allows)")
       ->check(positive);
-  sub->add_option("--threads", run.threads,
-                  "Compute threads per rank (default: the node's cores over its ranks)")
-      ->check(positive);
-  sub->add_option("--split", a->split, "Layers per stage, as 10,14 (default: by cost)");
-  sub->add_option("--prefill-chunk", a->prefill_chunk,
-                  "Prompt tokens per sequence and step, or all")
-      ->capture_default_str();
   sub->add_option("--order", a->order, "Which waiting request goes first")
       ->check(CLI::IsMember({"longest", "input"}))
       ->capture_default_str();
-  sub->add_option("--host-memory", a->host_memory,
-                  "Memory budget per rank, as 8GiB (default: 90% of what is free)");
-  sub->add_option("--kv", a->kv, "Format of the KV cache")
-      ->check(CLI::IsMember({"f16", "f32"}))
-      ->capture_default_str();
-  sub->add_option("--target", run.target, "Vector instructions: auto, avx512, avx2 or scalar")
-      ->check(CLI::IsMember({"auto", "avx512", "avx2", "scalar"}))
-      ->capture_default_str();
-  sub->add_option("--peer-timeout", a->peer_timeout,
-                  "Seconds without a sign of life after which a rank is lost")
-      ->check(positive)
-      ->capture_default_str();
+  add_run_options(*sub, run, a->shared);
   sub->add_option("--progress", a->progress,
                   "auto, line (rewritten in place), log, or none; auto is a line on a terminal")
       ->check(CLI::IsMember({"auto", "line", "log", "none"}))

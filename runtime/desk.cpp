@@ -16,7 +16,7 @@ namespace headrace {
 namespace {
 
 // Lines of a batch file that are not blank, or -1 for standard input.
-int64_t count_requests(const RunOptions& options) {
+int64_t count_requests(const GenerateOptions& options) {
   if (options.prompt) return 1;
   if (options.input == "-") return -1;
   std::ifstream file(options.input, std::ios::binary);
@@ -38,8 +38,8 @@ int64_t count_requests(const RunOptions& options) {
 
 }  // namespace
 
-Desk::Desk(const RunOptions& options, const Checkpoint& checkpoint, const Stage::Sizes& sizes,
-           int groups, Communicator& communicator)
+Desk::Desk(const GenerateOptions& options, const Checkpoint& checkpoint,
+           const ScheduleLimits& limits, Communicator& communicator)
     : options_(options),
       communicator_(communicator),
       tokenizer_(Tokenizer::open(options.model)),
@@ -47,10 +47,10 @@ Desk::Desk(const RunOptions& options, const Checkpoint& checkpoint, const Stage:
       results_(results_options(), {checkpoint.config().name, checkpoint.fingerprint(),
                                    options.defaults, numerics(options)}),
       preparer_(checkpoint.config(), tokenizer_.get(), chat_template(),
-                sizes.kv_pages * kPageTokens),
+                limits.kv_pages * kPageTokens),
       progress_(count_requests(options) - results_.resumed(), options.progress),
       coordinator_(
-          limits(sizes, groups), tokenizer_.get(), checkpoint.config().eos_token_ids,
+          in_order(limits), tokenizer_.get(), checkpoint.config().eos_token_ids,
           [this](bool idle) { return next(idle); },
           [this](const RequestResult& result) { done(result); },
           [this](const BadLine& line) { failed(line); }) {
@@ -60,7 +60,7 @@ Desk::Desk(const RunOptions& options, const Checkpoint& checkpoint, const Stage:
 }
 
 // Opened before the results file, which a wrong --input would leave behind empty.
-std::optional<RequestReader> Desk::open_input(const RunOptions& options) {
+std::optional<RequestReader> Desk::open_input(const GenerateOptions& options) {
   if (options.prompt) return std::nullopt;
   return std::optional<RequestReader>(std::in_place, options.input, options.defaults);
 }
@@ -90,13 +90,7 @@ std::optional<ChatTemplate> Desk::chat_template() const {
   return tokenizer_ ? ChatTemplate::recognise(tokenizer_->chat_template(), bos) : std::nullopt;
 }
 
-ScheduleLimits Desk::limits(const Stage::Sizes& sizes, int groups) const {
-  ScheduleLimits limits;
-  limits.slots = sizes.slots;
-  limits.groups = groups;
-  limits.kv_pages = sizes.kv_pages;
-  limits.step_rows = sizes.step_rows;
-  limits.prefill_chunk = options_.prefill_chunk > 0 ? options_.prefill_chunk : sizes.step_rows;
+ScheduleLimits Desk::in_order(ScheduleLimits limits) const {
   limits.order = options_.order;
   return limits;
 }

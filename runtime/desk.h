@@ -23,10 +23,10 @@ namespace headrace {
 // finishes. One thread uses it.
 class Desk {
  public:
-  // Opens tokenizer, input and results file. `groups`: steps under way at once. The arguments must
-  // outlive the desk. Throws UsageError, ModelError, IoError.
-  Desk(const RunOptions& options, const Checkpoint& checkpoint, const Stage::Sizes& sizes,
-       int groups, Communicator& communicator);
+  // Opens tokenizer, input and results file. The arguments must outlive the desk. Throws
+  // UsageError, ModelError, IoError.
+  Desk(const GenerateOptions& options, const Checkpoint& checkpoint, const ScheduleLimits& limits,
+       Communicator& communicator);
 
   Coordinator& coordinator() { return coordinator_; }
   void show_progress() { progress_.update(coordinator_.counts(), failed_); }
@@ -34,10 +34,10 @@ class Desk {
   RunEnd close(bool interrupted);
 
  private:
-  static std::optional<RequestReader> open_input(const RunOptions& options);
+  static std::optional<RequestReader> open_input(const GenerateOptions& options);
   ResultsFile::Options results_options() const;
   std::optional<ChatTemplate> chat_template() const;
-  ScheduleLimits limits(const Stage::Sizes& sizes, int groups) const;
+  ScheduleLimits in_order(ScheduleLimits limits) const;
   bool plain_text() const { return options_.prompt && options_.output == "-"; }
 
   // The next request that is neither done already nor wrong.
@@ -46,7 +46,7 @@ class Desk {
   void done(const RequestResult& result);
   void failed(const BadLine& line);
 
-  const RunOptions& options_;
+  const GenerateOptions& options_;
   Communicator& communicator_;
   std::unique_ptr<Tokenizer> tokenizer_;  // null: the model has none
   std::optional<RequestReader> reader_;   // none for --prompt

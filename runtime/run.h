@@ -13,8 +13,22 @@
 
 namespace headrace {
 
+// What every run over the pipeline needs. All ranks have the same.
 struct RunOptions {
   std::string model;
+
+  int max_batch = 0;            // sequences in flight; 0: what memory allows, at most 256
+  int64_t max_tokens = 0;       // prompt and generated tokens of a sequence; 0: the model's context
+  int threads = 0;              // 0: the node's cores over its ranks
+  std::vector<int> split;       // layers per stage; empty: by cost
+  int64_t prefill_chunk = 128;  // 0: whole prompts
+  uint64_t host_memory = 0;     // bytes; 0: 90 % of what is available, shared by the node's ranks
+  KvFormat kv_format = KvFormat::kF16;
+  std::string target = "auto";
+};
+
+// A batch of requests from a file to a file.
+struct GenerateOptions : RunOptions {
   std::string input;                  // batch file, "-" for standard input
   std::optional<std::string> prompt;  // one prompt instead of a batch file
   bool chat = false;                  // the prompt is a user's message
@@ -23,15 +37,7 @@ struct RunOptions {
   bool token_ids = false;
   RequestDefaults defaults;
   std::string chat_template;  // name; empty: the model's own
-
-  int max_batch = 0;            // sequences in flight; 0: what memory allows, at most 256
-  int threads = 0;              // 0: the node's cores over its ranks
-  std::vector<int> split;       // layers per stage; empty: by cost
-  int64_t prefill_chunk = 128;  // 0: whole prompts
   Order order = Order::kLongestFirst;
-  uint64_t host_memory = 0;  // bytes; 0: 90 % of what is available, shared by the node's ranks
-  KvFormat kv_format = KvFormat::kF16;
-  std::string target = "auto";
   ProgressStyle progress = ProgressStyle::kLog;
 };
 
@@ -46,7 +52,7 @@ enum class RunEnd {
 
 // All ranks call it with the same options. The value is rank 0's; other ranks get kDone. Throws
 // UsageError, ModelError, IoError, DoesNotFit, ResourceMissing, PeerLost.
-RunEnd run_rank(const RunOptions& options, const Wires& wires,
+RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
                 const std::atomic<bool>& interrupted);
 
 }  // namespace headrace

@@ -1,0 +1,68 @@
+#include "launch/ranks.h"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+
+#include "comm/launcher.h"
+#include "comm/local_transport.h"
+#include "comm/mpi_transport.h"
+#include "launch/exit_code.h"
+#include "launch/logging.h"
+#include "runtime/error.h"
+
+namespace headrace {
+namespace {
+
+void on_signal(int) { interrupted = true; }
+
+// True if a launcher started this process as one of several (or one) MPI ranks.
+bool under_launcher() {
+  if (std::getenv("OMPI_COMM_WORLD_SIZE") || std::getenv("PMIX_RANK")) return true;
+  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  if (tasks && std::atoi(tasks) > 1) {
+    throw UsageError("srun started several tasks that do not know each other; use srun --mpi=pmix");
+  }
+  return false;
+}
+
+}  // namespace
+
+std::atomic<bool> interrupted{false};
+
+void handle_signals() {
+  struct sigaction action = {};
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESETHAND;
+  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+  for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
+}
+
+int run_as_rank(double peer_timeout, const std::function<int(const Wires&)>& rank_main) {
+  handle_signals();
+  if (!under_launcher()) {
+    const auto transport = std::move(LocalTransport::create(1).front());
+    return rank_main({*transport, *transport});
+  }
+  std::error_code no_folder;
+  remove_leftovers_of_dead_jobs("/dev/shm", std::filesystem::temp_directory_path(no_folder));
+  MpiTransport transport(peer_timeout, [](const std::string& why) {
+    spdlog::error("{}", why);
+    _exit(kExitTryAgain);
+  });
+  log_as_rank(transport);
+  try {
+    return rank_main({transport, transport});
+  } catch (...) {
+    // Where all ranks find the same (a wrong option, a lost peer), rank 0 says it and ends the job.
+    if (transport.rank() != 0) wait_for_rank_0();
+    const int code = report_error();
+    transport.abort(code);
+    return code;
+  }
+}
+
+}  // namespace headrace

@@ -1,0 +1,52 @@
+#include "launch/run_options.h"
+
+#include "launch/options.h"
+#include "runtime/error.h"
+
+namespace headrace {
+
+void add_model_option(CLI::App& sub, RunOptions& run) {
+  sub.add_option("--model", run.model,
+                 "Hugging Face directory, GGUF file, or synthetic:<shape>[:bf16|q8|...]")
+      ->required();
+}
+
+void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
+  const CLI::Validator positive = positive_number();
+  sub.add_option("--threads", run.threads,
+                 "Compute threads per rank (default: the node's cores over its ranks)")
+      ->check(positive);
+  sub.add_option("--split", arguments.split, "Layers per stage, as 10,14 (default: by cost)");
+  sub.add_option("--prefill-chunk", arguments.prefill_chunk,
+                 "Prompt tokens per sequence and step, or all")
+      ->capture_default_str();
+  sub.add_option("--host-memory", arguments.host_memory,
+                 "Memory budget per rank, as 8GiB (default: 90% of what is free)");
+  sub.add_option("--kv", arguments.kv, "Format of the KV cache")
+      ->check(CLI::IsMember({"f16", "f32"}))
+      ->capture_default_str();
+  sub.add_option("--target", run.target, "Vector instructions: auto, avx512, avx2 or scalar")
+      ->check(CLI::IsMember({"auto", "avx512", "avx2", "scalar"}))
+      ->capture_default_str();
+  sub.add_option("--peer-timeout", arguments.peer_timeout,
+                 "Seconds without a sign of life after which a rank is lost")
+      ->check(positive)
+      ->capture_default_str();
+}
+
+void finish_run_options(RunOptions& run, const RunArguments& arguments) {
+  if (!arguments.split.empty()) run.split = parse_list("--split", arguments.split);
+  if (!arguments.host_memory.empty()) {
+    run.host_memory = parse_size("--host-memory", arguments.host_memory);
+  }
+  run.kv_format = arguments.kv == "f32" ? KvFormat::kF32 : KvFormat::kF16;
+  if (arguments.prefill_chunk == "all") {
+    run.prefill_chunk = 0;
+  } else {
+    const auto values = parse_list("--prefill-chunk", arguments.prefill_chunk);
+    if (values.size() != 1) throw UsageError("--prefill-chunk takes one number, or all");
+    run.prefill_chunk = values.front();
+  }
+}
+
+}  // namespace headrace

@@ -1,0 +1,72 @@
+// One rank of a run, whatever feeds it: its part of the plan, its weights, its stage and its wires.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/memory/budget.h"
+#include "engine/memory/weight_store.h"
+#include "engine/thread_pool.h"
+#include "runtime/pipeline/pipeline.h"
+#include "runtime/pipeline/stage.h"
+#include "runtime/plan/stage_plan.h"
+#include "runtime/run.h"
+
+namespace headrace {
+
+// All ranks make one, load() it, then rank 0 calls coordinate() and the others follow(). One
+// thread. `options` and `wires` must outlive it.
+class Rank {
+ public:
+  // Opens the model, settles with the other ranks what each of them gets, and logs this rank's
+  // part. Throws UsageError, ModelError, IoError, DoesNotFit, ResourceMissing, PeerLost.
+  Rank(const RunOptions& options, const Wires& wires);
+  Rank(const Rank&) = delete;
+  Rank& operator=(const Rank&) = delete;
+
+  // Reads the weights and takes the buffers. Throws ModelError, IoError, DoesNotFit.
+  void load();
+
+  // Rank 0: runs the pipeline until the coordinator is finished or `interrupted` is set (see
+  // run_coordinator). The other ranks return from follow() then.
+  void coordinate(Coordinator& coordinator, const std::atomic<bool>& interrupted,
+                  const std::function<void()>& after_step);
+  void follow();
+
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const StageRange& range() const { return range_; }
+  // What the coordinator may put on the pipeline. The order of the requests is up to who feeds it.
+  const ScheduleLimits& limits() const { return limits_; }
+  int threads() const { return threads_.threads(); }
+  const char* target() const { return kernels_.name; }
+  const MemoryBudget& budget() const { return budget_; }
+
+ private:
+  Rank(const RunOptions& options, const Wires& wires, int cores);
+
+  // Stops the communicator's own thread before what it reads and writes goes: all members above
+  // `halt_`.
+  struct HaltOnExit {
+    Communicator& communicator;
+    ~HaltOnExit() { communicator.halt(); }
+  };
+
+  const Wires& wires_;
+  const Kernels& kernels_;
+  ThreadPool threads_;
+  MemoryBudget budget_;
+  std::vector<Buffer> hidden_;
+  HaltOnExit halt_{wires_.communicator};
+  std::unique_ptr<Checkpoint> checkpoint_;
+  StageRange range_;
+  Stage::Sizes sizes_;
+  ScheduleLimits limits_;
+  std::optional<WeightStore> weights_;
+  std::optional<Stage> stage_;
+};
+
+}  // namespace headrace
