@@ -6,20 +6,11 @@
 
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/memory/budget.h"
+#include "engine/memory/weight_layout.h"
 #include "engine/ops/packed_matrix.h"
 #include "engine/thread_pool.h"
 
 namespace headrace {
-
-// The layers a rank owns. The first stage also holds the embedding, the last one the head.
-struct StageRange {
-  int first_layer = 0;
-  int end_layer = 0;
-  bool is_first = true;
-  bool is_last = true;
-
-  int layers() const { return end_layer - first_layer; }
-};
 
 // A linear layer; `bias` is null where the model has none.
 struct Linear {
