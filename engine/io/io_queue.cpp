@@ -1,33 +1,25 @@
 #include "engine/io/io_queue.h"
 
-#include <cerrno>
-#include <cstring>
+#include <algorithm>
 
+#include "engine/error.h"
 #include "engine/io/thread_queue.h"
 #include "engine/io/transfer.h"
 #include "engine/io/uring_queue.h"
 
 namespace headrace {
+namespace {
 
-namespace io_detail {
-
-void check(const Transfer& t) {
-  if (t.error == 0 && t.moved == t.bytes) return;
-  const std::string place = t.file->path() + " at offset " + std::to_string(t.offset + t.moved);
-  if (t.error == ENOSPC || t.error == EDQUOT) {
-    throw IoError(place + ": no space left on the disk; free some or give another --disk");
-  }
-  if (t.error != 0) {
-    throw IoError(std::string(t.is_write ? "writing " : "reading ") + place +
-                  " failed: " + std::strerror(t.error));
-  }
-  throw IoError("reading " + place + ": the file ends there, " + std::to_string(t.bytes - t.moved) +
-                " bytes early; it was truncated");
+void transfer_now(io_detail::Transfer transfer) {
+  check_request(transfer);
+  move_all(transfer);
+  if (!transfer.failure.empty()) throw IoError(transfer.failure);
 }
 
-}  // namespace io_detail
+}  // namespace
 
 std::unique_ptr<IoQueue> make_io_queue(int depth, IoMethod method) {
+  depth = std::max(depth, 1);
   if (method == IoMethod::kThreads) return std::make_unique<ThreadQueue>(depth, "");
   try {
     return std::make_unique<UringQueue>(depth);
@@ -35,6 +27,14 @@ std::unique_ptr<IoQueue> make_io_queue(int depth, IoMethod method) {
     if (method == IoMethod::kUring) throw;
     return std::make_unique<ThreadQueue>(depth, missing.what());
   }
+}
+
+void read_now(const File& file, uint64_t offset, std::span<std::byte> memory) {
+  transfer_now({&file, offset, memory.data(), memory.size(), false});
+}
+
+void write_now(const File& file, uint64_t offset, std::span<const std::byte> memory) {
+  transfer_now({&file, offset, const_cast<std::byte*>(memory.data()), memory.size(), true});
 }
 
 }  // namespace headrace

@@ -1,37 +1,35 @@
 #include "engine/io/thread_queue.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
-#include <cerrno>
+#include <csignal>
+#include <system_error>
 #include <utility>
+
+#include "engine/error.h"
 
 namespace headrace {
 
 using io_detail::Transfer;
 
-namespace {
-
-// Moves all bytes of a transfer, or as many as can be.
-void move_bytes(Transfer& t) {
-  while (t.moved < t.bytes) {
-    const auto offset = static_cast<off_t>(t.offset + t.moved);
-    const ssize_t n =
-        t.is_write ? ::pwrite(t.file->descriptor(), t.memory + t.moved, t.bytes - t.moved, offset)
-                   : ::pread(t.file->descriptor(), t.memory + t.moved, t.bytes - t.moved, offset);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) t.error = errno;
-    if (n <= 0) return;
-    t.moved += static_cast<size_t>(n);
-    if (t.moved % kIoAlignment != 0) return;  // the end of the file
-  }
-}
-
-}  // namespace
-
 ThreadQueue::ThreadQueue(int depth, std::string reason)
     : depth_(depth), reason_(std::move(reason)) {
-  for (int i = 0; i < std::min(depth, 16); ++i) threads_.emplace_back([this] { work(); });
+  // Signals are for the thread that computes.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  std::string refused;
+  try {
+    for (int i = 0; i < std::min(depth, 16); ++i) threads_.emplace_back([this] { work(); });
+  } catch (const std::system_error& error) {
+    refused = error.what();
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (threads_.empty()) {
+    throw ResourceMissing("no thread can be started to read and write files: " + refused +
+                          "; raise the limit of processes (ulimit -u)");
+  }
 }
 
 ThreadQueue::~ThreadQueue() {
@@ -44,7 +42,7 @@ ThreadQueue::~ThreadQueue() {
 }
 
 std::string ThreadQueue::description() const {
-  return std::to_string(threads_.size()) + " threads" +
+  return std::to_string(threads_.size()) + (threads_.size() == 1 ? " thread" : " threads") +
          (reason_.empty() ? "" : " (" + reason_ + ")");
 }
 
@@ -57,6 +55,7 @@ IoTicket ThreadQueue::write(const File& file, uint64_t offset, std::span<const s
 }
 
 IoTicket ThreadQueue::start(const Transfer& transfer) {
+  check_request(transfer);
   std::unique_lock lock(mutex_);
   done_.wait(lock, [this] { return under_way_ < depth_; });
   const IoTicket ticket = log_.add(transfer);
@@ -75,7 +74,7 @@ void ThreadQueue::work() {
     waiting_.pop_front();
     Transfer t = *log_.find(ticket);
     lock.unlock();
-    move_bytes(t);
+    move_all(t);
     lock.lock();
     t.done = true;
     *log_.find(ticket) = t;
@@ -91,7 +90,8 @@ void ThreadQueue::wait(IoTicket ticket) {
     const Transfer* t = log_.find(ticket);
     return !t || t->done;
   });
-  if (const Transfer* t = log_.find(ticket)) check(*t);
+  const Transfer* t = log_.find(ticket);
+  if (t && !t->failure.empty()) throw IoError(t->failure);
 }
 
 bool ThreadQueue::finished(IoTicket ticket) {

@@ -15,6 +15,7 @@ namespace headrace {
 class ThreadQueue final : public IoQueue {
  public:
   // As many threads as `depth`, at most 16. `reason`: why not io_uring, for description().
+  // Throws ResourceMissing if not one thread can be started.
   ThreadQueue(int depth, std::string reason);
   ~ThreadQueue() override;
 
@@ -23,6 +24,7 @@ class ThreadQueue final : public IoQueue {
   void wait(IoTicket ticket) override;
   bool finished(IoTicket ticket) override;
   void register_memory(std::span<std::byte>) override {}
+  void register_file(const File&) override {}
   int depth() const override { return depth_; }
   std::string description() const override;
 
