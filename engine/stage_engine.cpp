@@ -84,14 +84,21 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
   if (!frequencies_.empty()) rope_.compute(cpu_, frequencies_, positions);
 
   std::vector<MicroBatch> micro_batches = cut(batch);
-  for (int index = weights_.range().first_layer; index < weights_.range().end_layer; ++index) {
+  std::vector<const KvMicroBatch*> kv_micro_batches;
+  for (const MicroBatch& m : micro_batches) kv_micro_batches.push_back(&m.items);
+  kv_.begin_sweep(kv_micro_batches);
+  const StageRange& range = weights_.range();
+  for (int index = range.first_layer; index < range.end_layer; ++index) {
     const LayerWeights& w = weights_.acquire_layer(index);
-    for (MicroBatch& micro_batch : micro_batches) {
+    for (size_t m = 0; m < micro_batches.size(); ++m) {
+      MicroBatch& micro_batch = micro_batches[m];
+      kv_.acquire(index - range.first_layer, m);
       for (size_t i = 0; i < micro_batch.items.size(); ++i) {
         micro_batch.sequences[i].pages =
-            kv_.pages(micro_batch.items[i].slot, index - weights_.range().first_layer);
+            kv_.pages(micro_batch.items[i].slot, index - range.first_layer);
       }
       layer(w, micro_batch, hidden + micro_batch.first_row * config_.d_model);
+      kv_.release(index - range.first_layer, m);
     }
     weights_.release_layer(index);
   }
@@ -164,18 +171,23 @@ void StageEngine::logits(float* hidden, int64_t rows, float* out) {
 
 std::vector<StageEngine::MicroBatch> StageEngine::cut(std::span<const BatchItem> batch) const {
   std::vector<MicroBatch> micro_batches;
+  int64_t next_row = 0;
+  const auto is_full = [&](const MicroBatch& m, int64_t disk_pages) {
+    return m.rows == micro_batch_rows_ || m.disk_pages + disk_pages > kv_.most_disk_pages();
+  };
   for (const BatchItem& item : batch) {
+    const int64_t disk_pages = kv_.disk_pages(item.slot);
     for (int64_t done = 0; done < item.rows;) {
-      if (micro_batches.empty() || micro_batches.back().rows == micro_batch_rows_) {
-        const int64_t next =
-            micro_batches.empty() ? 0 : micro_batches.back().first_row + micro_batches.back().rows;
-        micro_batches.push_back({next, 0, {}, {}});
+      if (micro_batches.empty() || is_full(micro_batches.back(), disk_pages)) {
+        micro_batches.push_back({next_row, 0, {}, 0, {}});
       }
       MicroBatch& current = micro_batches.back();
+      current.disk_pages += disk_pages;
       const int64_t rows = std::min(item.rows - done, micro_batch_rows_ - current.rows);
       current.items.push_back({item.slot, item.first_position + done, rows});
       current.sequences.push_back({current.rows, rows, item.first_position + done, nullptr});
       current.rows += rows;
+      next_row += rows;
       done += rows;
     }
   }

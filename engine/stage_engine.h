@@ -13,13 +13,6 @@
 
 namespace headrace {
 
-// A step's rows of one sequence: consecutive positions, consecutive rows of the hidden states.
-struct BatchItem {
-  int slot = 0;
-  int64_t first_position = 0;
-  int64_t rows = 0;
-};
-
 // One thread calls it; it uses all threads of its Cpu.
 class StageEngine {
  public:
@@ -46,7 +39,8 @@ class StageEngine {
   struct MicroBatch {
     int64_t first_row = 0;
     int64_t rows = 0;
-    std::vector<BatchItem> items;
+    KvMicroBatch items;
+    int64_t disk_pages = 0;                    // of a layer's KV
     std::vector<AttentionSequence> sequences;  // first_row counts within the micro-batch
   };
   std::vector<MicroBatch> cut(std::span<const BatchItem> batch) const;

@@ -1,5 +1,6 @@
 #include "engine/memory/kv_store.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace headrace {
@@ -8,30 +9,120 @@ KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots,
                  MemoryBudget& budget)
     : shape_(shape),
       layers_(layers),
+      stride_(shape.page_bytes()),
       page_count_(pages),
+      homes_(pages),
       arena_(budget.allocate(bytes_per_page(shape, layers) * pages, "KV cache")),
-      owned_(slots),
+      sequences_(slots),
       tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
   for (int64_t page = pages; page-- > 0;) free_.push_back(page);
 }
 
+KvStore::KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int slots,
+                 int64_t step_rows, const KvDiskOptions& disk, MemoryBudget& budget)
+    : shape_(shape),
+      layers_(layers),
+      stride_(io_aligned(shape.page_bytes())),
+      page_count_(memory_pages + pages_in_use(slots, step_rows)),
+      homes_(memory_pages),
+      arena_(budget.allocate(static_cast<size_t>(page_count_ * layers) * stride_, "KV cache")),
+      disk_(std::in_place, disk, stride_, layers, slots, budget),
+      sequences_(slots),
+      tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
+  for (int64_t page = page_count_; page-- > 0;) free_.push_back(page);
+}
+
+int64_t KvStore::pages_in_use(int slots, int64_t step_rows) {
+  // One that is being filled per sequence; those that a step fills; and where the rows of a
+  // sequence neither begin nor end at a page's border, one more.
+  return slots + pages_for(step_rows) + std::min<int64_t>(slots, step_rows / 2);
+}
+
 void KvStore::reserve(int slot, int64_t tokens) {
-  while (static_cast<int64_t>(owned_[slot].size()) < pages_for(tokens)) {
+  settle();
+  Sequence& sequence = sequences_[slot];
+  while (static_cast<int64_t>(sequence.memory.size()) < pages_for(tokens)) {
     if (free_.empty()) throw std::logic_error("KvStore: out of pages");
     const int64_t page = free_.back();
     free_.pop_back();
-    owned_[slot].push_back(page);
-    for (int layer = 0; layer < layers_; ++layer) {
-      tables_[slot][layer].push_back(arena_.data() +
-                                     (layer * page_count_ + page) * shape_.page_bytes());
-    }
+    sequence.memory.push_back(page);
+    for (int layer = 0; layer < layers_; ++layer)
+      tables_[slot][layer].push_back(address(layer, page));
   }
 }
 
 void KvStore::release(int slot) {
-  free_.insert(free_.end(), owned_[slot].begin(), owned_[slot].end());
-  owned_[slot].clear();
+  settle();
+  Sequence& sequence = sequences_[slot];
+  for (const int64_t number : sequence.memory) {
+    if (number >= 0) free_.push_back(number);
+  }
+  homes_taken_ -= sequence.at_home;
+  if (disk_) disk_->release(slot);
+  sequence = {};
   for (auto& table : tables_[slot]) table.clear();
+}
+
+void KvStore::begin_sweep(std::span<const KvMicroBatch* const> micro_batches) {
+  if (!disk_) return;
+  settle();
+  micro_batches_.assign(micro_batches.begin(), micro_batches.end());
+  std::vector<std::vector<int>> slots;
+  for (const KvMicroBatch* micro_batch : micro_batches) {
+    std::vector<int>& visited = slots.emplace_back();
+    for (const BatchItem& item : *micro_batch) visited.push_back(item.slot);
+  }
+  disk_->begin_sweep(slots);
+  for (const KvMicroBatch* micro_batch : micro_batches) {
+    for (const BatchItem& item : *micro_batch) find_homes(item);
+  }
+}
+
+void KvStore::find_homes(const BatchItem& item) {
+  Sequence& sequence = sequences_[item.slot];
+  const int64_t full = (item.first_position + item.rows) / kPageTokens;
+  for (; sequence.homed < full; ++sequence.homed) {
+    if (homes_taken_ < homes_) {
+      ++homes_taken_;
+      ++sequence.at_home;
+    } else {
+      leaving_.push_back({item.slot, sequence.homed, disk_->add(item.slot)});
+    }
+  }
+}
+
+void KvStore::acquire(int layer, size_t micro_batch) {
+  if (!disk_) return;
+  std::byte* next = disk_->acquire(layer, micro_batch);
+  for (const BatchItem& item : *micro_batches_[micro_batch]) {
+    std::vector<std::byte*>& table = tables_[item.slot][layer];
+    for (const int64_t page : sequences_[item.slot].on_disk) {
+      table[page] = next;
+      next += stride_;
+    }
+  }
+}
+
+void KvStore::release(int layer, size_t micro_batch) {
+  if (!disk_) return;
+  disk_->release_visit();
+  if (micro_batch + 1 < micro_batches_.size()) return;
+  // No row of this layer is missing now.
+  for (const Leaving& page : leaving_) {
+    disk_->write(page.slot, page.index, layer, {tables_[page.slot][layer][page.page], stride_});
+  }
+}
+
+void KvStore::settle() {
+  if (leaving_.empty()) return;
+  disk_->settle();
+  for (const Leaving& page : leaving_) {
+    Sequence& sequence = sequences_[page.slot];
+    free_.push_back(sequence.memory[page.page]);
+    sequence.memory[page.page] = -1;
+    sequence.on_disk.push_back(page.page);
+  }
+  leaving_.clear();
 }
 
 }  // namespace headrace

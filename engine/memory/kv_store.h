@@ -1,48 +1,105 @@
-// The KV cache of one stage: pages of kPageTokens tokens, a page table per slot and layer.
+// The KV cache of one stage: pages of kPageTokens tokens, in memory or on disk.
+//
+// A page number stands for one page in each of the stage's layers. A page that is being filled, and
+// every page that the step under way writes, is in memory. When a page is full it gets its home,
+// for good: memory as long as there is room, else disk.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/memory/budget.h"
+#include "engine/memory/kv_disk.h"
 #include "engine/ops/attention.h"
 
 namespace headrace {
 
-// Not thread-safe: one thread reserves and releases, before and after a sweep.
+// A step's rows of one sequence: consecutive positions, consecutive rows of the hidden states.
+struct BatchItem {
+  int slot = 0;
+  int64_t first_position = 0;
+  int64_t rows = 0;
+};
+
+// Rows of a step that go through a layer at once.
+using KvMicroBatch = std::vector<BatchItem>;
+
+// One thread uses it.
 class KvStore {
  public:
-  // Room for `pages` pages per layer (a page number stands for one page in each of `layers` layers)
-  // and `slots` sequences. Memory comes from `budget`, which must outlive the store.
+  // Room for `pages` pages per layer, all in memory, and `slots` sequences. Memory comes from
+  // `budget`, which must outlive the store. Throws DoesNotFit.
   KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, MemoryBudget& budget);
+  // The same with `memory_pages` homes in memory and disk.pages on disk. `step_rows`: most rows of
+  // a step. Throws DoesNotFit, IoError.
+  KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int slots, int64_t step_rows,
+          const KvDiskOptions& disk, MemoryBudget& budget);
 
   static uint64_t bytes_per_page(const KvPageShape& shape, int layers) {
     return shape.page_bytes() * layers;
   }
   static int64_t pages_for(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+  // Pages in memory, besides homes, that a store with a disk needs for what steps write.
+  static int64_t pages_in_use(int slots, int64_t step_rows);
 
   // Makes sure that `slot` has pages for its first `tokens` tokens. Throws std::logic_error if none
-  // is left: the coordinator admits only what fits.
+  // is left: the coordinator admits only what fits. IoError if an earlier page could not be
+  // written.
   void reserve(int slot, int64_t tokens);
   // Gives all pages of the slot back.
   void release(int slot);
 
-  // Page addresses of a slot in layer `layer` (counted within the stage), in token order. Valid
-  // until the slot's next reserve or release.
+  // Pages per layer that this sequence has on disk, and how many of them a micro-batch may have.
+  int64_t disk_pages(int slot) const { return disk_ ? disk_->count(slot) : 0; }
+  int64_t most_disk_pages() const { return disk_ ? disk_->staging_pages() : 0; }
+
+  // A sweep over micro-batches whose pages are reserved: for each layer (counted within the stage)
+  // each micro-batch in turn is acquired, used and released. Throws IoError.
+  void begin_sweep(std::span<const KvMicroBatch* const> micro_batches);
+  void acquire(int layer, size_t micro_batch);
+  void release(int layer, size_t micro_batch);
+
+  // Page addresses of a slot in a layer, in token order. Without a disk valid until the slot's next
+  // reserve or release, else until the micro-batch is released.
   std::byte* const* pages(int slot, int layer) const { return tables_[slot][layer].data(); }
 
   const KvPageShape& shape() const { return shape_; }
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
+  const KvDisk* disk() const { return disk_ ? &*disk_ : nullptr; }
 
  private:
+  struct Sequence {
+    std::vector<int64_t> memory;   // page numbers in the arena; -1: on disk
+    std::vector<int64_t> on_disk;  // which of the sequence's pages, in the order of KvDisk::add
+    int64_t homed = 0;             // pages that have their home
+    int64_t at_home = 0;           // of them, in memory
+  };
+  struct Leaving {
+    int slot;
+    int64_t page, index;  // of the sequence; of KvDisk
+  };
+  std::byte* address(int layer, int64_t number) {
+    return arena_.data() + static_cast<size_t>(layer * page_count_ + number) * stride_;
+  }
+  void find_homes(const BatchItem& item);
+  void settle();
+
   KvPageShape shape_;
   int layers_;
+  size_t stride_;
   int64_t page_count_;
-  Buffer arena_;                                              // [layers][pages][page_bytes]
+  int64_t homes_;  // in memory
+  int64_t homes_taken_ = 0;
+  Buffer arena_;  // [layers][pages][stride]
+  std::optional<KvDisk> disk_;
   std::vector<int64_t> free_;                                 // page numbers
-  std::vector<std::vector<int64_t>> owned_;                   // [slot]
+  std::vector<Sequence> sequences_;                           // by slot
   std::vector<std::vector<std::vector<std::byte*>>> tables_;  // [slot][layer]
+  std::vector<const KvMicroBatch*> micro_batches_;
+  std::vector<Leaving> leaving_;  // pages that this step fills and that go to disk
 };
 
 }  // namespace headrace

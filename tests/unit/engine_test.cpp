@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <random>
 
 #include "tests/ops/op_test.h"
@@ -26,6 +27,15 @@ struct RunShape {
   int64_t chunk = 1000;  // tokens per sequence and step
   int64_t micro_batch_rows = 256;
   std::vector<int> stages = {};  // first layers of all stages but the first
+  // Percent of the way from the least memory that weights can do with to all of it; none: all of
+  // them in memory, without an offload file.
+  std::optional<int> weight_memory = {};
+  int ring_slots = 2;
+  // KV pages that stay in memory, the others go to disk; none: all of them, without a disk.
+  std::optional<int> kv_memory_pages = {};
+  int kv_staging_pages = 4;
+  bool ahead = true;  // false: the serial schedule
+  IoMethod io = IoMethod::kAuto;
 };
 
 std::vector<RunShape> all_runs(int layers) {
@@ -38,11 +48,55 @@ std::vector<RunShape> all_runs(int layers) {
   return runs;
 }
 
+std::vector<RunShape> offloaded_runs(int layers) {
+  std::vector<RunShape> runs;
+  for (const int memory : {0, 30, 60, 95, 100}) {
+    for (const int slots : {1, 2, 3}) {
+      runs.push_back({.chunk = 9, .weight_memory = memory, .ring_slots = slots});
+    }
+  }
+  for (const IoMethod io : {IoMethod::kAuto, IoMethod::kThreads}) {
+    for (const bool ahead : {true, false}) {
+      runs.push_back({.threads = 2,
+                      .chunk = 7,
+                      .micro_batch_rows = 5,
+                      .weight_memory = 20,
+                      .kv_memory_pages = 3,
+                      .ahead = ahead,
+                      .io = io});
+    }
+  }
+  for (const int pages : {0, 1, 5, 64}) {
+    for (const int64_t chunk : {1, 16, 1000}) {
+      for (const int64_t rows : {5, 256}) {
+        runs.push_back({.chunk = chunk,
+                        .micro_batch_rows = rows,
+                        .kv_memory_pages = pages,
+                        .kv_staging_pages = rows == 5 ? 3 : 9});
+      }
+    }
+  }
+  for (int cut = 1; cut < layers; ++cut) {
+    runs.push_back({.chunk = 9, .stages = {cut}, .weight_memory = 0, .kv_memory_pages = 0});
+  }
+  return runs;
+}
+
 std::string describe(const RunShape& run) {
   std::string text = std::string(target_name(run.target)) + ", " + std::to_string(run.threads) +
                      " threads, chunks of " + std::to_string(run.chunk) + ", micro-batches of " +
                      std::to_string(run.micro_batch_rows);
   for (const int cut : run.stages) text += ", cut before layer " + std::to_string(cut);
+  if (run.weight_memory) {
+    text += ", weights " + std::to_string(*run.weight_memory) + " % in memory, " +
+            std::to_string(run.ring_slots) + " slots";
+  }
+  if (run.kv_memory_pages) {
+    text += ", " + std::to_string(*run.kv_memory_pages) + " KV pages in memory, staging of " +
+            std::to_string(run.kv_staging_pages);
+  }
+  if (!run.ahead) text += ", serial";
+  if (run.io == IoMethod::kThreads) text += ", threads read";
   return text;
 }
 
@@ -65,14 +119,54 @@ struct Outputs {
   std::vector<float> hidden, logits;
 };
 
+constexpr int kSlots = 8;
+constexpr int64_t kKvPages = 64;
+
 // One stage: its weights, its KV cache and its engine.
 struct EngineStage {
   EngineStage(const Checkpoint& checkpoint, const StageRange& range, KvFormat kv_format,
-              const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows)
-      : weights(checkpoint, range, budget, cpu.threads),
-        kv({checkpoint.config().n_kv_heads, checkpoint.config().head_dim, kv_format},
-           range.layers(), 64, 8, budget),
-        engine(checkpoint.config(), weights, kv, cpu, budget, micro_batch_rows) {}
+              const Cpu& cpu, MemoryBudget& budget, const RunShape& run)
+      : offload(open_offload(checkpoint, range, cpu, budget, run)),
+        weights(make_weights(checkpoint, range, cpu, budget, run)),
+        kv(make_kv(checkpoint, range, kv_format, budget, run)),
+        engine(checkpoint.config(), weights, kv, cpu, budget, run.micro_batch_rows) {}
+
+  static std::unique_ptr<OffloadFile> open_offload(const Checkpoint& checkpoint,
+                                                   const StageRange& range, const Cpu& cpu,
+                                                   MemoryBudget& budget, const RunShape& run) {
+    if (!run.weight_memory) return nullptr;
+    return OffloadFile::open_or_build({testing::TempDir() + "offload", UINT64_MAX}, checkpoint,
+                                      range, weight_layout(checkpoint, range), budget, cpu.threads,
+                                      [](const std::string&) {});
+  }
+
+  WeightStore make_weights(const Checkpoint& checkpoint, const StageRange& range, const Cpu& cpu,
+                           MemoryBudget& budget, const RunShape& run) const {
+    if (!offload) return WeightStore(checkpoint, range, budget, cpu.threads);
+    const WeightLayout layout = weight_layout(checkpoint, range);
+    const uint64_t least = smallest_placement(layout), all = layout.image_bytes();
+    const uint64_t bytes = least + (all - least) * static_cast<uint64_t>(*run.weight_memory) / 100;
+    return WeightStore(checkpoint, range,
+                       {place_weights(layout, bytes, run.ring_slots), *offload,
+                        [&run] { return make_io_queue(8, run.io); }, run.ahead},
+                       budget, cpu.threads);
+  }
+
+  static KvStore make_kv(const Checkpoint& checkpoint, const StageRange& range, KvFormat format,
+                         MemoryBudget& budget, const RunShape& run) {
+    const KvPageShape shape{checkpoint.config().n_kv_heads, checkpoint.config().head_dim, format};
+    if (!run.kv_memory_pages) return KvStore(shape, range.layers(), kKvPages, kSlots, budget);
+    KvDiskOptions disk;
+    disk.directory = testing::TempDir();
+    disk.make_queue = [&run] { return make_io_queue(16, run.io); };
+    disk.pages = kKvPages - *run.kv_memory_pages;
+    disk.staging_pages = run.kv_staging_pages;
+    disk.staging_slots = run.ahead ? 2 : 1;
+    disk.ahead = run.ahead;
+    return KvStore(shape, range.layers(), *run.kv_memory_pages, kSlots, 4096, disk, budget);
+  }
+
+  std::unique_ptr<OffloadFile> offload;
   WeightStore weights;
   KvStore kv;
   StageEngine engine;
@@ -84,15 +178,14 @@ std::vector<Outputs> run_engine(const Checkpoint& checkpoint, const Sequences& s
   const auto width = static_cast<size_t>(config.d_model);
   ThreadPool threads(run.threads, 0);
   const Cpu cpu{threads, kernels(run.target)};
-  MemoryBudget budget("host memory", uint64_t{1} << 30);
+  MemoryBudget budget("host memory", uint64_t{1} << 32);
   std::vector<int> cuts = run.stages;
   cuts.insert(cuts.begin(), 0);
   cuts.push_back(config.n_layers);
   std::vector<std::unique_ptr<EngineStage>> stages;
   for (size_t s = 0; s + 1 < cuts.size(); ++s) {
     const StageRange range{cuts[s], cuts[s + 1], s == 0, s + 2 == cuts.size()};
-    stages.push_back(std::make_unique<EngineStage>(checkpoint, range, kv_format, cpu, budget,
-                                                   run.micro_batch_rows));
+    stages.push_back(std::make_unique<EngineStage>(checkpoint, range, kv_format, cpu, budget, run));
   }
 
   std::vector<Outputs> outputs(sequences.size());
@@ -163,6 +256,14 @@ TEST_P(EngineOfModel, EqualsTheReferenceBitForBit) {
   expect_reference_bits(*checkpoint, all_runs(checkpoint->config().n_layers));
 }
 
+TEST_P(EngineOfModel, EqualsTheReferenceWhateverIsOnDisk) {
+  const std::string& name = GetParam();
+  const auto checkpoint =
+      Checkpoint::open(name.starts_with("synthetic:") ? name : model_path(name));
+  expect_reference_bits(*checkpoint, offloaded_runs(checkpoint->config().n_layers),
+                        {1, 40, 17, 3, 16, 33});
+}
+
 std::string test_name(const testing::TestParamInfo<std::string>& info) {
   std::string name = info.param;
   std::replace_if(
@@ -207,6 +308,28 @@ std::string format_name(const testing::TestParamInfo<DType>& info) {
 INSTANTIATE_TEST_SUITE_P(Formats, EngineOfFormat,
                          testing::ValuesIn(all_dtypes().begin(), all_dtypes().end()), format_name);
 
+// A head of several pieces and layers of several blocks, on one stage and on the last of two.
+TEST(StageEngine, ABigHeadComesInPieces) {
+  for (const bool tied : {true, false}) {
+    ModelConfig config = test::small_llama();
+    config.vocab_size = 70000;
+    config.d_ffn = 5000;
+    config.tied_head = tied;
+    MemoryCheckpoint::Options options;
+    options.matrix_format = [](Role, int) { return DType::kF32; };
+    const MemoryCheckpoint checkpoint(config, options);
+    const WeightLayout layout = weight_layout(checkpoint, {0, 2, true, true});
+    const WeightPlacement least = place_weights(layout, smallest_placement(layout), 2);
+    EXPECT_GT(pieces_of(layout, least).size(), 3u);
+    std::vector<RunShape> runs;
+    for (const int memory : {0, 10, 50, 80, 90, 99}) runs.push_back({.weight_memory = memory});
+    runs.push_back({.weight_memory = 0, .ahead = false});
+    runs.push_back({.micro_batch_rows = 5, .weight_memory = 0});
+    runs.push_back({.stages = {1}, .weight_memory = 0});
+    expect_reference_bits(checkpoint, runs, {40, 2});
+  }
+}
+
 // A slot that is released and taken again holds nothing of the sequence before.
 TEST(StageEngine, AReleasedSlotStartsAfresh) {
   const auto checkpoint = Checkpoint::open(model_path("qwen2-tied"));
@@ -214,7 +337,8 @@ TEST(StageEngine, AReleasedSlotStartsAfresh) {
   ThreadPool threads(1, 0);
   const Cpu cpu{threads, kernels("auto")};
   MemoryBudget budget("host memory", uint64_t{1} << 30);
-  EngineStage stage(*checkpoint, {0, config.n_layers, true, true}, KvFormat::kF16, cpu, budget, 8);
+  EngineStage stage(*checkpoint, {0, config.n_layers, true, true}, KvFormat::kF16, cpu, budget,
+                    {.micro_batch_rows = 8});
   const auto sequences = random_sequences(config, {33, 20});
   const reference::Model model(*checkpoint, KvFormat::kF16);
   for (const auto& tokens : sequences) {
