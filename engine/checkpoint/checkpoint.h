@@ -61,6 +61,10 @@ class Checkpoint {
   // ModelError for a file that became shorter or a range outside the tensor.
   virtual void read(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const = 0;
 
+  // Says that these bytes of the tensor will not be read again soon: the kernel may take them out
+  // of its page cache, which else counts against the memory limit of whoever reads. Any thread.
+  virtual void drop_cache(const TensorInfo& tensor, uint64_t offset, uint64_t bytes) const;
+
   // 16 hex digits that identify format, configuration, tensor table and (by samples of 4 KiB per
   // tensor and the file sizes) the contents. The same on every machine.
   std::string fingerprint() const;

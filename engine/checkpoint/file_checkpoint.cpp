@@ -25,4 +25,9 @@ void FileCheckpoint::read(const TensorInfo& tensor, uint64_t offset,
   file(tensor.file).read(tensor.offset + offset, out);
 }
 
+void FileCheckpoint::drop_cache(const TensorInfo& tensor, uint64_t offset, uint64_t bytes) const {
+  check_range(tensor, offset, bytes);
+  file(tensor.file).drop_cache(tensor.offset + offset, bytes);
+}
+
 }  // namespace headrace

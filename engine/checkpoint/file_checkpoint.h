@@ -12,6 +12,7 @@ namespace headrace {
 class FileCheckpoint : public Checkpoint {
  public:
   void read(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const override;
+  void drop_cache(const TensorInfo& tensor, uint64_t offset, uint64_t bytes) const override;
 
  protected:
   // Appends to files_ and returns the file's index. Throws IoError, ModelError.

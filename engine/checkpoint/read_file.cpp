@@ -77,6 +77,15 @@ void ReadFile::read(uint64_t offset, std::span<std::byte> out) const {
   }
 }
 
+void ReadFile::drop_cache(uint64_t offset, uint64_t bytes) const {
+  constexpr uint64_t kPage = 4096;
+  const uint64_t begin = offset / kPage * kPage;
+  const uint64_t end = (offset + bytes + kPage - 1) / kPage * kPage;
+  if (bytes == 0) return;  // a length of 0 would stand for the rest of the file
+  (void)::posix_fadvise(fd_, static_cast<off_t>(begin), static_cast<off_t>(end - begin),
+                        POSIX_FADV_DONTNEED);
+}
+
 std::string read_text_file(const std::string& path, uint64_t limit) {
   const ReadFile file(path);
   if (file.size() > limit) {
