@@ -59,6 +59,8 @@ std::optional<DType> dtype_from_ggml(uint32_t type) {
   return std::nullopt;
 }
 
+uint32_t ggml_type(DType dtype) { return kEntries[static_cast<size_t>(dtype)].ggml_type; }
+
 std::string supported_ggml_types() {
   std::string list;
   for (const Entry& entry : kEntries) {

@@ -43,6 +43,8 @@ std::span<const DType> all_dtypes();
 
 // The format of a ggml type number (the `type` field of a GGUF tensor); nullopt if not supported.
 std::optional<DType> dtype_from_ggml(uint32_t type);
+// The other way.
+uint32_t ggml_type(DType dtype);
 // The supported formats with their ggml type numbers, as a list for messages.
 std::string supported_ggml_types();
 

@@ -4,9 +4,11 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <utility>
 
 #include "engine/checkpoint/file_checkpoint.h"
 #include "engine/checkpoint/gguf.h"
+#include "engine/checkpoint/tensor_names.h"
 #include "engine/error.h"
 
 namespace headrace {
@@ -163,52 +165,6 @@ class ConfigReader {
   std::string architecture_;
 };
 
-// The part of a role's name after "blk.N." or the whole name.
-const char* gguf_name(Role role) {
-  switch (role) {
-    case Role::kTokenEmbedding:
-      return "token_embd.weight";
-    case Role::kFinalNorm:
-      return "output_norm.weight";
-    case Role::kHead:
-      return "output.weight";
-    case Role::kAttnNorm:
-      return "attn_norm.weight";
-    case Role::kQ:
-      return "attn_q.weight";
-    case Role::kQBias:
-      return "attn_q.bias";
-    case Role::kK:
-      return "attn_k.weight";
-    case Role::kKBias:
-      return "attn_k.bias";
-    case Role::kV:
-      return "attn_v.weight";
-    case Role::kVBias:
-      return "attn_v.bias";
-    case Role::kO:
-      return "attn_output.weight";
-    case Role::kOBias:
-      return "attn_output.bias";
-    case Role::kMlpNorm:
-      return "ffn_norm.weight";
-    case Role::kGate:
-      return "ffn_gate.weight";
-    case Role::kGateBias:
-      return "ffn_gate.bias";
-    case Role::kUp:
-      return "ffn_up.weight";
-    case Role::kUpBias:
-      return "ffn_up.bias";
-    case Role::kDown:
-      return "ffn_down.weight";
-    case Role::kDownBias:
-      return "ffn_down.bias";
-    default:
-      return nullptr;  // OPT only
-  }
-}
-
 class GgufCheckpoint : public FileCheckpoint {
  public:
   explicit GgufCheckpoint(const std::string& path) {
@@ -228,10 +184,9 @@ class GgufCheckpoint : public FileCheckpoint {
 
  protected:
   std::vector<std::string> names(Role role, int layer) const override {
-    const char* name = gguf_name(role);
-    if (name == nullptr) return {};
-    if (!is_layer_role(role)) return {name};
-    return {"blk." + std::to_string(layer) + "." + name};
+    std::string name = gguf_tensor_name(role, layer);
+    if (name.empty()) return {};
+    return {std::move(name)};
   }
 
  private:

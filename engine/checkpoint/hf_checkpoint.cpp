@@ -3,12 +3,14 @@
 #include <filesystem>
 #include <map>
 #include <set>
+#include <string_view>
 #include <utility>
 
 #include "engine/checkpoint/file_checkpoint.h"
 #include "engine/checkpoint/hf_config.h"
 #include "engine/checkpoint/json.h"
 #include "engine/checkpoint/safetensors.h"
+#include "engine/checkpoint/tensor_names.h"
 #include "engine/error.h"
 
 namespace headrace {
@@ -18,95 +20,6 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr uint64_t kMaxIndexBytes = 100'000'000;
-
-// The name of a role in Llama and Qwen2 models, after "layers.N." for those of a layer.
-const char* llama_name(Role role) {
-  switch (role) {
-    case Role::kTokenEmbedding:
-      return "embed_tokens.weight";
-    case Role::kFinalNorm:
-      return "norm.weight";
-    case Role::kAttnNorm:
-      return "input_layernorm.weight";
-    case Role::kQ:
-      return "self_attn.q_proj.weight";
-    case Role::kQBias:
-      return "self_attn.q_proj.bias";
-    case Role::kK:
-      return "self_attn.k_proj.weight";
-    case Role::kKBias:
-      return "self_attn.k_proj.bias";
-    case Role::kV:
-      return "self_attn.v_proj.weight";
-    case Role::kVBias:
-      return "self_attn.v_proj.bias";
-    case Role::kO:
-      return "self_attn.o_proj.weight";
-    case Role::kOBias:
-      return "self_attn.o_proj.bias";
-    case Role::kMlpNorm:
-      return "post_attention_layernorm.weight";
-    case Role::kGate:
-      return "mlp.gate_proj.weight";
-    case Role::kGateBias:
-      return "mlp.gate_proj.bias";
-    case Role::kUp:
-      return "mlp.up_proj.weight";
-    case Role::kUpBias:
-      return "mlp.up_proj.bias";
-    case Role::kDown:
-      return "mlp.down_proj.weight";
-    case Role::kDownBias:
-      return "mlp.down_proj.bias";
-    default:
-      return nullptr;
-  }
-}
-
-// The same for OPT.
-const char* opt_name(Role role) {
-  switch (role) {
-    case Role::kTokenEmbedding:
-      return "embed_tokens.weight";
-    case Role::kPositionEmbedding:
-      return "embed_positions.weight";
-    case Role::kProjectIn:
-      return "project_in.weight";
-    case Role::kProjectOut:
-      return "project_out.weight";
-    case Role::kFinalNorm:
-    case Role::kMlpNorm:
-      return "final_layer_norm.weight";
-    case Role::kFinalNormBias:
-    case Role::kMlpNormBias:
-      return "final_layer_norm.bias";
-    case Role::kAttnNorm:
-      return "self_attn_layer_norm.weight";
-    case Role::kAttnNormBias:
-      return "self_attn_layer_norm.bias";
-    case Role::kO:
-      return "self_attn.out_proj.weight";
-    case Role::kOBias:
-      return "self_attn.out_proj.bias";
-    case Role::kUp:
-      return "fc1.weight";
-    case Role::kUpBias:
-      return "fc1.bias";
-    case Role::kDown:
-      return "fc2.weight";
-    case Role::kDownBias:
-      return "fc2.bias";
-    case Role::kQ:
-    case Role::kQBias:
-    case Role::kK:
-    case Role::kKBias:
-    case Role::kV:
-    case Role::kVBias:
-      return llama_name(role);
-    default:
-      return nullptr;
-  }
-}
 
 bool is_plain_file_name(const std::string& name) {
   return !name.empty() && name != "." && name != ".." &&
@@ -133,14 +46,13 @@ class HfCheckpoint : public FileCheckpoint {
 
  protected:
   std::vector<std::string> names(Role role, int layer) const override {
-    if (role == Role::kHead) return {"lm_head.weight"};
-    const bool opt = config_.family == Family::kOpt;
-    const char* name = opt ? opt_name(role) : llama_name(role);
-    if (name == nullptr) return {};
-    const std::string inner =
-        is_layer_role(role) ? "layers." + std::to_string(layer) + "." + name : std::string(name);
-    if (opt) return {"model.decoder." + inner, "decoder." + inner, inner};
-    return {"model." + inner, inner};
+    // Files of the bare model, without its head, lack the outer prefixes.
+    const std::string full = hf_tensor_name(config_.family, role, layer);
+    if (full.empty()) return {};
+    if (role == Role::kHead) return {full};
+    const size_t model = std::string_view("model.").size();
+    if (config_.family != Family::kOpt) return {full, full.substr(model)};
+    return {full, full.substr(model), full.substr(model + std::string_view("decoder.").size())};
   }
 
  private:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <unordered_map>
@@ -114,11 +115,9 @@ struct WeightFormat {
   const char* name;
   DType dtype;
 };
-constexpr WeightFormat kFormats[] = {{"f32", DType::kF32},
-                                     {"f16", DType::kF16},
-                                     {"bf16", DType::kBF16},
-                                     {"q8", DType::kQ8_0},
-                                     {"q4", DType::kQ4_0}};
+constexpr WeightFormat kFormats[] = {
+    {"f32", DType::kF32},   {"f16", DType::kF16}, {"bf16", DType::kBF16}, {"q8", DType::kQ8_0},
+    {"q8_0", DType::kQ8_0}, {"q4", DType::kQ4_0}, {"q4_0", DType::kQ4_0}};
 
 DType weight_format(const std::string& model, std::string_view name) {
   std::string list;
@@ -130,6 +129,30 @@ DType weight_format(const std::string& model, std::string_view name) {
                    "\"; choose one of " + list);
 }
 
+uint64_t seed_number(const std::string& model, std::string_view text) {
+  uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    throw ModelError(model + ": the seed \"" + std::string(text) +
+                     "\" is not a whole number from 0 on");
+  }
+  return seed;
+}
+
+// The parts between the colons of "<shape>[:<format>[:<seed>]]".
+struct Spec {
+  std::string_view shape, format = "bf16", seed = "0";
+
+  explicit Spec(std::string_view text) {
+    for (std::string_view* part : {&shape, &format, &seed}) {
+      const size_t colon = part == &seed ? text.npos : text.find(':');
+      *part = text.substr(0, colon);
+      if (colon == text.npos) return;
+      text.remove_prefix(colon + 1);
+    }
+  }
+};
+
 bool is_norm(Role role) {
   return role == Role::kFinalNorm || role == Role::kAttnNorm || role == Role::kMlpNorm;
 }
@@ -137,10 +160,10 @@ bool is_norm(Role role) {
 class SyntheticCheckpoint : public Checkpoint {
  public:
   explicit SyntheticCheckpoint(const std::string& model) {
-    const std::string_view spec = std::string_view(model).substr(kSyntheticPrefix.size());
-    const size_t colon = spec.find(':');
-    config_ = named_shape(spec.substr(0, colon));
-    const DType format = weight_format(model, colon == spec.npos ? "bf16" : spec.substr(colon + 1));
+    const Spec spec(std::string_view(model).substr(kSyntheticPrefix.size()));
+    config_ = named_shape(spec.shape);
+    const DType format = weight_format(model, spec.format);
+    seed_ = seed_number(model, spec.seed);
     files_ = {model};
     for (Role role : all_roles()) {
       if (!is_layer_role(role)) add_tensor(role, 0, format);
@@ -210,7 +233,8 @@ class SyntheticCheckpoint : public Checkpoint {
   }
 
   Recipe recipe(Role role, const TensorInfo& tensor) const {
-    const std::string key = config_.name + "/" + tensor.name;
+    std::string key = config_.name + "/" + tensor.name;
+    if (seed_ != 0) key += "#" + std::to_string(seed_);
     // Uniform noise of half-width w has the standard deviation w / sqrt(3).
     double deviation = 0.02;
     if (tensor.rows > 1) deviation = 1.0 / std::sqrt(static_cast<double>(tensor.cols));
@@ -225,6 +249,7 @@ class SyntheticCheckpoint : public Checkpoint {
     return recipe;
   }
 
+  uint64_t seed_ = 0;
   uint64_t end_ = 0;
   std::unordered_map<std::string, Recipe> recipes_;
 };

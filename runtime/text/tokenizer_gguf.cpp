@@ -114,6 +114,7 @@ std::unique_ptr<Tokenizer::Data> read_tokenizer_gguf(const std::string& path) {
     if (file.strings(kTokens) == nullptr) return nullptr;
     fail(file, kModel, "missing. Convert the model again.");
   }
+  if (*model == "none" || *model == "no_vocab") return nullptr;
   if (*model != "gpt2") {
     fail(file, kModel,
          "the tokenizer \"" + *model +

@@ -147,12 +147,27 @@ TEST(Synthetic, ShapesHaveThePublishedSizes) {
   }
 }
 
+TEST(Synthetic, SeedsGiveOtherWeightsOfTheSameShape) {
+  const auto fingerprint = [](const std::string& model) {
+    return Checkpoint::open("synthetic:tiny-llama:" + model)->fingerprint();
+  };
+  EXPECT_EQ(fingerprint("q8"), fingerprint("q8_0:0"));
+  EXPECT_EQ(fingerprint("q8:1"), fingerprint("q8_0:1"));
+  EXPECT_NE(fingerprint("q8:1"), fingerprint("q8:0"));
+  EXPECT_NE(fingerprint("q8:1"), fingerprint("q8:18446744073709551615"));
+  for (const char* seed : {"", "-1", "x", "1:2", "18446744073709551616"}) {
+    expect_model_error([&] { fingerprint(std::string("q8:") + seed); },
+                       {std::string("\"") + seed + "\"", "seed"});
+  }
+}
+
 TEST(Synthetic, UnknownNamesListWhatThereIs) {
   expect_model_error([] { Checkpoint::open("synthetic:opt-9b"); }, {"opt-9b", "opt-6.7b"});
   expect_model_error([] { Checkpoint::open("synthetic:"); }, {"tiny-llama"});
   expect_model_error([] { Checkpoint::open("synthetic:tiny-opt:q5"); },
-                     {"\"q5\"", "f32, f16, bf16, q8, q4"});
-  expect_model_error([] { Checkpoint::open("synthetic:tiny-opt:"); }, {"f32, f16, bf16, q8, q4"});
+                     {"\"q5\"", "f32, f16, bf16, q8, q8_0, q4, q4_0"});
+  expect_model_error([] { Checkpoint::open("synthetic:tiny-opt:"); },
+                     {"f32, f16, bf16, q8, q8_0, q4, q4_0"});
 }
 
 }  // namespace
