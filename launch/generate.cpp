@@ -48,7 +48,7 @@ bool under_launcher() {
 
 struct GenerateArguments {
   RunOptions run;
-  std::string split, kv = "f16", host_memory, prefill_chunk = "128", order = "longest";
+  std::string split, host_memory, prefill_chunk = "128", order = "longest";
   std::string progress = "auto";
   bool quiet = false;
   std::string prompt;
@@ -77,7 +77,6 @@ void finish_arguments(GenerateArguments& a, bool has_prompt) {
     throw UsageError("--resume needs an --output file to continue");
   if (!a.split.empty()) run.split = parse_list("--split", a.split);
   if (!a.host_memory.empty()) run.host_memory = parse_size("--host-memory", a.host_memory);
-  run.kv_format = a.kv == "f32" ? KvFormat::kF32 : KvFormat::kF16;
   run.progress = progress_style(a);
   run.order = a.order == "input" ? Order::kInput : Order::kLongestFirst;
   if (a.prefill_chunk == "all") {
@@ -193,12 +192,9 @@ void add_generate(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   sub->add_option("--host-memory", a->host_memory,
                   "Memory budget per rank, as 8GiB (default: 90% of what is free)");
-  sub->add_option("--kv", a->kv, "Format of the KV cache")
-      ->check(CLI::IsMember({"f16", "f32"}))
-      ->capture_default_str();
-  sub->add_option("--target", run.target, "Vector instructions: auto, avx512, avx2 or scalar")
-      ->check(CLI::IsMember({"auto", "avx512", "avx2", "scalar"}))
-      ->capture_default_str();
+  add_weights_option(*sub, run.weights);
+  add_kv_option(*sub, run.kv_format);
+  add_target_option(*sub, run.target);
   sub->add_option("--peer-timeout", a->peer_timeout,
                   "Seconds without a sign of life after which a rank is lost")
       ->check(positive)

@@ -6,9 +6,9 @@
 
 #include <algorithm>
 
-#include "engine/checkpoint/checkpoint.h"
 #include "headrace/version.h"
 #include "runtime/desk.h"
+#include "runtime/open_model.h"
 #include "runtime/plan/agreement.h"
 #include "runtime/plan/stage_plan.h"
 
@@ -58,8 +58,8 @@ struct HaltOnExit {
 }  // namespace
 
 std::string numerics(const RunOptions& options) {
-  return std::string("kv=") + (options.kv_format == KvFormat::kF16 ? "f16" : "f32") +
-         " math=f32 wire=f32";
+  return std::string("weights=") + weight_format_name(options.weights) +
+         " kv=" + kv_format_name(options.kv_format) + " math=f32 wire=f32";
 }
 
 RunEnd run_rank(const RunOptions& options, const Wires& wires,
@@ -80,7 +80,7 @@ RunEnd run_rank(const RunOptions& options, const Wires& wires,
 
   ranks.watch_progress([&threads] { return threads.progress(); });
   const Cpu cpu{threads, kernels_of_target};
-  const auto checkpoint = Checkpoint::open(options.model);
+  const auto checkpoint = open_model(options.model, options.weights);
   const ModelConfig& config = checkpoint->config();
   const StageRange range = cut_stages(*checkpoint, ranks.size(), options.split)[ranks.rank()];
   Stage::Sizes sizes = stage_sizes(options, config);

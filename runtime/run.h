@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/checkpoint/quantized_checkpoint.h"
 #include "runtime/pipeline/pipeline.h"
 #include "runtime/report/progress.h"
 #include "runtime/requests/request.h"
@@ -30,12 +31,13 @@ struct RunOptions {
   int64_t prefill_chunk = 128;  // 0: whole prompts
   Order order = Order::kLongestFirst;
   uint64_t host_memory = 0;  // bytes; 0: 90 % of what is available, shared by the node's ranks
+  WeightFormat weights = WeightFormat::kNative;
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";
   ProgressStyle progress = ProgressStyle::kLog;
 };
 
-// What decides the bits of a result besides the model: "kv=f16 math=f32 wire=f32".
+// What decides the bits of a result besides the model: "weights=native kv=f16 math=f32 wire=f32".
 std::string numerics(const RunOptions& options);
 
 enum class RunEnd {
