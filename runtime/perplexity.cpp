@@ -23,19 +23,24 @@ constexpr int64_t kMicroBatchRows = 256;
 constexpr int64_t kLogitRows = 16;  // rows whose logits are in memory at once
 constexpr int64_t kPiece = 4096;    // logits that are summed in float
 
-struct Tokens {
-  std::vector<int> prefix, text;
-};
-
-Tokens tokenize(const std::string& model, std::string_view text) {
-  const auto tokenizer = Tokenizer::open(model);
-  if (!tokenizer) {
-    throw UsageError(model + " has no tokenizer; give a model with tokenizer.json, or a GGUF file");
+void check(const ModelConfig& config, int window, const std::vector<int32_t>& prefix,
+           const std::vector<int32_t>& ids) {
+  const int64_t least = std::ssize(prefix) + 2;
+  if (window < least || window > config.max_positions) {
+    throw UsageError("--window " + std::to_string(window) + " must be " + std::to_string(least) +
+                     " to " + std::to_string(config.max_positions) + " for this model");
   }
-  try {
-    return {tokenizer->prefix(), tokenizer->encode(text)};
-  } catch (const std::invalid_argument& e) {
-    throw UsageError(std::string("the text cannot be tokenized: ") + e.what());
+  if (ids.empty() || prefix.size() + ids.size() < 2) {
+    throw UsageError("the text is too short: it has " + std::to_string(ids.size()) +
+                     " tokens, and nothing to predict");
+  }
+  for (const auto* list : {&prefix, &ids}) {
+    for (const int32_t id : *list) {
+      if (id >= 0 && id < config.vocab_size) continue;
+      throw UsageError("token " + std::to_string(id) + " of the text is not one of the model's " +
+                       std::to_string(config.vocab_size) +
+                       "; tokenizer and weights do not belong together, fetch the model again");
+    }
   }
 }
 
@@ -96,37 +101,42 @@ class Predictor {
 
 }  // namespace
 
-Perplexity measure_perplexity(const PerplexityOptions& options, std::string_view text) {
-  const Kernels& kernels_of_target = kernels(options.target);
-  const auto checkpoint = open_model(options.model, options.weights);
-  const Tokens tokens = tokenize(options.model, text);
-  const int64_t prefix = std::ssize(tokens.prefix), per_window = options.window - prefix;
-  if (per_window < 2 || options.window > checkpoint->config().max_positions) {
-    throw UsageError("--window " + std::to_string(options.window) + " must be " +
-                     std::to_string(prefix + 2) + " to " +
-                     std::to_string(checkpoint->config().max_positions) + " for this model");
-  }
-  if (prefix + std::ssize(tokens.text) < 2) {
-    throw UsageError("the text is too short: it has " + std::to_string(tokens.text.size()) +
-                     " tokens, and nothing to predict");
-  }
-
+Perplexity perplexity_of_ids(const Checkpoint& checkpoint, const PerplexityOptions& options,
+                             const std::vector<int32_t>& prefix, const std::vector<int32_t>& ids) {
+  check(checkpoint.config(), options.window, prefix, ids);
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   ThreadPool threads(options.threads > 0 ? options.threads : cores);
   MemoryBudget budget("host memory", options.host_memory > 0 ? options.host_memory
                                                              : available_host_memory() / 10 * 9);
-  Predictor predictor(*checkpoint, options, {threads, kernels_of_target}, budget);
+  Predictor predictor(checkpoint, options, {threads, kernels(options.target)}, budget);
   Perplexity result;
-  for (int64_t at = 0; at < std::ssize(tokens.text); at += per_window) {
-    std::vector<int32_t> window(tokens.prefix.begin(), tokens.prefix.end());
-    const int64_t count = std::min(per_window, std::ssize(tokens.text) - at);
-    window.insert(window.end(), tokens.text.begin() + at, tokens.text.begin() + at + count);
+  const int64_t per_window = options.window - std::ssize(prefix);
+  for (int64_t at = 0; at < std::ssize(ids); at += per_window) {
+    std::vector<int32_t> window = prefix;
+    const int64_t count = std::min(per_window, std::ssize(ids) - at);
+    window.insert(window.end(), ids.begin() + at, ids.begin() + at + count);
     if (window.size() < 2) break;
     result.nats += predictor.nats(window);
     result.tokens += std::ssize(window) - 1;
     ++result.windows;
   }
   return result;
+}
+
+Perplexity measure_perplexity(const PerplexityOptions& options, std::string_view text) {
+  const auto checkpoint = open_model(options.model, options.weights);
+  const auto tokenizer = Tokenizer::open(options.model);
+  if (!tokenizer) {
+    throw UsageError(options.model +
+                     " has no tokenizer; give a model with tokenizer.json, or a GGUF file");
+  }
+  std::vector<int32_t> ids;
+  try {
+    ids = tokenizer->encode(text);
+  } catch (const std::invalid_argument& e) {
+    throw UsageError(std::string("the text cannot be tokenized: ") + e.what());
+  }
+  return perplexity_of_ids(*checkpoint, options, tokenizer->prefix(), ids);
 }
 
 }  // namespace headrace

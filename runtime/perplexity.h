@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "engine/checkpoint/quantized_checkpoint.h"
 #include "engine/ops/cpu/kernels.h"
@@ -35,5 +36,10 @@ struct Perplexity {
 // target. Throws UsageError (no tokenizer, text too short or not UTF-8, window out of range),
 // ModelError, IoError, DoesNotFit, ResourceMissing.
 Perplexity measure_perplexity(const PerplexityOptions& options, std::string_view text);
+
+// The same of token ids, with the model already open; options.model and options.weights are not
+// looked at.
+Perplexity perplexity_of_ids(const Checkpoint& checkpoint, const PerplexityOptions& options,
+                             const std::vector<int32_t>& prefix, const std::vector<int32_t>& ids);
 
 }  // namespace headrace
