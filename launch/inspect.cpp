@@ -4,11 +4,12 @@
 #include <map>
 #include <memory>
 
-#include "engine/checkpoint/checkpoint.h"
 #include "engine/memory/kv_store.h"
 #include "engine/memory/weight_store.h"
 #include "launch/exit_code.h"
+#include "launch/options.h"
 #include "launch/subcommands.h"
+#include "runtime/open_model.h"
 #include "runtime/pipeline/stage.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
@@ -45,7 +46,7 @@ void print_config(const Checkpoint& checkpoint) {
   std::printf("\n");
 }
 
-void print_memory(const Checkpoint& checkpoint) {
+void print_memory(const Checkpoint& checkpoint, KvFormat kv) {
   const ModelConfig& c = checkpoint.config();
   const auto bytes = [&](const StageRange& range) {
     return WeightStore::bytes_needed(checkpoint, range);
@@ -56,9 +57,9 @@ void print_memory(const Checkpoint& checkpoint) {
               format_bytes(bytes({0, 0, true, false})).c_str(),
               format_bytes(bytes({0, 0, false, true})).c_str(),
               c.tied_head ? " (shared on a single stage)" : "");
-  const uint64_t page = KvStore::bytes_per_page(Stage::page_shape(c, KvFormat::kF16), c.n_layers);
-  std::printf("KV cache     %s per token (f16, all layers)\n",
-              format_bytes(page / kPageTokens).c_str());
+  const uint64_t page = KvStore::bytes_per_page(Stage::page_shape(c, kv), c.n_layers);
+  std::printf("KV cache     %s per token (%s, all layers)\n",
+              format_bytes(page / kPageTokens).c_str(), kv_format_name(kv));
 }
 
 void print_text(const std::string& model) {
@@ -108,6 +109,8 @@ void add_inspect(CLI::App& app, int& exit_code) {
   struct Arguments {
     std::string model;
     bool tensors = false;
+    WeightFormat weights = WeightFormat::kNative;
+    KvFormat kv = KvFormat::kF16;
   };
   auto a = std::make_shared<Arguments>();
   CLI::App* sub = app.add_subcommand(
@@ -116,11 +119,13 @@ void add_inspect(CLI::App& app, int& exit_code) {
                   "Hugging Face directory, GGUF file, or synthetic:<shape>")
       ->required();
   sub->add_flag("--tensors", a->tensors, "List every tensor");
+  add_weights_option(*sub, a->weights);
+  add_kv_option(*sub, a->kv);
   sub->footer("Example:\n  headrace inspect model.gguf --tensors");
   sub->callback([a, &exit_code] {
-    const auto checkpoint = Checkpoint::open(a->model);
+    const auto checkpoint = open_model(a->model, a->weights);
     print_config(*checkpoint);
-    print_memory(*checkpoint);
+    print_memory(*checkpoint, a->kv);
     print_text(a->model);
     print_tensors(*checkpoint, a->tensors);
     exit_code = kExitDone;

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 
+#include "engine/ops/attention.h"
 #include "runtime/error.h"
 
 namespace headrace {
@@ -64,6 +65,28 @@ std::vector<int> parse_list(const std::string& option, const std::string& text) 
     next = after + (after != end);
   }
   return values;
+}
+
+void add_weights_option(CLI::App& sub, WeightFormat& format) {
+  sub.add_option_function<std::string>(
+         "--weights", [&format](const std::string& name) { format = weight_format_of(name); },
+         "Format of the large matrices: as the model has them, or quantised to 8 or 4 bits")
+      ->check(CLI::IsMember({"native", "q8", "q4"}))
+      ->default_str(weight_format_name(format));
+}
+
+void add_kv_option(CLI::App& sub, KvFormat& format) {
+  sub.add_option_function<std::string>(
+         "--kv", [&format](const std::string& name) { format = kv_format_of(name); },
+         "Format of the KV cache")
+      ->check(CLI::IsMember({"f16", "f32", "q8", "q4"}))
+      ->default_str(kv_format_name(format));
+}
+
+void add_target_option(CLI::App& sub, std::string& target) {
+  sub.add_option("--target", target, "Vector instructions: auto, avx512, avx2 or scalar")
+      ->check(CLI::IsMember({"auto", "avx512", "avx2", "scalar"}))
+      ->capture_default_str();
 }
 
 }  // namespace headrace

@@ -6,6 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/checkpoint/quantized_checkpoint.h"
+#include "engine/ops/cpu/kernels.h"
+
 namespace headrace {
 
 // "900MiB", "8GiB", "1.5GB", "4096": bytes. Throws UsageError naming the option.
@@ -17,5 +20,10 @@ std::vector<int> parse_list(const std::string& option, const std::string& text);
 CLI::Validator positive_number();
 CLI::Validator number_from_0();
 CLI::Validator number_from_0_to_1();
+
+// Options that several subcommands have; the value must outlive the app.
+void add_weights_option(CLI::App& sub, WeightFormat& format);
+void add_kv_option(CLI::App& sub, KvFormat& format);
+void add_target_option(CLI::App& sub, std::string& target);
 
 }  // namespace headrace

@@ -22,12 +22,9 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
       ->capture_default_str();
   sub.add_option("--host-memory", arguments.host_memory,
                  "Memory budget per rank, as 8GiB (default: 90% of what is free)");
-  sub.add_option("--kv", arguments.kv, "Format of the KV cache")
-      ->check(CLI::IsMember({"f16", "f32"}))
-      ->capture_default_str();
-  sub.add_option("--target", run.target, "Vector instructions: auto, avx512, avx2 or scalar")
-      ->check(CLI::IsMember({"auto", "avx512", "avx2", "scalar"}))
-      ->capture_default_str();
+  add_weights_option(sub, run.weights);
+  add_kv_option(sub, run.kv_format);
+  add_target_option(sub, run.target);
   sub.add_option("--peer-timeout", arguments.peer_timeout,
                  "Seconds without a sign of life after which a rank is lost")
       ->check(positive)
@@ -39,7 +36,6 @@ void finish_run_options(RunOptions& run, const RunArguments& arguments) {
   if (!arguments.host_memory.empty()) {
     run.host_memory = parse_size("--host-memory", arguments.host_memory);
   }
-  run.kv_format = arguments.kv == "f32" ? KvFormat::kF32 : KvFormat::kF16;
   if (arguments.prefill_chunk == "all") {
     run.prefill_chunk = 0;
   } else {

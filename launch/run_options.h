@@ -10,7 +10,7 @@ namespace headrace {
 
 // Values as the command line writes them, until finish_run_options.
 struct RunArguments {
-  std::string split, kv = "f16", host_memory, prefill_chunk = "128";
+  std::string split, host_memory, prefill_chunk = "128";
   double peer_timeout = 60.0;  // seconds
 };
 

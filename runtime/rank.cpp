@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "headrace/version.h"
+#include "runtime/open_model.h"
 #include "runtime/plan/agreement.h"
 
 namespace headrace {
@@ -58,8 +59,8 @@ uint64_t memory_limit(const RunOptions& options, int ranks_on_host) {
 }  // namespace
 
 std::string numerics(const RunOptions& options) {
-  return std::string("kv=") + (options.kv_format == KvFormat::kF16 ? "f16" : "f32") +
-         " math=f32 wire=f32";
+  return std::string("weights=") + weight_format_name(options.weights) +
+         " kv=" + kv_format_name(options.kv_format) + " math=f32 wire=f32";
 }
 
 Rank::Rank(const RunOptions& options, const Wires& wires)
@@ -73,7 +74,7 @@ Rank::Rank(const RunOptions& options, const Wires& wires, int cores)
       budget_("host memory", memory_limit(options, wires.communicator.ranks_on_host())) {
   Communicator& ranks = wires.communicator;
   ranks.watch_progress([this] { return threads_.progress(); });
-  checkpoint_ = Checkpoint::open(options.model);
+  checkpoint_ = open_model(options.model, options.weights);
   const ModelConfig& config = checkpoint_->config();
   range_ = cut_stages(*checkpoint_, ranks.size(), options.split)[ranks.rank()];
   sizes_ = stage_sizes(options, config);

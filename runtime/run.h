@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/checkpoint/quantized_checkpoint.h"
 #include "runtime/pipeline/pipeline.h"
 #include "runtime/report/progress.h"
 #include "runtime/requests/request.h"
@@ -23,6 +24,7 @@ struct RunOptions {
   std::vector<int> split;       // layers per stage; empty: by cost
   int64_t prefill_chunk = 128;  // 0: whole prompts
   uint64_t host_memory = 0;     // bytes; 0: 90 % of what is available, shared by the node's ranks
+  WeightFormat weights = WeightFormat::kNative;
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";
 };
@@ -41,7 +43,7 @@ struct GenerateOptions : RunOptions {
   ProgressStyle progress = ProgressStyle::kLog;
 };
 
-// What decides the bits of a result besides the model: "kv=f16 math=f32 wire=f32".
+// What decides the bits of a result besides the model: "weights=native kv=f16 math=f32 wire=f32".
 std::string numerics(const RunOptions& options);
 
 enum class RunEnd {

@@ -43,6 +43,7 @@ class Checkpoint {
   // supported (see unusable_).
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const std::vector<std::string>& files() const { return files_; }
+  const std::vector<uint64_t>& file_bytes() const { return file_bytes_; }  // their sizes
 
   // The tensor of a role (layer is ignored for roles that exist once), or nullptr where the
   // configuration has none (has_role) or the layer is out of range. Every role that the

@@ -6,13 +6,13 @@
 namespace headrace {
 namespace {
 
+constexpr uint32_t kNotGgml = ~uint32_t{0};
+
 struct Entry {
   DType dtype;
   DTypeInfo info;
   uint32_t ggml_type;
 };
-
-constexpr int kDTypeCount = 13;
 
 // In the order of the enum, so that a DType is an index.
 constexpr std::array<Entry, kDTypeCount> kEntries = {{
@@ -29,6 +29,8 @@ constexpr std::array<Entry, kDTypeCount> kEntries = {{
     {DType::kQ4_K, {"Q4_K", 256, 144}, 12},
     {DType::kQ5_K, {"Q5_K", 256, 176}, 13},
     {DType::kQ6_K, {"Q6_K", 256, 210}, 14},
+    {DType::kG8, {"G8", 64, 68}, kNotGgml},
+    {DType::kG4, {"G4", 64, 36}, kNotGgml},
 }};
 
 constexpr bool entries_follow_the_enum() {
@@ -52,9 +54,11 @@ const DTypeInfo& dtype_info(DType dtype) { return kEntries[static_cast<size_t>(d
 
 std::span<const DType> all_dtypes() { return kAll; }
 
+bool is_ggml(DType dtype) { return kEntries[static_cast<size_t>(dtype)].ggml_type != kNotGgml; }
+
 std::optional<DType> dtype_from_ggml(uint32_t type) {
   for (const Entry& entry : kEntries) {
-    if (entry.ggml_type == type) return entry.dtype;
+    if (entry.ggml_type == type && is_ggml(entry.dtype)) return entry.dtype;
   }
   return std::nullopt;
 }
@@ -64,6 +68,7 @@ uint32_t ggml_type(DType dtype) { return kEntries[static_cast<size_t>(dtype)].gg
 std::string supported_ggml_types() {
   std::string list;
   for (const Entry& entry : kEntries) {
+    if (!is_ggml(entry.dtype)) continue;
     if (!list.empty()) list += ", ";
     list += std::string(entry.info.name) + " (" + std::to_string(entry.ggml_type) + ")";
   }

@@ -1,5 +1,6 @@
-// Storage formats of tensor elements: the plain ones and ggml's block formats.
-// Source of the block layouts: ggml `ggml-common.h` (block_q4_0 ... block_q6_K) and the
+// Storage formats of tensor elements: the plain ones, ggml's block formats, and two of headrace's
+// own that no file has: G8 and G4 (engine/group_quant.h), made from plain elements as they are
+// read. Source of the block layouts: ggml `ggml-common.h` (block_q4_0 ... block_q6_K) and the
 // dequantisation formulas of ggml `ggml-quants.c` (dequantize_row_*), as also published in gguf-py
 // `quants.py`.
 #pragma once
@@ -27,7 +28,11 @@ enum class DType {
   kQ4_K,
   kQ5_K,
   kQ6_K,
+  kG8,
+  kG4,
 };
+
+inline constexpr int kDTypeCount = 15;
 
 struct DTypeInfo {
   const char* name;    // "Q4_K", as GGUF tools print it
@@ -38,8 +43,11 @@ struct DTypeInfo {
 const DTypeInfo& dtype_info(DType dtype);
 inline const char* dtype_name(DType dtype) { return dtype_info(dtype).name; }
 
-// All formats, in the order of the enum.
+// All formats, in the order of the enum; those of headrace itself come last.
 std::span<const DType> all_dtypes();
+
+// True for the formats of ggml, which a GGUF file may hold; false for headrace's own.
+bool is_ggml(DType dtype);
 
 // The format of a ggml type number (the `type` field of a GGUF tensor); nullopt if not supported.
 std::optional<DType> dtype_from_ggml(uint32_t type);

@@ -44,6 +44,10 @@ constexpr PanelLayout layout_of(DType dtype) {
       return coded(256, 2 * kScaleRow + 16 * kPanelRows, 4, 1);
     case DType::kQ6_K:
       return coded(256, kScaleRow + 16 * kPanelRows, 4, 2);
+    case DType::kG8:
+      return coded(64, 2 * kScaleRow, 8, 0);
+    case DType::kG4:
+      return coded(64, 2 * kScaleRow, 4, 0);
   }
   throw std::logic_error("panel_layout: unknown dtype");
 }
@@ -92,6 +96,10 @@ int code_at(const std::byte* block, int k) {
       const int low = quarter < 2 ? b & 15 : b >> 4;
       return low | ((u8(block[128 + half * 32 + column]) >> (quarter * 2)) & 3) << 4;
     }
+    case DType::kG8:
+      return u8(block[4 + k]);
+    case DType::kG4:
+      return k < 32 ? u8(block[4 + k]) & 15 : u8(block[4 + k - 32]) >> 4;
     default:
       throw std::logic_error("code_at: a plain dtype has no codes");
   }
@@ -127,6 +135,8 @@ void pack_scales(DType dtype, const std::byte* block, int r, std::byte* out) {
       break;
     case DType::kQ4_1:
     case DType::kQ5_1:
+    case DType::kG8:
+    case DType::kG4:
       f16(0, 0);
       f16(1, 2);
       break;
@@ -269,6 +279,10 @@ void pack_panel(DType dtype, int64_t cols, PanelRows rows, std::byte* panel) {
       return pack_coded<DType::kQ5_K>(cols, rows, panel);
     case DType::kQ6_K:
       return pack_coded<DType::kQ6_K>(cols, rows, panel);
+    case DType::kG8:
+      return pack_coded<DType::kG8>(cols, rows, panel);
+    case DType::kG4:
+      return pack_coded<DType::kG4>(cols, rows, panel);
   }
 }
 

@@ -9,6 +9,7 @@
 //   Q8_0             block_k 32    d[32] f16, then per k: 32 int8
 //   Q4_0 Q5_0        block_k 32    d[32] f16, codes
 //   Q4_1 Q5_1        block_k 32    d[32] f16, m[32] f16, codes
+//   G8 G4            block_k 64    d[32] f16, m[32] f16, then per k: 32 bytes (G8), codes (G4)
 //   Q2_K             block_k 256   d[32] f16, dmin[32] f16, 16 x {scale | min << 4}[32] u8, codes
 //   Q3_K Q6_K        block_k 256   d[32] f16, 16 x scale[32] i8, codes
 //   Q4_K Q5_K        block_k 256   d[32] f16, dmin[32] f16, 8 x scale[32] u8, 8 x min[32] u8, codes
@@ -17,8 +18,9 @@
 //   4-bit plane  4 x 16 bytes: byte j of k holds row j (low) and row j+16 (high)
 //   2-bit plane  2 x 16 bytes: byte j of k, k+1: row j of k, row j+16 of k, then the same of k+1
 //   1-bit plane  16 bytes: byte j holds bits (row j of k, row j+16 of k, row j of k+1, ...)
-// A code is low plane | next plane << bits of the planes before. Q2: 2; Q3: 2+1; Q4: 4; Q5: 4+1;
-// Q6: 4+2. The sizes equal those of the ggml formats, but for K-quants' 6-bit scales kept as bytes.
+// A code is low plane | next plane << bits of the planes before. Q2: 2; Q3: 2+1; Q4 and G4: 4; Q5:
+// 4+1; Q6: 4+2. The sizes equal those of the ggml formats, but for K-quants' 6-bit scales kept as
+// bytes.
 #pragma once
 
 #include <cstddef>

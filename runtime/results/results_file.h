@@ -18,7 +18,7 @@ struct Manifest {
   std::string model_name;
   std::string model_fingerprint;
   RequestDefaults defaults;
-  std::string numerics;  // what else decides the bits: "kv=f16 math=f32 wire=f32"
+  std::string numerics;  // what else decides the bits: "weights=native kv=f16 math=f32 wire=f32"
 };
 
 // One thread. A write beyond the file size limit and a write to a closed pipe become IoErrors only

@@ -10,6 +10,7 @@
 #include "engine/half.h"
 #include "tests/ops/op_test.h"
 #include "tests/reference/canonical.h"
+#include "tests/reference/quantize.h"
 
 namespace headrace {
 namespace {
@@ -30,10 +31,12 @@ struct Sequence {
 
   void compute_expected() {
     std::vector<float> stored_k = k, stored_v = v;
-    for (float& x : stored_k) x = reference::stored(shape.format, x);
-    for (float& x : stored_v) x = reference::stored(shape.format, x);
     expected.clear();
     const auto head_dim = static_cast<size_t>(shape.head_dim);
+    for (size_t at = 0; at < stored_k.size(); at += head_dim) {
+      reference::store(shape.format, std::span(stored_k).subspan(at, head_dim));
+      reference::store(shape.format, std::span(stored_v).subspan(at, head_dim));
+    }
     for (int64_t t = 0; t < tokens; ++t) {
       for (int h = 0; h < heads; ++h) {
         const int64_t kv_head = h / (heads / shape.kv_heads);
@@ -51,7 +54,7 @@ struct Sequence {
     pages.assign(static_cast<size_t>((tokens + kPageTokens - 1) / kPageTokens), {});
     page_pointers.clear();
     for (auto& page : pages) {
-      page.assign(shape.page_bytes(), std::byte{0xFF});  // NaN in both formats
+      page.assign(shape.page_bytes(), std::byte{0xFF});  // NaN, also as a scale
       page_pointers.push_back(page.data());
     }
   }
@@ -111,6 +114,13 @@ class Attention : public testing::TestWithParam<std::tuple<Target, KvFormat>> {
     }
   }
 
+  float stored(float value) const {  // of a plain format
+    reference::store(format(), {&value, 1});
+    return value;
+  }
+
+  void check_quantised_layout();
+
   // The whole sequence, cut in chunks of so many tokens.
   void run_in_chunks(const Cpu& cpu, Sequence& s, int64_t chunk) {
     SCOPED_TRACE(testing::Message() << s.tokens << " tokens in chunks of " << chunk);
@@ -125,7 +135,7 @@ class Attention : public testing::TestWithParam<std::tuple<Target, KvFormat>> {
 // the sequences decode a token and the others bring the rest of their prompt.
 TEST_P(Attention, RaggedBatchesOfEveryShape) {
   Random random(41);
-  for (const int head_dim : {16, 24, 64, 80, 128}) {
+  for (const int head_dim : {16, 24, 64, 80, 96, 128}) {
     for (const int kv_heads : {1, 2, 3}) {
       for (const int group : {1, 3, 7}) {
         SCOPED_TRACE(testing::Message()
@@ -188,9 +198,9 @@ TEST_P(Attention, ValuesThatDoNotFitF16) {
   for (float& x : s.q) x *= 1e-5f;
   for (size_t i = 0; i < s.k.size(); i += 7) s.k[i] = extremes[random.below(8)];
   for (size_t i = 0; i < s.v.size(); i += 5) s.v[i] = extremes[random.below(8)];
-  if (format() == KvFormat::kF16) s.v[3] = kInf, s.v[4] = -kInf, s.k[11] = -kInf;
+  if (format() != KvFormat::kF32) s.v[3] = kInf, s.v[4] = -kInf, s.k[11] = -kInf;
   s.compute_expected();
-  if (format() == KvFormat::kF16) {
+  if (format() != KvFormat::kF32) {
     for (const float o : s.expected) ASSERT_TRUE(std::isfinite(o)) << "saturated, not infinite";
   }
   for_threads([&](const Cpu& cpu) {
@@ -247,8 +257,52 @@ TEST_P(Attention, SignOfZeroDoesNotDependOnTheChunk) {
   });
 }
 
+// Three heads of 82 elements: two groups each, rows of K in 41 pairs for q4, V padded to 96.
+void Attention::check_quantised_layout() {
+  Random random(47);
+  Sequence s({3, 82, format()}, 3, 21, random);
+  s.clear_pages();
+  for_threads([&](const Cpu& cpu) {
+    const AttentionSequence whole{0, s.tokens, 0, s.page_pointers.data()};
+    store_kv(cpu, s.shape, {&whole, 1}, s.k.data(), s.v.data());
+  });
+  const bool q8 = format() == KvFormat::kQ8;
+  const size_t scales = 2 * 16 * 2, k_part = 2 * scales + 16 * (q8 ? 82 : 41),
+               v_part = 2 * scales + 16 * (q8 ? 96 : 48);
+  ASSERT_EQ(s.shape.page_bytes(), 3 * (k_part + v_part));
+  // Element d of a token whose codes for the pair or element start `row` bytes apart.
+  const auto check = [&](const std::byte* part, std::span<const float> head, size_t slot,
+                         const auto& code_place) {
+    for (size_t first = 0; first < 82; first += 64) {
+      const auto x = head.subspan(first, std::min<size_t>(64, 82 - first));
+      const reference::Group group = reference::quantize(x, q8 ? 255 : 15);
+      const size_t at = (first / 64 * 16 + slot) * 2;
+      ASSERT_EQ(std::memcmp(part + at, &group.scale, 2), 0);
+      ASSERT_EQ(std::memcmp(part + scales + at, &group.minimum, 2), 0);
+      for (size_t i = 0; i < x.size(); ++i) {
+        const size_t d = first + i;
+        const int byte = std::to_integer<int>(part[2 * scales + code_place(q8 ? d : d / 2, slot)]);
+        ASSERT_EQ(q8 ? byte : byte >> (d % 2 * 4) & 15, group.codes[i]);
+      }
+    }
+  };
+  for (int64_t t = 0; t < s.tokens; ++t) {
+    for (size_t h = 0; h < 3; ++h) {
+      const std::byte* page = s.page_pointers[static_cast<size_t>(t / 16)];
+      const auto slot = static_cast<size_t>(t % 16);
+      const size_t row = static_cast<size_t>(t) * 246 + h * 82;
+      ASSERT_NO_FATAL_FAILURE(check(page + h * k_part, std::span(s.k).subspan(row, 82), slot,
+                                    [](size_t d, size_t token) { return d * 16 + token; }));
+      ASSERT_NO_FATAL_FAILURE(
+          check(page + 3 * k_part + h * v_part, std::span(s.v).subspan(row, 82), slot,
+                [&](size_t d, size_t token) { return token * (q8 ? 96 : 48) + d; }));
+    }
+  }
+}
+
 // The layout of a page as attention.h states it, element by element.
 TEST_P(Attention, PageLayout) {
+  if (kv_code_bits(format()) != 0) return check_quantised_layout();
   Random random(47);
   Sequence s({3, 24, format()}, 3, 21, random);
   s.clear_pages();
@@ -278,10 +332,9 @@ TEST_P(Attention, PageLayout) {
           continue;
         }
         const size_t at = static_cast<size_t>(t) * 72 + h * 24 + d;
-        ASSERT_EQ(v, d < 24 ? reference::stored(format(), s.v[at]) : 0.0f);
+        ASSERT_EQ(v, d < 24 ? stored(s.v[at]) : 0.0f);
         if (d >= 24) continue;
-        ASSERT_EQ(read(t / 16, h * k_elements + d * 16 + slot),
-                  reference::stored(format(), s.k[at]));
+        ASSERT_EQ(read(t / 16, h * k_elements + d * 16 + slot), stored(s.k[at]));
       }
     }
   }
@@ -289,10 +342,11 @@ TEST_P(Attention, PageLayout) {
 
 INSTANTIATE_TEST_SUITE_P(, Attention,
                          testing::Combine(testing::ValuesIn(supported_targets()),
-                                          testing::Values(KvFormat::kF16, KvFormat::kF32)),
+                                          testing::Values(KvFormat::kF16, KvFormat::kF32,
+                                                          KvFormat::kQ8, KvFormat::kQ4)),
                          [](const auto& test) {
-                           return std::string(target_name(std::get<0>(test.param))) +
-                                  (std::get<1>(test.param) == KvFormat::kF16 ? "_f16" : "_f32");
+                           return std::string(target_name(std::get<0>(test.param))) + "_" +
+                                  kv_format_name(std::get<1>(test.param));
                          });
 
 // The plain definition is softmax(q k^T * scale) v.

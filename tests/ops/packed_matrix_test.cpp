@@ -17,6 +17,7 @@ std::vector<int64_t> some_cols(DType dtype) {
   const int block = dtype_info(dtype).block_elements;
   if (block == 1) return {1, 7, 32, 33, 129, 160};
   if (block == 32) return {32, 64, 160, 4864};
+  if (block == 64) return {64, 128, 320, 4864};
   return {256, 512, 768};
 }
 

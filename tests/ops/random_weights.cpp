@@ -45,6 +45,8 @@ std::vector<int> f16_fields(DType dtype) {
     case DType::kQ5_1:
     case DType::kQ4_K:
     case DType::kQ5_K:
+    case DType::kG8:
+    case DType::kG4:
       return {0, 2};
     case DType::kQ2_K:
       return {80, 82};

@@ -5,6 +5,8 @@
 #include <functional>
 #include <limits>
 
+#include "tests/reference/quantize.h"
+
 namespace headrace::reference {
 namespace {
 
@@ -120,11 +122,20 @@ void rotate(std::span<float> v, std::span<const float> cos, std::span<const floa
   }
 }
 
-float stored(KvFormat format, float value) {
-  if (format == KvFormat::kF32 || std::isnan(value)) return value;
+void store(KvFormat format, std::span<float> head) {
+  if (format == KvFormat::kF32) return;
   constexpr float kLargest = 65504.0f;
-  // The compiler's own half type: rounds to nearest even, subnormals included.
-  return static_cast<float>(static_cast<_Float16>(std::clamp(value, -kLargest, kLargest)));
+  for (float& value : head) {
+    if (!std::isnan(value)) value = std::clamp(value, -kLargest, kLargest);
+    // The compiler's own half type: rounds to nearest even, subnormals included.
+    if (format == KvFormat::kF16) value = static_cast<float>(static_cast<_Float16>(value));
+  }
+  if (format == KvFormat::kF16) return;
+  for (size_t first = 0; first < head.size(); first += 64) {
+    const std::span part = head.subspan(first, std::min<size_t>(64, head.size() - first));
+    const Group group = quantize(part, format == KvFormat::kQ8 ? 255 : 15);
+    for (size_t i = 0; i < part.size(); ++i) part[i] = group.value(i);
+  }
 }
 
 std::vector<float> attention(std::span<const float> q, const float* k, const float* v,

@@ -40,8 +40,8 @@ float silu(float x);
 // Rotates one head in place: v has twice as many elements as cos and sin.
 void rotate(std::span<float> v, std::span<const float> cos, std::span<const float> sin);
 
-// What a value becomes in the KV cache.
-float stored(KvFormat format, float value);
+// What K or V of one token and KV head become in the cache, in place.
+void store(KvFormat format, std::span<float> head);
 
 // One query head at `position` over the keys and values of tokens 0 .. position: k and v point to
 // the KV head's elements of token 0, already as stored; tokens are `stride` floats apart.

@@ -150,6 +150,22 @@ void q6_k(const uint8_t* block, float* out) {
   }
 }
 
+// Headrace's own: 64 elements, a byte each, or nibbles of elements j and j + 32.
+void g8(const uint8_t* block, float* out) {
+  for (int i = 0; i < 64; ++i) {
+    const float scaled = half_at(block) * static_cast<float>(block[4 + i]);
+    out[i] = scaled + half_at(block + 2);
+  }
+}
+
+void g4(const uint8_t* block, float* out) {
+  for (int i = 0; i < 64; ++i) {
+    const int q = i < 32 ? block[4 + i] & 15 : block[4 + i - 32] >> 4;
+    const float scaled = half_at(block) * static_cast<float>(q);
+    out[i] = scaled + half_at(block + 2);
+  }
+}
+
 void plain(DType dtype, const uint8_t* element, float* out) {
   if (dtype == DType::kF32) {
     std::memcpy(out, element, sizeof(float));
@@ -188,6 +204,10 @@ void block_of(DType dtype, const uint8_t* block, float* out) {
       return q5_k(block, out);
     case DType::kQ6_K:
       return q6_k(block, out);
+    case DType::kG8:
+      return g8(block, out);
+    case DType::kG4:
+      return g4(block, out);
   }
 }
 

@@ -1,6 +1,6 @@
 // The slow, plain definition of how stored rows become float32: the oracle of fast kernels.
 // Source of layouts and formulas: ggml `ggml-quants.c` and gguf-py `quants.py`; the results equal
-// those of gguf-py bit for bit (tests/make_dequantize_goldens.py).
+// those of gguf-py bit for bit (tests/make_dequantize_goldens.py). G8 and G4: engine/group_quant.h.
 #pragma once
 
 #include <cstddef>

@@ -155,8 +155,11 @@ std::vector<float> Model::attention_block(const Layer& layer, const std::vector<
     rotate_heads(q, config_.n_heads);
     rotate_heads(k, config_.n_kv_heads);
   }
-  for (float& value : k) value = stored(kv_, value);
-  for (float& value : v) value = stored(kv_, value);
+  for (std::vector<float>* rows : {&k, &v}) {
+    for (size_t at = 0; at < rows->size(); at += static_cast<size_t>(config_.head_dim)) {
+      store(kv_, std::span(*rows).subspan(at, static_cast<size_t>(config_.head_dim)));
+    }
+  }
 
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   const auto tokens = static_cast<int64_t>(x.size()) / config_.d_model;

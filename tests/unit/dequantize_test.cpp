@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdlib>
@@ -52,7 +53,7 @@ TEST(Dequantize, EqualsGgufPyBitForBit) {
     }
     seen.insert(name);
   }
-  EXPECT_EQ(seen.size(), all_dtypes().size());
+  EXPECT_EQ(std::ssize(seen), std::count_if(all_dtypes().begin(), all_dtypes().end(), is_ggml));
 }
 
 float compiler_f16(uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }

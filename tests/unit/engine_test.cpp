@@ -9,6 +9,7 @@
 #include <optional>
 #include <random>
 
+#include "engine/checkpoint/quantized_checkpoint.h"
 #include "tests/ops/op_test.h"
 #include "tests/reference/model.h"
 #include "tests/unit/memory_checkpoint.h"
@@ -223,7 +224,7 @@ std::vector<Outputs> run_engine(const Checkpoint& checkpoint, const Sequences& s
 void expect_reference_bits(const Checkpoint& checkpoint, const std::vector<RunShape>& runs,
                            const std::vector<int>& lengths = {1, 40, 17, 3}) {
   const Sequences sequences = random_sequences(checkpoint.config(), lengths);
-  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32}) {
+  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4}) {
     const reference::Model model(checkpoint, kv);
     std::vector<Outputs> expected;
     for (const std::vector<int32_t>& tokens : sequences) {
@@ -237,7 +238,7 @@ void expect_reference_bits(const Checkpoint& checkpoint, const std::vector<RunSh
       expected.push_back(std::move(out));
     }
     for (const RunShape& run : runs) {
-      SCOPED_TRACE(describe(run) + (kv == KvFormat::kF16 ? ", f16" : ", f32"));
+      SCOPED_TRACE(describe(run) + ", " + kv_format_name(kv));
       const std::vector<Outputs> got = run_engine(checkpoint, sequences, kv, run);
       for (size_t s = 0; s < sequences.size(); ++s) {
         ASSERT_TRUE(same_bits(expected[s].hidden, got[s].hidden)) << "hidden, sequence " << s;
@@ -279,6 +280,17 @@ INSTANTIATE_TEST_SUITE_P(
                     "llama-rope3.Q5_0.gguf", "llama-rope3.Q5_1.gguf", "synthetic:tiny-llama",
                     "synthetic:tiny-llama:q4", "synthetic:tiny-qwen2:q8", "synthetic:tiny-opt:f32"),
     test_name);
+
+// Weights quantised as they are read.
+TEST(EngineOfQuantised, EqualsTheReferenceBitForBit) {
+  for (const std::string name : {"llama-gqa", "opt-pre"}) {
+    for (const WeightFormat weights : {WeightFormat::kQ8, WeightFormat::kQ4}) {
+      SCOPED_TRACE(name + ", " + weight_format_name(weights));
+      const auto checkpoint = quantized(Checkpoint::open(model_path(name)), weights);
+      expect_reference_bits(*checkpoint, all_runs(checkpoint->config().n_layers));
+    }
+  }
+}
 
 class EngineOfFormat : public testing::TestWithParam<DType> {};
 

@@ -21,6 +21,8 @@ std::vector<int> scale_offsets(DType dtype) {
     case DType::kQ5_1:
     case DType::kQ4_K:
     case DType::kQ5_K:
+    case DType::kG8:
+    case DType::kG4:
       return {0, 2};
     case DType::kQ2_K:
       return {80, 82};
@@ -37,11 +39,13 @@ std::vector<int> scale_offsets(DType dtype) {
 float scale_of(DType dtype) {
   switch (dtype) {
     case DType::kQ8_0:
+    case DType::kG8:
       return 0.002f;
     case DType::kQ4_0:
     case DType::kQ4_1:
     case DType::kQ5_0:
     case DType::kQ5_1:
+    case DType::kG4:
       return 0.02f;
     case DType::kQ6_K:
       return 0.00005f;

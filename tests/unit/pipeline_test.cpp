@@ -191,10 +191,10 @@ class PipelineOfModel : public testing::TestWithParam<std::string> {};
 TEST_P(PipelineOfModel, GivesTheSameBitsHoweverItIsCut) {
   const auto checkpoint = open_model(GetParam());
   const auto requests = varied_requests(checkpoint->config());
-  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32}) {
+  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4}) {
     const Results alone = run_pipeline(*checkpoint, requests, {.slots = 1}, kv);
     for (const Cut& cut : all_cuts(checkpoint->config().n_layers)) {
-      SCOPED_TRACE(describe(cut) + (kv == KvFormat::kF16 ? ", f16" : ", f32"));
+      SCOPED_TRACE(describe(cut) + ", " + kv_format_name(kv));
       const Results got = run_pipeline(*checkpoint, requests, cut, kv);
       for (const auto& [id, result] : alone) {
         ASSERT_TRUE(got.contains(id));
@@ -214,7 +214,7 @@ TEST_P(PipelineOfModel, GivesTheTokensOfTheReference) {
     r.request.n = 1;
     r.request.max_tokens = std::min(r.request.max_tokens, 12);
   }
-  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32}) {
+  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4}) {
     const reference::Model model(*checkpoint, kv);
     const Results got =
         run_pipeline(*checkpoint, requests, {.ranks = 2, .slots = 5, .prefill_chunk = 9}, kv);

@@ -178,7 +178,7 @@ TEST(PlanMemory, AStageFitsTheBudgetItWasPlannedFor) {
         sizes.step_rows = 1 + static_cast<int64_t>(random() % 600);
         sizes.micro_batch_rows =
             std::min<int64_t>(1 + static_cast<int64_t>(random() % 256), sizes.step_rows);
-        sizes.kv_format = random() % 2 ? KvFormat::kF16 : KvFormat::kF32;
+        sizes.kv_format = static_cast<KvFormat>(random() % 4);
         const StageMemory ample = plan_memory(*checkpoint, range, sizes, uint64_t{1} << 32);
         EXPECT_EQ(ample.kv_pages,
                   sizes.slots * KvStore::pages_for(checkpoint->config().max_positions));

@@ -16,15 +16,19 @@ namespace headrace {
 
 enum class Target { kScalar, kAvx2, kAvx512 };
 
-inline constexpr int kDTypeCount = 13;
 inline constexpr int kChunkK = 32;  // columns that one call of Kernels::expand yields
 
-enum class KvFormat { kF16, kF32 };
+enum class KvFormat { kF16, kF32, kQ8, kQ4 };
+// Bits of a code where elements are quantised, else 0.
+constexpr int kv_code_bits(KvFormat format) {
+  return format == KvFormat::kQ8 ? 8 : format == KvFormat::kQ4 ? 4 : 0;
+}
+// Of the formats that are not quantised.
 constexpr size_t kv_element_bytes(KvFormat format) { return format == KvFormat::kF16 ? 2 : 4; }
 
 // Up to kMaxQueries queries of one sequence that share a KV head; all see the same pages, each up
-// to and including its own position. Per page and KV head: K as [head_dim][16], V as
-// [16][v_stride].
+// to and including its own position. A KV head's part of a page is laid out as ops/attention.h
+// says.
 struct AttentionTile {
   static constexpr int kMaxQueries = 8;
   int queries;
@@ -37,6 +41,7 @@ struct AttentionTile {
   float* out[kMaxQueries];          // [head_dim]
   const std::byte* const* k_pages;  // [pages], this KV head's part
   const std::byte* const* v_pages;
+  float* scratch;  // [2 * 16 * v_stride] for quantised formats, else not read
 };
 
 struct Kernels {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "engine/group_quant.h"
 #include "engine/half.h"
 #include "engine/ops/cpu/kernels.h"
 #include "engine/ops/packed_matrix.h"
@@ -63,7 +64,8 @@ Affine affine(const std::byte* block, int r, int k) {
   const std::byte* after_d = block + kPanelRows * 2;
   const std::byte* after_dmin = block + kPanelRows * 4;
   const auto at = [&](const std::byte* first, int group) { return first[group * kPanelRows + r]; };
-  if constexpr (kType == DType::kQ4_1 || kType == DType::kQ5_1) {
+  if constexpr (kType == DType::kQ4_1 || kType == DType::kQ5_1 || kType == DType::kG8 ||
+                kType == DType::kG4) {
     return {d, load_f16(after_d + r * 2)};
   } else if constexpr (kType == DType::kQ2_K) {
     const uint8_t both = u8(at(after_dmin, k / 16));
@@ -80,8 +82,9 @@ Affine affine(const std::byte* block, int r, int k) {
 }
 
 template <DType kType>
-constexpr bool kHasOffset = kType == DType::kQ4_1 || kType == DType::kQ5_1 ||
-                            kType == DType::kQ2_K || kType == DType::kQ4_K || kType == DType::kQ5_K;
+constexpr bool kHasOffset =
+    kType == DType::kQ4_1 || kType == DType::kQ5_1 || kType == DType::kQ2_K ||
+    kType == DType::kQ4_K || kType == DType::kQ5_K || kType == DType::kG8 || kType == DType::kG4;
 
 template <DType kType>
 int signed_code(int c) {
@@ -175,11 +178,39 @@ void silu_multiply(float* gate, const float* up, int64_t n) {
   for (int64_t i = 0; i < n; ++i) gate[i] = gate[i] / (1.0f + canonical_exp(-gate[i])) * up[i];
 }
 
-float kv_element(KvFormat format, const std::byte* page, int64_t index) {
-  if (format == KvFormat::kF16) return load_f16(page + index * 2);
+float plain_element(KvFormat format, const std::byte* part, int index) {
+  if (format == KvFormat::kF16) return load_f16(part + index * 2);
   float value;
-  std::memcpy(&value, page + index * 4, 4);
+  std::memcpy(&value, part + index * 4, 4);
   return value;
+}
+
+// Element d of a token. `code` is where its code, or the byte that two elements share, lies among
+// the codes.
+float quantised_element(const AttentionTile& tile, const std::byte* part, int token, int d,
+                        int code) {
+  const int groups = (tile.head_dim + kQuantGroup - 1) / kQuantGroup;
+  const int slot = d / kQuantGroup * kPageTokens + token;
+  const float scale = load_f16(part + slot * 2);
+  const float minimum = load_f16(part + (groups * kPageTokens + slot) * 2);
+  const uint8_t byte = u8(part[groups * kPageTokens * 4 + code]);
+  const int q = tile.format == KvFormat::kQ8 ? byte : (byte >> (d % 2 * 4)) & 15;
+  const float product = scale * static_cast<float>(q);
+  return product + minimum;
+}
+
+float k_element(const AttentionTile& tile, const std::byte* part, int token, int d) {
+  if (kv_code_bits(tile.format) == 0) {
+    return plain_element(tile.format, part, d * kPageTokens + token);
+  }
+  const int row = tile.format == KvFormat::kQ8 ? d : d / 2;
+  return quantised_element(tile, part, token, d, row * kPageTokens + token);
+}
+
+float v_element(const AttentionTile& tile, const std::byte* part, int token, int d) {
+  const int index = token * tile.v_stride + d;
+  if (kv_code_bits(tile.format) == 0) return plain_element(tile.format, part, index);
+  return quantised_element(tile, part, token, d, tile.format == KvFormat::kQ8 ? index : index / 2);
 }
 
 // The online softmax over pages; ops/attention.h states it.
@@ -197,7 +228,7 @@ void attend_one(const AttentionTile& tile, int query) {
     for (int t = 0; t < valid; ++t) {
       float dot = 0.0f;
       for (int d = 0; d < tile.head_dim; ++d) {
-        dot = std::fma(q[d], kv_element(tile.format, tile.k_pages[page], d * kPageTokens + t), dot);
+        dot = std::fma(q[d], k_element(tile, tile.k_pages[page], t, d), dot);
       }
       score[t] = dot * tile.scale;
       page_max = std::max(page_max, score[t]);
@@ -211,7 +242,7 @@ void attend_one(const AttentionTile& tile, int query) {
     for (int d = 0; d < tile.head_dim; ++d) {
       float o = out[d] * keep;
       for (int t = 0; t < valid; ++t) {
-        o = std::fma(p[t], kv_element(tile.format, tile.v_pages[page], t * tile.v_stride + d), o);
+        o = std::fma(p[t], v_element(tile, tile.v_pages[page], t, d), o);
       }
       out[d] = o;
     }
@@ -245,21 +276,7 @@ const Kernels& scalar_kernels() {
   static const Kernels table = {
       Target::kScalar,
       "scalar",
-      {expand_plain<DType::kF32>, expand_plain<DType::kF16>, expand_plain<DType::kBF16>,
-       expand_coded<DType::kQ8_0>, expand_coded<DType::kQ4_0>, expand_coded<DType::kQ4_1>,
-       expand_coded<DType::kQ5_0>, expand_coded<DType::kQ5_1>, expand_coded<DType::kQ2_K>,
-       expand_coded<DType::kQ3_K>, expand_coded<DType::kQ4_K>, expand_coded<DType::kQ5_K>,
-       expand_coded<DType::kQ6_K>},
-      multiply,
-      rms_norm,
-      layer_norm,
-      rotate,
-      add,
-      relu,
-      silu_multiply,
-      attend,
-      sum_exp,
-      argmax,
+#include "engine/ops/cpu/kernel_table.inc"
   };
   return table;
 }

@@ -16,61 +16,22 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
+#include "engine/ops/cpu/vector_common.h"
+
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
 
 HWY_BEFORE_NAMESPACE();
 namespace headrace::HWY_NAMESPACE {
 
-namespace hn = hwy::HWY_NAMESPACE;
-
-using F = hn::ScalableTag<float>;
-using I = hn::RebindToSigned<F>;
-using Bytes = hn::FixedTag<uint8_t, 16>;
-using Words = hn::FixedTag<uint32_t, 4>;
-using V = hn::Vec<F>;
-using B = hn::Vec<Bytes>;
-
-constexpr F kF;
-constexpr int kL = static_cast<int>(hn::MaxLanes(kF));  // 16 or 8
-constexpr int kHalfV = 16 / kL;                         // vectors per 16 rows or tokens
 constexpr int kPanelV = kPanelRows / kL;
 
 // ---- Weights: panels -> float ----
-
-V load_f16(const void* p) {
-  const hn::Rebind<hwy::float16_t, F> d16;
-  return hn::PromoteTo(kF, hn::LoadU(d16, static_cast<const hwy::float16_t*>(p)));
-}
 
 V load_bf16(const void* p) {
   const hn::Rebind<uint16_t, F> d16;
   const hn::RebindToUnsigned<F> d32;
   const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, static_cast<const uint16_t*>(p)));
   return hn::BitCast(kF, hn::ShiftLeft<16>(bits));
-}
-
-// 16 bytes as float, unsigned or signed.
-template <bool kSigned>
-void to_float(B bytes, V* out) {
-  using Element = std::conditional_t<kSigned, int8_t, uint8_t>;
-  const hn::FixedTag<Element, 16> d;
-  const auto v = hn::BitCast(d, bytes);
-  if constexpr (kL == 16) {
-    out[0] = hn::ConvertTo(kF, hn::PromoteTo(I(), v));
-  } else {
-    const hn::Half<decltype(d)> half;
-    out[0] = hn::ConvertTo(kF, hn::PromoteTo(I(), hn::LowerHalf(half, v)));
-    out[kHalfV - 1] = hn::ConvertTo(kF, hn::PromoteTo(I(), hn::UpperHalf(half, v)));
-  }
-}
-
-// Bits [shift, shift + bits) of each byte, moved to bit `to`.
-template <int kBits, int kTo>
-B field(B plane, int shift) {
-  const Words words;
-  const auto mask = hn::Set(words, ((1u << kBits) - 1) * 0x01010101u);
-  const auto v = hn::And(hn::ShiftRightSame(hn::BitCast(words, plane), shift), mask);
-  return hn::BitCast(Bytes(), hn::ShiftLeft<kTo>(v));
 }
 
 struct CodeKind {
@@ -100,6 +61,10 @@ constexpr CodeKind code_kind(DType dtype) {
       return {4, 0, 0, true, 32, true};
     case DType::kQ5_K:
       return {4, 1, 0, true, 32, true};
+    case DType::kG8:
+      return {8, 0, 0, true, 64, false};
+    case DType::kG4:
+      return {4, 0, 0, true, 64, false};
     default:
       return {4, 2, 32, false, 16, true};  // Q6_K
   }
@@ -177,7 +142,7 @@ void expand_coded(const std::byte* block, int chunk, int, float* HWY_RESTRICT w)
     const int k = chunk * kChunkK + i;
     if (i % kKind.group == 0) scales_of<kType>(block, k, scale, offset);
     for (int h = 0; h < 2; ++h) {
-      to_float<(kKind.zero != 0 || kKind.low_bits == 8)>(
+      to_float<(kKind.zero != 0 || kType == DType::kQ8_0)>(
           codes_of<kType>(codes, layout.block_k, k, h), q + h * kHalfV);
     }
     for (int v = 0; v < kPanelV; ++v) {
@@ -247,32 +212,6 @@ void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, floa
 }
 
 // ---- Vectors ----
-
-V exp(V x) {
-  // Comparisons, because Min and Max lose a NaN.
-  const V low = hn::Set(kF, kExpMin), high = hn::Set(kF, kExpMax);
-  x = hn::IfThenElse(hn::Lt(x, low), low, x);
-  x = hn::IfThenElse(hn::Gt(x, high), high, x);
-  const V n = hn::Round(hn::Mul(x, hn::Set(kF, kLog2E)));
-  V r = hn::NegMulAdd(n, hn::Set(kF, kLn2Hi), x);
-  r = hn::NegMulAdd(n, hn::Set(kF, kLn2Lo), r);
-  V p = hn::Set(kF, kExpC7);
-  p = hn::MulAdd(p, r, hn::Set(kF, kExpC6));
-  p = hn::MulAdd(p, r, hn::Set(kF, kExpC5));
-  p = hn::MulAdd(p, r, hn::Set(kF, kExpC4));
-  p = hn::MulAdd(p, r, hn::Set(kF, kExpC3));
-  p = hn::MulAdd(p, r, hn::Set(kF, kExpC2));
-  const V y = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(kF, 1.0f));
-  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(I(), n), hn::Set(I(), 127)));
-  return hn::Mul(y, hn::BitCast(kF, exponent));
-}
-
-float tree(float* lanes) {
-  for (int half = kSumLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
-}
 
 // The canonical sum: `fold` takes a vector accumulator and an index, `fold1` a lane and an index.
 template <typename Fold, typename Fold1>
@@ -395,168 +334,11 @@ int64_t argmax(const float* x, int64_t n) {
   return std::find(x, x + n, value) - x;
 }
 
-// ---- Attention: tokens of a page across lanes for the scores, head dimension for the values ----
-
-template <KvFormat kFormat>
-V load_kv(const std::byte* page, int64_t index) {
-  if constexpr (kFormat == KvFormat::kF16) return load_f16(page + index * 2);
-  return hn::LoadU(kF, reinterpret_cast<const float*>(page) + index);
-}
-
-struct Softmax {
-  float max, sum, keep;
-  int valid;  // tokens of the current page this query sees
-};
-
-// Scores of one page -> p[16], and the running maximum and sum. Lanes past `valid` get p = 0.
-void page_softmax(const V* dot, float scale, bool first, Softmax& state, float* p) {
-  float score[kPageTokens];
-  V masked[kHalfV];
-  V max_v = hn::Set(kF, -std::numeric_limits<float>::infinity());
-  for (int v = 0; v < kHalfV; ++v) {
-    const auto seen = hn::FirstN(kF, static_cast<size_t>(std::max(0, state.valid - v * kL)));
-    masked[v] = hn::IfThenElse(seen, hn::Mul(dot[v], hn::Set(kF, scale)),
-                               hn::Set(kF, -std::numeric_limits<float>::infinity()));
-    max_v = hn::IfThenElse(hn::Gt(masked[v], max_v), masked[v], max_v);  // passes over NaN
-  }
-  const float page_max = hn::GetLane(hn::MaxOfLanes(kF, max_v));
-  const float new_max = first ? page_max : std::max(state.max, page_max);
-  state.keep = first ? 1.0f : canonical_exp(state.max - new_max);
-  for (int v = 0; v < kHalfV; ++v) {
-    const auto seen = hn::FirstN(kF, static_cast<size_t>(std::max(0, state.valid - v * kL)));
-    const V e = hn::IfThenElseZero(seen, exp(hn::Sub(masked[v], hn::Set(kF, new_max))));
-    hn::StoreU(e, kF, p + v * kL);
-    hn::StoreU(e, kF, score + v * kL);
-  }
-  state.sum = std::fma(state.sum, state.keep, tree(score));
-  state.max = new_max;
-}
-
-template <KvFormat kFormat, int kQueries>
-void attend_page(const AttentionTile& t, const int* which, Softmax* states, int64_t page) {
-  const std::byte* k_page = t.k_pages[page];
-  const std::byte* v_page = t.v_pages[page];
-  V dot[kQueries][kHalfV];
-  for (auto& row : dot) {
-    for (V& v : row) v = hn::Zero(kF);
-  }
-  for (int d = 0; d < t.head_dim; ++d) {
-    for (int v = 0; v < kHalfV; ++v) {
-      const V key = load_kv<kFormat>(k_page, d * kPageTokens + v * kL);
-      for (int i = 0; i < kQueries; ++i) {
-        dot[i][v] = hn::MulAdd(hn::Set(kF, t.q[which[i]][d]), key, dot[i][v]);
-      }
-    }
-  }
-  float p[kQueries][kPageTokens];
-  int seen_by_all = kPageTokens, seen_by_any = 0;
-  for (int i = 0; i < kQueries; ++i) {
-    Softmax& state = states[which[i]];
-    const int64_t left = t.position[which[i]] + 1 - page * kPageTokens;
-    state.valid = static_cast<int>(std::min<int64_t>(kPageTokens, left));
-    seen_by_all = std::min(seen_by_all, state.valid);
-    seen_by_any = std::max(seen_by_any, state.valid);
-    page_softmax(dot[i], t.scale, page == 0, state, p[i]);
-  }
-  for (int d = 0; d < t.head_dim; d += kL) {
-    // out has head_dim elements; the last vector of an odd head_dim is kept in `tail`.
-    const bool whole = d + kL <= t.head_dim;
-    const auto lanes = hn::FirstN(kF, static_cast<size_t>(t.head_dim - d));
-    V out[kQueries];
-    for (int i = 0; i < kQueries; ++i) {
-      const float* from = t.out[which[i]] + d;
-      const V old = whole ? hn::LoadU(kF, from) : hn::MaskedLoad(lanes, kF, from);
-      out[i] = hn::Mul(old, hn::Set(kF, states[which[i]].keep));
-    }
-    int token = 0;
-    for (; token < seen_by_all; ++token) {
-      const V value = load_kv<kFormat>(v_page, token * t.v_stride + d);
-      for (int i = 0; i < kQueries; ++i) {
-        out[i] = hn::MulAdd(hn::Set(kF, p[i][token]), value, out[i]);
-      }
-    }
-    // A query must not add even 0 * v of a later token: v may be infinite, and -0 + 0 is not -0.
-    for (; token < seen_by_any; ++token) {
-      const V value = load_kv<kFormat>(v_page, token * t.v_stride + d);
-      for (int i = 0; i < kQueries; ++i) {
-        if (token < states[which[i]].valid) {
-          out[i] = hn::MulAdd(hn::Set(kF, p[i][token]), value, out[i]);
-        }
-      }
-    }
-    for (int i = 0; i < kQueries; ++i) {
-      float* to = t.out[which[i]] + d;
-      if (whole) {
-        hn::StoreU(out[i], kF, to);
-      } else {
-        hn::BlendedStore(out[i], lanes, kF, to);
-      }
-    }
-  }
-}
-
-constexpr int kTileQueries = kL == 16 ? 8 : 4;
-
-template <KvFormat kFormat, int kQueries = kTileQueries>
-void attend_page_of(int queries, const AttentionTile& t, const int* which, Softmax* states,
-                    int64_t page) {
-  if constexpr (kQueries > 1) {
-    if (queries < kQueries)
-      return attend_page_of<kFormat, kQueries - 1>(queries, t, which, states, page);
-  }
-  attend_page<kFormat, kQueries>(t, which, states, page);
-}
-
-template <KvFormat kFormat>
-void attend_format(const AttentionTile& t) {
-  Softmax states[AttentionTile::kMaxQueries] = {};
-  int64_t last = 0;
-  for (int i = 0; i < t.queries; ++i) {
-    std::fill(t.out[i], t.out[i] + t.head_dim, 0.0f);
-    last = std::max(last, t.position[i]);
-  }
-  for (int64_t page = 0; page * kPageTokens <= last; ++page) {
-    int which[AttentionTile::kMaxQueries];
-    int count = 0;
-    for (int i = 0; i < t.queries; ++i) {
-      if (page * kPageTokens <= t.position[i]) which[count++] = i;
-    }
-    for (int i = 0; i < count; i += kTileQueries) {
-      attend_page_of<kFormat>(std::min(kTileQueries, count - i), t, which + i, states, page);
-    }
-  }
-  for (int i = 0; i < t.queries; ++i) {
-    for (int d = 0; d < t.head_dim; ++d) t.out[i][d] /= states[i].sum;
-  }
-}
-
-void attend(const AttentionTile& t) {
-  if (t.format == KvFormat::kF16) {
-    attend_format<KvFormat::kF16>(t);
-  } else {
-    attend_format<KvFormat::kF32>(t);
-  }
-}
-
 Kernels table() {
   return {
       HWY_TARGET == HWY_AVX2 ? Target::kAvx2 : Target::kAvx512,
       HWY_TARGET == HWY_AVX2 ? "avx2" : "avx512",
-      {expand_plain<DType::kF32>, expand_plain<DType::kF16>, expand_plain<DType::kBF16>,
-       expand_coded<DType::kQ8_0>, expand_coded<DType::kQ4_0>, expand_coded<DType::kQ4_1>,
-       expand_coded<DType::kQ5_0>, expand_coded<DType::kQ5_1>, expand_coded<DType::kQ2_K>,
-       expand_coded<DType::kQ3_K>, expand_coded<DType::kQ4_K>, expand_coded<DType::kQ5_K>,
-       expand_coded<DType::kQ6_K>},
-      multiply,
-      rms_norm,
-      layer_norm,
-      rotate,
-      add,
-      relu,
-      silu_multiply,
-      attend,
-      sum_exp,
-      argmax,
+#include "engine/ops/cpu/kernel_table.inc"
   };
 }
 

@@ -1,0 +1,265 @@
+// Attention of the vector targets (AVX-512, AVX2): tokens of a page across lanes for the scores,
+// head dimension for the values. A quantised page is first expanded to floats. The file compiles
+// itself once per target.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "engine/group_quant.h"
+#include "engine/half.h"
+#include "engine/ops/cpu/kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "engine/ops/cpu/vector_attention.cpp"
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+#include "engine/ops/cpu/vector_common.h"
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+
+HWY_BEFORE_NAMESPACE();
+namespace headrace::HWY_NAMESPACE {
+
+float f16_at(const std::byte* p) {
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return f16_to_f32(bits);
+}
+
+template <KvFormat kFormat>
+V load_kv(const std::byte* page, int64_t index) {
+  if constexpr (kFormat == KvFormat::kF16) return load_f16(page + index * 2);
+  return hn::LoadU(kF, reinterpret_cast<const float*>(page) + index);
+}
+
+struct Softmax {
+  float max, sum, keep;
+  int valid;  // tokens of the current page this query sees
+};
+
+// Scores of one page -> p[16], and the running maximum and sum. Lanes past `valid` get p = 0.
+void page_softmax(const V* dot, float scale, bool first, Softmax& state, float* p) {
+  float score[kPageTokens];
+  V masked[kHalfV];
+  V max_v = hn::Set(kF, -std::numeric_limits<float>::infinity());
+  for (int v = 0; v < kHalfV; ++v) {
+    const auto seen = hn::FirstN(kF, static_cast<size_t>(std::max(0, state.valid - v * kL)));
+    masked[v] = hn::IfThenElse(seen, hn::Mul(dot[v], hn::Set(kF, scale)),
+                               hn::Set(kF, -std::numeric_limits<float>::infinity()));
+    max_v = hn::IfThenElse(hn::Gt(masked[v], max_v), masked[v], max_v);  // passes over NaN
+  }
+  const float page_max = hn::GetLane(hn::MaxOfLanes(kF, max_v));
+  const float new_max = first ? page_max : std::max(state.max, page_max);
+  state.keep = first ? 1.0f : canonical_exp(state.max - new_max);
+  for (int v = 0; v < kHalfV; ++v) {
+    const auto seen = hn::FirstN(kF, static_cast<size_t>(std::max(0, state.valid - v * kL)));
+    const V e = hn::IfThenElseZero(seen, exp(hn::Sub(masked[v], hn::Set(kF, new_max))));
+    hn::StoreU(e, kF, p + v * kL);
+    hn::StoreU(e, kF, score + v * kL);
+  }
+  state.sum = std::fma(state.sum, state.keep, tree(score));
+  state.max = new_max;
+}
+
+template <KvFormat kFormat, int kQueries>
+void attend_page(const AttentionTile& t, const int* which, Softmax* states, int64_t page,
+                 const std::byte* k_page, const std::byte* v_page) {
+  V dot[kQueries][kHalfV];
+  for (auto& row : dot) {
+    for (V& v : row) v = hn::Zero(kF);
+  }
+  for (int d = 0; d < t.head_dim; ++d) {
+    for (int v = 0; v < kHalfV; ++v) {
+      const V key = load_kv<kFormat>(k_page, d * kPageTokens + v * kL);
+      for (int i = 0; i < kQueries; ++i) {
+        dot[i][v] = hn::MulAdd(hn::Set(kF, t.q[which[i]][d]), key, dot[i][v]);
+      }
+    }
+  }
+  float p[kQueries][kPageTokens];
+  int seen_by_all = kPageTokens, seen_by_any = 0;
+  for (int i = 0; i < kQueries; ++i) {
+    Softmax& state = states[which[i]];
+    const int64_t left = t.position[which[i]] + 1 - page * kPageTokens;
+    state.valid = static_cast<int>(std::min<int64_t>(kPageTokens, left));
+    seen_by_all = std::min(seen_by_all, state.valid);
+    seen_by_any = std::max(seen_by_any, state.valid);
+    page_softmax(dot[i], t.scale, page == 0, state, p[i]);
+  }
+  for (int d = 0; d < t.head_dim; d += kL) {
+    // out has head_dim elements; the last vector of an odd head_dim is kept in `tail`.
+    const bool whole = d + kL <= t.head_dim;
+    const auto lanes = hn::FirstN(kF, static_cast<size_t>(t.head_dim - d));
+    V out[kQueries];
+    for (int i = 0; i < kQueries; ++i) {
+      const float* from = t.out[which[i]] + d;
+      const V old = whole ? hn::LoadU(kF, from) : hn::MaskedLoad(lanes, kF, from);
+      out[i] = hn::Mul(old, hn::Set(kF, states[which[i]].keep));
+    }
+    int token = 0;
+    for (; token < seen_by_all; ++token) {
+      const V value = load_kv<kFormat>(v_page, token * t.v_stride + d);
+      for (int i = 0; i < kQueries; ++i) {
+        out[i] = hn::MulAdd(hn::Set(kF, p[i][token]), value, out[i]);
+      }
+    }
+    // A query must not add even 0 * v of a later token: v may be infinite, and -0 + 0 is not -0.
+    for (; token < seen_by_any; ++token) {
+      const V value = load_kv<kFormat>(v_page, token * t.v_stride + d);
+      for (int i = 0; i < kQueries; ++i) {
+        if (token < states[which[i]].valid) {
+          out[i] = hn::MulAdd(hn::Set(kF, p[i][token]), value, out[i]);
+        }
+      }
+    }
+    for (int i = 0; i < kQueries; ++i) {
+      float* to = t.out[which[i]] + d;
+      if (whole) {
+        hn::StoreU(out[i], kF, to);
+      } else {
+        hn::BlendedStore(out[i], lanes, kF, to);
+      }
+    }
+  }
+}
+
+constexpr int kTileQueries = kL == 16 ? 8 : 4;
+
+template <KvFormat kFormat, int kQueries = kTileQueries>
+void attend_page_of(int queries, const AttentionTile& t, const int* which, Softmax* states,
+                    int64_t page, const std::byte* k_page, const std::byte* v_page) {
+  if constexpr (kQueries > 1) {
+    if (queries < kQueries) {
+      return attend_page_of<kFormat, kQueries - 1>(queries, t, which, states, page, k_page, v_page);
+    }
+  }
+  attend_page<kFormat, kQueries>(t, which, states, page, k_page, v_page);
+}
+
+// ---- Quantised pages: K and V of a page -> float, in the layout of f32 pages ----
+
+// The scales and minima of a KV head's part of a page; the codes follow.
+struct Scales {
+  Scales(const AttentionTile& t, const std::byte* part)
+      : scale(part),
+        minimum(part + groups(t) * kPageTokens * 2),
+        codes(part + groups(t) * kPageTokens * 4) {}
+  static int groups(const AttentionTile& t) { return (t.head_dim + kQuantGroup - 1) / kQuantGroup; }
+
+  const std::byte *scale, *minimum;  // f16 [groups][16]
+  const std::byte* codes;
+};
+
+// 16 codes -> floats. The vectors of a page's 16 tokens, or 16 elements of one token.
+void store_expanded(B codes, const V* scale, const V* minimum, float* out) {
+  V q[kHalfV];
+  to_float<false>(codes, q);
+  for (int v = 0; v < kHalfV; ++v) {
+    hn::StoreU(hn::Add(hn::Mul(scale[v], q[v]), minimum[v]), kF, out + v * kL);
+  }
+}
+
+template <int kBits>
+void expand_k(const AttentionTile& t, const std::byte* part, float* k) {
+  const Scales s(t, part);
+  V scale[kHalfV], minimum[kHalfV];
+  for (int d = 0; d < t.head_dim; ++d) {
+    if (d % kQuantGroup == 0) {
+      for (int v = 0; v < kHalfV; ++v) {
+        const int at = d / kQuantGroup * kPageTokens + v * kL;
+        scale[v] = load_f16(s.scale + at * 2);
+        minimum[v] = load_f16(s.minimum + at * 2);
+      }
+    }
+    const std::byte* row = s.codes + (kBits == 8 ? d : d / 2) * kPageTokens;
+    const B bytes = hn::LoadU(Bytes(), reinterpret_cast<const uint8_t*>(row));
+    store_expanded(kBits == 8 ? bytes : field<4, 0>(bytes, d % 2 * 4), scale, minimum,
+                   k + d * kPageTokens);
+  }
+}
+
+// 16 codes of one token from d on.
+template <int kBits>
+B token_codes(const std::byte* codes) {
+  const auto* from = reinterpret_cast<const uint8_t*>(codes);
+  if constexpr (kBits == 8) return hn::LoadU(Bytes(), from);
+  const B pairs = hn::ZeroExtendVector(Bytes(), hn::LoadU(hn::Half<Bytes>(), from));
+  return hn::InterleaveLower(field<4, 0>(pairs, 0), field<4, 0>(pairs, 4));
+}
+
+template <int kBits>
+void expand_v(const AttentionTile& t, const std::byte* part, int tokens, float* v_out) {
+  const Scales s(t, part);
+  for (int token = 0; token < tokens; ++token) {
+    const std::byte* row = s.codes + token * t.v_stride * kBits / 8;
+    V scale[kHalfV], minimum[kHalfV];
+    for (int d = 0; d < t.v_stride; d += 16) {
+      if (d % kQuantGroup == 0) {
+        const int at = d / kQuantGroup * kPageTokens + token;
+        std::fill_n(scale, kHalfV, hn::Set(kF, f16_at(s.scale + at * 2)));
+        std::fill_n(minimum, kHalfV, hn::Set(kF, f16_at(s.minimum + at * 2)));
+      }
+      store_expanded(token_codes<kBits>(row + d * kBits / 8), scale, minimum,
+                     v_out + token * t.v_stride + d);
+    }
+  }
+}
+
+// ---- All pages ----
+
+template <KvFormat kFormat>
+void attend_format(const AttentionTile& t) {
+  constexpr int kBits = kv_code_bits(kFormat);
+  constexpr KvFormat kRead = kBits == 0 ? kFormat : KvFormat::kF32;  // what attend_page sees
+  Softmax states[AttentionTile::kMaxQueries] = {};
+  int64_t last = 0;
+  for (int i = 0; i < t.queries; ++i) {
+    std::fill(t.out[i], t.out[i] + t.head_dim, 0.0f);
+    last = std::max(last, t.position[i]);
+  }
+  for (int64_t page = 0; page * kPageTokens <= last; ++page) {
+    int which[AttentionTile::kMaxQueries];
+    int count = 0;
+    for (int i = 0; i < t.queries; ++i) {
+      if (page * kPageTokens <= t.position[i]) which[count++] = i;
+    }
+    const std::byte *k_page = t.k_pages[page], *v_page = t.v_pages[page];
+    if constexpr (kBits != 0) {
+      float *k = t.scratch, *v = t.scratch + kPageTokens * t.v_stride;
+      expand_k<kBits>(t, k_page, k);
+      const int64_t tokens = std::min<int64_t>(kPageTokens, last + 1 - page * kPageTokens);
+      expand_v<kBits>(t, v_page, static_cast<int>(tokens), v);
+      k_page = reinterpret_cast<const std::byte*>(k);
+      v_page = reinterpret_cast<const std::byte*>(v);
+    }
+    for (int i = 0; i < count; i += kTileQueries) {
+      attend_page_of<kRead>(std::min(kTileQueries, count - i), t, which + i, states, page, k_page,
+                            v_page);
+    }
+  }
+  for (int i = 0; i < t.queries; ++i) {
+    for (int d = 0; d < t.head_dim; ++d) t.out[i][d] /= states[i].sum;
+  }
+}
+
+void attend(const AttentionTile& t) {
+  switch (t.format) {
+    case KvFormat::kF16:
+      return attend_format<KvFormat::kF16>(t);
+    case KvFormat::kF32:
+      return attend_format<KvFormat::kF32>(t);
+    case KvFormat::kQ8:
+      return attend_format<KvFormat::kQ8>(t);
+    case KvFormat::kQ4:
+      return attend_format<KvFormat::kQ4>(t);
+  }
+}
+
+}  // namespace headrace::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif

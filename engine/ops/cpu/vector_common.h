@@ -1,0 +1,95 @@
+// What the vector targets share: included once per Highway target by vector.cpp and
+// vector_attention.cpp, after highway.h.
+
+#if defined(HEADRACE_ENGINE_OPS_CPU_VECTOR_COMMON_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEADRACE_ENGINE_OPS_CPU_VECTOR_COMMON_H
+#undef HEADRACE_ENGINE_OPS_CPU_VECTOR_COMMON_H
+#else
+#define HEADRACE_ENGINE_OPS_CPU_VECTOR_COMMON_H
+#endif
+
+#include "engine/ops/cpu/kernels.h"
+#include "hwy/highway.h"
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+
+HWY_BEFORE_NAMESPACE();
+namespace headrace::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F = hn::ScalableTag<float>;
+using I = hn::RebindToSigned<F>;
+using Bytes = hn::FixedTag<uint8_t, 16>;
+using Words = hn::FixedTag<uint32_t, 4>;
+using V = hn::Vec<F>;
+using B = hn::Vec<Bytes>;
+
+inline constexpr F kF;
+inline constexpr int kL = static_cast<int>(hn::MaxLanes(kF));  // 16 or 8
+inline constexpr int kHalfV = 16 / kL;                         // vectors per 16 rows or tokens
+
+inline V load_f16(const void* p) {
+  const hn::Rebind<hwy::float16_t, F> d16;
+  return hn::PromoteTo(kF, hn::LoadU(d16, static_cast<const hwy::float16_t*>(p)));
+}
+
+// 16 bytes as float, unsigned or signed.
+template <bool kSigned>
+void to_float(B bytes, V* out) {
+  using Element = std::conditional_t<kSigned, int8_t, uint8_t>;
+  const hn::FixedTag<Element, 16> d;
+  const auto v = hn::BitCast(d, bytes);
+  if constexpr (kL == 16) {
+    out[0] = hn::ConvertTo(kF, hn::PromoteTo(I(), v));
+  } else {
+    const hn::Half<decltype(d)> half;
+    out[0] = hn::ConvertTo(kF, hn::PromoteTo(I(), hn::LowerHalf(half, v)));
+    out[kHalfV - 1] = hn::ConvertTo(kF, hn::PromoteTo(I(), hn::UpperHalf(half, v)));
+  }
+}
+
+// Bits [shift, shift + bits) of each byte, moved to bit `to`.
+template <int kBits, int kTo>
+B field(B plane, int shift) {
+  const Words words;
+  const auto mask = hn::Set(words, ((1u << kBits) - 1) * 0x01010101u);
+  const auto v = hn::And(hn::ShiftRightSame(hn::BitCast(words, plane), shift), mask);
+  return hn::BitCast(Bytes(), hn::ShiftLeft<kTo>(v));
+}
+
+// ops/canonical.h states it.
+inline V exp(V x) {
+  // Comparisons, because Min and Max lose a NaN.
+  const V low = hn::Set(kF, kExpMin), high = hn::Set(kF, kExpMax);
+  x = hn::IfThenElse(hn::Lt(x, low), low, x);
+  x = hn::IfThenElse(hn::Gt(x, high), high, x);
+  const V n = hn::Round(hn::Mul(x, hn::Set(kF, kLog2E)));
+  V r = hn::NegMulAdd(n, hn::Set(kF, kLn2Hi), x);
+  r = hn::NegMulAdd(n, hn::Set(kF, kLn2Lo), r);
+  V p = hn::Set(kF, kExpC7);
+  p = hn::MulAdd(p, r, hn::Set(kF, kExpC6));
+  p = hn::MulAdd(p, r, hn::Set(kF, kExpC5));
+  p = hn::MulAdd(p, r, hn::Set(kF, kExpC4));
+  p = hn::MulAdd(p, r, hn::Set(kF, kExpC3));
+  p = hn::MulAdd(p, r, hn::Set(kF, kExpC2));
+  const V y = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(kF, 1.0f));
+  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(I(), n), hn::Set(I(), 127)));
+  return hn::Mul(y, hn::BitCast(kF, exponent));
+}
+
+// Adds up the lanes of a canonical sum.
+inline float tree(float* lanes) {
+  for (int half = kSumLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+void attend(const AttentionTile& tile);  // vector_attention.cpp
+
+}  // namespace headrace::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif
+#endif
