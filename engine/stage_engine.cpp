@@ -7,6 +7,7 @@
 #include "engine/ops/attention.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
+#include "engine/timeline.h"
 
 namespace headrace {
 namespace {
@@ -94,6 +95,8 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
         micro_batch.sequences[i].pages =
             kv_.pages(micro_batch.items[i].slot, index - weights_.range().first_layer);
       }
+      const Span span(Track::kCompute, "layer", {Arg::kLayer, index},
+                      {Arg::kRows, micro_batch.rows});
       layer(w, micro_batch, hidden + micro_batch.first_row * config_.d_model);
     }
   }
@@ -119,6 +122,7 @@ void StageEngine::layer(const LayerWeights& w, const MicroBatch& batch, float* x
 }
 
 void StageEngine::attention_block(const LayerWeights& w, const MicroBatch& batch, const float* x) {
+  const Span span(Track::kCompute, "attention");
   const int64_t rows = batch.rows;
   project(w.q, x, rows, q_);
   project(w.k, x, rows, k_);
@@ -134,6 +138,7 @@ void StageEngine::attention_block(const LayerWeights& w, const MicroBatch& batch
 }
 
 void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x) {
+  const Span span(Track::kCompute, "mlp");
   project(w.up, x, rows, up_);
   if (config_.gated_mlp) {
     project(w.gate, x, rows, gate_);
@@ -146,6 +151,7 @@ void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x)
 }
 
 void StageEngine::logits(float* hidden, int64_t rows, float* out) {
+  const Span span(Track::kCompute, "head", {Arg::kRows, rows});
   const HeadWeights& w = weights_.head();
   for (int64_t done = 0; done < rows; done += micro_batch_rows_) {
     const int64_t count = std::min(micro_batch_rows_, rows - done);

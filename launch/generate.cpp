@@ -203,11 +203,14 @@ void add_generate(CLI::App& app, int& exit_code) {
                   "Seconds without a sign of life after which a rank is lost")
       ->check(positive)
       ->capture_default_str();
+  sub->add_option("--trace", run.trace,
+                  "Write what every rank did when, for ui.perfetto.dev (Chrome trace JSON)");
+  sub->add_option("--report", run.report, "Write the summary of the run as JSON");
   sub->add_option("--progress", a->progress,
                   "auto, line (rewritten in place), log, or none; auto is a line on a terminal")
       ->check(CLI::IsMember({"auto", "line", "log", "none"}))
       ->capture_default_str();
-  sub->add_flag("--quiet", a->quiet, "The same as --progress none");
+  sub->add_flag("--quiet", a->quiet, "The same as --progress none, and no summary");
   add_config_option(*sub);
   sub->footer(
       "Examples:\n"

@@ -11,6 +11,7 @@
 #include "runtime/desk.h"
 #include "runtime/plan/agreement.h"
 #include "runtime/plan/stage_plan.h"
+#include "runtime/report/run_report.h"
 
 namespace headrace {
 namespace {
@@ -46,6 +47,7 @@ std::string schedule_text(const RunOptions& options) {
   std::string text = "max-batch " + std::to_string(options.max_batch) + ", prefill-chunk " +
                      std::to_string(options.prefill_chunk) + ", split";
   for (const int layers : options.split) text += " " + std::to_string(layers);
+  if (!options.trace.empty()) text += ", traced";
   return text;
 }
 
@@ -76,6 +78,7 @@ RunEnd run_rank(const RunOptions& options, const Wires& wires,
   ThreadPool threads(thread_count, thread_count > cores ? 0 : 50);
   MemoryBudget budget("host memory", memory_limit);
   std::vector<Buffer> hidden;
+  RunReport report(options, ranks);
   const HaltOnExit halt{ranks};
 
   ranks.watch_progress([&threads] { return threads.progress(); });
@@ -95,6 +98,7 @@ RunEnd run_rank(const RunOptions& options, const Wires& wires,
   std::optional<Desk> desk;
   const int groups = std::min(ranks.size(), sizes.slots);
   if (wires.is_first()) {
+    report.open_files();
     const Communicator::Idle reading_back(ranks);  // a long results file takes its time
     desk.emplace(options, *checkpoint, sizes, groups, ranks);
   }
@@ -108,15 +112,21 @@ RunEnd run_rank(const RunOptions& options, const Wires& wires,
   }
   wires.link.set_buffers(spans);
 
+  report.begin({range.first_layer, range.end_layer, thread_count, kernels_of_target.name,
+                describe(range, memory)});
   RunEnd end = RunEnd::kDone;
   if (desk) {
     run_coordinator(desk->coordinator(), stage, config.d_model, wires, interrupted,
                     [&] { desk->show_progress(); });
+    report.end();
     end = desk->close(interrupted);
   } else {
     run_stage(stage, config.d_model, wires);
+    report.end();
   }
+  report.finish(desk ? desk->counts() : RunCounts{}, end);
   ranks.finish();
+  report.check_files();
   return end;
 }
 

@@ -32,7 +32,9 @@ struct RunOptions {
   uint64_t host_memory = 0;  // bytes; 0: 90 % of what is available, shared by the node's ranks
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";
-  ProgressStyle progress = ProgressStyle::kLog;
+  ProgressStyle progress = ProgressStyle::kLog;  // kNone: no summary either
+  std::string trace;                             // file for a Chrome trace; empty: none
+  std::string report;                            // file for the report as JSON; empty: none
 };
 
 // What decides the bits of a result besides the model: "kv=f16 math=f32 wire=f32".
