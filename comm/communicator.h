@@ -2,6 +2,7 @@
 // and the exchange at start. Hidden states go over an ActivationLink.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -15,6 +16,17 @@ using Bytes = std::vector<std::byte>;
 
 // Messages of one channel between two ranks arrive in the order they were sent.
 enum class Channel : int { kSetup = 1, kStep = 2, kTokens = 3 };
+
+// A message or hidden states that have gone out or come in.
+struct Transfer {
+  const char* what;  // static: "step", "tokens", "hidden states"
+  bool sent = false;
+  int peer = 0;
+  size_t bytes = 0;
+  // Sent: from the caller's send() to the end of the transfer. Received: `begin` is when it was
+  // last seen not to be there.
+  std::chrono::steady_clock::time_point begin, end;
+};
 
 // Every rank watches every other one: a rank that gives no sign of life for the peer timeout, or
 // that is neither waiting nor making progress for so long, is lost; every wait then ends with
@@ -52,6 +64,12 @@ class Communicator {
    private:
     Communicator& communicator_;
   };
+
+  // Gets every transfer from now on except those of the setup channel; an empty one ends that, and
+  // is not called any more on return. Called from another thread, must be quick. In-process ranks
+  // report none.
+  using Observer = std::function<void(const Transfer&)>;
+  virtual void observe(Observer) {}
 
   // All ranks call it at the end of a run, when no message is under way; afterwards a rank may go
   // without being missed.

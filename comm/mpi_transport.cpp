@@ -55,6 +55,7 @@ struct Sending {
   Bytes message;    // of a message
   int buffer = -1;  // of hidden states: index of the link buffer
   size_t bytes = 0;
+  Clock::time_point begin = Clock::now();
   MPI_Request request = MPI_REQUEST_NULL;
 };
 
@@ -62,6 +63,7 @@ struct Arriving {
   int from;
   int tag;
   Bytes message;
+  Clock::time_point begin;
   MPI_Request request = MPI_REQUEST_NULL;
 };
 
@@ -88,6 +90,7 @@ struct MpiTransport::Impl {
   std::deque<std::pair<int, size_t>> full;  // index, bytes
 
   std::function<uint64_t()> progress;
+  Observer observer;
   State state = State::kIdle;
   Clock::time_point last_life{}, last_turn = Clock::now(), all_waiting_since = Clock::now();
   std::string failure;  // why every wait must end
@@ -167,6 +170,7 @@ struct MpiTransport::Impl {
         ++it;
         continue;
       }
+      tell_observer(true, it->to, it->tag, it->bytes, it->begin);
       if (it->buffer >= 0) release_buffer(it->buffer);
       it = sending.erase(it);
       moved = true;
@@ -197,7 +201,7 @@ struct MpiTransport::Impl {
         check(MPI_Improbe(MPI_ANY_SOURCE, tag, MPI_COMM_WORLD, &flag, &message, &status), "probe");
         if (!flag) break;
         MPI_Get_count(&status, MPI_BYTE, &bytes);
-        arriving.push_back({status.MPI_SOURCE, tag, Bytes(static_cast<size_t>(bytes))});
+        arriving.push_back({status.MPI_SOURCE, tag, Bytes(static_cast<size_t>(bytes)), last_turn});
         check(MPI_Imrecv(arriving.back().message.data(), bytes, MPI_BYTE, &message,
                          &arriving.back().request),
               "receive");
@@ -212,6 +216,7 @@ struct MpiTransport::Impl {
         ++it;
         continue;
       }
+      tell_observer(false, it->from, it->tag, it->message.size(), it->begin);
       inbox[{it->from, it->tag}].push_back(std::move(it->message));
       it = arriving.erase(it);
       moved = true;
@@ -228,10 +233,19 @@ struct MpiTransport::Impl {
       int bytes = 0;
       MPI_Get_count(&status, MPI_BYTE, &bytes);
       posted.pop_front();
+      tell_observer(false, rank - 1, kHiddenTag, static_cast<size_t>(bytes), last_turn);
       full.emplace_back(index, static_cast<size_t>(bytes));
       moved = true;
     }
     return moved;
+  }
+
+  void tell_observer(bool sent, int peer, int tag, size_t bytes, Clock::time_point begin) const {
+    if (!observer || tag == static_cast<int>(Channel::kSetup)) return;
+    const char* what = tag == kHiddenTag                           ? "hidden states"
+                       : tag == static_cast<int>(Channel::kTokens) ? "tokens"
+                                                                   : "step";
+    observer({what, sent, peer, bytes, begin, Clock::now()});
   }
 
   // A buffer that nobody uses: the first stage takes it from the free list, the others post it.
@@ -456,6 +470,11 @@ void MpiTransport::watch_progress(std::function<uint64_t()> progress) {
   const std::lock_guard lock(impl_->mutex);
   impl_->progress = std::move(progress);
   impl_->state = State::kWorking;
+}
+
+void MpiTransport::observe(Observer observer) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->observer = std::move(observer);
 }
 
 void MpiTransport::set_idle(bool idle) {

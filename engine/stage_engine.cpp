@@ -7,6 +7,7 @@
 #include "engine/ops/attention.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
+#include "engine/timeline.h"
 
 namespace headrace {
 namespace {
@@ -97,6 +98,8 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
         micro_batch.sequences[i].pages =
             kv_.pages(micro_batch.items[i].slot, index - range.first_layer);
       }
+      const Span span(Track::kCompute, "layer", {Arg::kLayer, index},
+                      {Arg::kRows, micro_batch.rows});
       layer(w, micro_batch, hidden + micro_batch.first_row * config_.d_model);
       kv_.release(index - range.first_layer, m);
     }
@@ -124,6 +127,7 @@ void StageEngine::layer(const LayerWeights& w, const MicroBatch& batch, float* x
 }
 
 void StageEngine::attention_block(const LayerWeights& w, const MicroBatch& batch, const float* x) {
+  const Span span(Track::kCompute, "attention");
   const int64_t rows = batch.rows;
   project(w.q, x, rows, q_);
   project(w.k, x, rows, k_);
@@ -139,6 +143,7 @@ void StageEngine::attention_block(const LayerWeights& w, const MicroBatch& batch
 }
 
 void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x) {
+  const Span span(Track::kCompute, "mlp");
   project(w.up, x, rows, up_);
   if (config_.gated_mlp) {
     project(w.gate, x, rows, gate_);
@@ -151,6 +156,7 @@ void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x)
 }
 
 void StageEngine::logits(float* hidden, int64_t rows, float* out) {
+  const Span span(Track::kCompute, "head", {Arg::kRows, rows});
   const HeadWeights& w = weights_.head();
   for (int64_t done = 0; done < rows; done += micro_batch_rows_) {
     const int64_t count = std::min(micro_batch_rows_, rows - done);

@@ -113,6 +113,9 @@ class Timeline {
   // Time that turned out to have been something else; at most what `from` has.
   void reassign(Activity from, Activity to, int64_t ns);
 
+  // So far, up to the last change. The attached thread calls it.
+  int64_t time_of(Activity activity) const { return activity_ns_[static_cast<size_t>(activity)]; }
+
   // After stop(). Counters and bytes are those of now.
   TimelineTotals totals() const;
   // Calls f for each complete event, in no particular order. Other threads may still record.

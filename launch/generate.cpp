@@ -125,6 +125,9 @@ void add_generate(CLI::App& app, int& exit_code) {
       ->check(CLI::IsMember({"longest", "input"}))
       ->capture_default_str();
   add_run_options(*sub, run, a->shared);
+  sub->add_option("--trace", run.trace,
+                  "Write what every rank did when, for ui.perfetto.dev (Chrome trace JSON)");
+  sub->add_option("--report", run.report, "Write the summary of the run as JSON");
   sub->add_option("--progress", a->progress,
                   "auto, line (rewritten in place), log, or none; auto is a line on a terminal")
       ->check(CLI::IsMember({"auto", "line", "log", "none"}))

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/error.h"
+#include "engine/timeline.h"
 #include "runtime/error.h"
 
 namespace headrace {
@@ -98,7 +99,7 @@ ScheduleLimits Desk::in_order(ScheduleLimits limits) const {
 Coordinator::Fed Desk::next(bool idle) {
   const Communicator::Idle waiting_for_input(communicator_);
   for (;;) {
-    if (reader_ && !reader_->ready(idle ? 100 : 0)) return Coordinator::NothingYet{};
+    if (reader_ && !input_ready(idle)) return Coordinator::NothingYet{};
     auto line = next_line();
     if (!line) return Coordinator::NoMore{};
     if (const auto* bad = std::get_if<BadLine>(&*line)) {
@@ -111,6 +112,12 @@ Coordinator::Fed Desk::next(bool idle) {
     if (auto* ready = std::get_if<PreparedRequest>(&prepared)) return std::move(*ready);
     failed(std::get<BadLine>(prepared));
   }
+}
+
+bool Desk::input_ready(bool idle) {
+  if (!idle) return reader_->ready(0);
+  const Wait wait(Wait::kIdle);
+  return reader_->ready(100);
 }
 
 std::optional<std::variant<Request, BadLine>> Desk::next_line() {
@@ -149,6 +156,12 @@ RunEnd Desk::close(bool interrupted) {
   progress_.finish(coordinator_.counts(), failed_);
   if (interrupted && coordinator_.unfinished()) return RunEnd::kInterrupted;
   return failed_ + results_.resumed_errors() > 0 ? RunEnd::kSomeFailed : RunEnd::kDone;
+}
+
+RunCounts Desk::counts() const {
+  const ScheduleCounts& counts = coordinator_.counts();
+  return {counts.requests_done, failed_, results_.resumed(), counts.prompt_tokens,
+          counts.generated_tokens};
 }
 
 }  // namespace headrace

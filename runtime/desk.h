@@ -10,6 +10,7 @@
 #include "comm/communicator.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "runtime/report/progress.h"
+#include "runtime/report/stage_report.h"
 #include "runtime/requests/prepare.h"
 #include "runtime/requests/request_reader.h"
 #include "runtime/results/results_file.h"
@@ -32,6 +33,7 @@ class Desk {
   void show_progress() { progress_.update(coordinator_.counts(), failed_); }
   // All results are on disk on return. Throws IoError.
   RunEnd close(bool interrupted);
+  RunCounts counts() const;
 
  private:
   static std::optional<RequestReader> open_input(const GenerateOptions& options);
@@ -42,6 +44,7 @@ class Desk {
 
   // The next request that is neither done already nor wrong.
   Coordinator::Fed next(bool idle);
+  bool input_ready(bool idle);  // when idle, waits a moment
   std::optional<std::variant<Request, BadLine>> next_line();
   void done(const RequestResult& result);
   void failed(const BadLine& line);

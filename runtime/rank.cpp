@@ -44,6 +44,7 @@ std::string schedule_text(const RunOptions& options) {
   std::string text = "max-batch " + std::to_string(options.max_batch) + ", prefill-chunk " +
                      std::to_string(options.prefill_chunk) + ", split";
   for (const int layers : options.split) text += " " + std::to_string(layers);
+  if (!options.trace.empty()) text += ", traced";
   return text;
 }
 
@@ -91,9 +92,9 @@ Rank::Rank(const RunOptions& options, const Wires& wires, int cores)
   limits_.kv_pages = sizes_.kv_pages;
   limits_.step_rows = sizes_.step_rows;
   limits_.prefill_chunk = options.prefill_chunk > 0 ? options.prefill_chunk : sizes_.step_rows;
-  spdlog::info("stage {} of {}: {}; {} thread{}, {}", ranks.rank() + 1, ranks.size(),
-               describe(range_, memory), threads_.threads(), threads_.threads() == 1 ? "" : "s",
-               kernels_.name);
+  plan_text_ = describe(range_, memory);
+  spdlog::info("stage {} of {}: {}; {} thread{}, {}", ranks.rank() + 1, ranks.size(), plan_text_,
+               threads_.threads(), threads_.threads() == 1 ? "" : "s", kernels_.name);
 }
 
 void Rank::load() {

@@ -14,6 +14,7 @@
 #include "runtime/pipeline/pipeline.h"
 #include "runtime/pipeline/stage.h"
 #include "runtime/plan/stage_plan.h"
+#include "runtime/report/stage_report.h"
 #include "runtime/run.h"
 
 namespace headrace {
@@ -44,6 +45,9 @@ class Rank {
   int threads() const { return threads_.threads(); }
   const char* target() const { return kernels_.name; }
   const MemoryBudget& budget() const { return budget_; }
+  StageFacts facts() const {
+    return {range_.first_layer, range_.end_layer, threads(), target(), plan_text_};
+  }
 
  private:
   Rank(const RunOptions& options, const Wires& wires, int cores);
@@ -65,6 +69,7 @@ class Rank {
   StageRange range_;
   Stage::Sizes sizes_;
   ScheduleLimits limits_;
+  std::string plan_text_;
   std::optional<WeightStore> weights_;
   std::optional<Stage> stage_;
 };

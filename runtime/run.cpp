@@ -4,27 +4,35 @@
 
 #include "runtime/desk.h"
 #include "runtime/rank.h"
+#include "runtime/report/run_report.h"
 
 namespace headrace {
 
 RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
                 const std::atomic<bool>& interrupted) {
+  RunReport report(options, wires.communicator);
   Rank rank(options, wires);
   std::optional<Desk> desk;
   if (wires.is_first()) {
+    report.open_files();
     const Communicator::Idle reading_back(wires.communicator);  // a long results file takes time
     desk.emplace(options, rank.checkpoint(), rank.limits(), wires.communicator);
   }
   rank.load();
 
+  report.begin(rank.facts());
   RunEnd end = RunEnd::kDone;
   if (desk) {
     rank.coordinate(desk->coordinator(), interrupted, [&] { desk->show_progress(); });
+    report.end();
     end = desk->close(interrupted);
   } else {
     rank.follow();
+    report.end();
   }
+  report.finish(desk ? desk->counts() : RunCounts{}, end);
   wires.communicator.finish();
+  report.check_files();
   return end;
 }
 

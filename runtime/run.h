@@ -27,6 +27,8 @@ struct RunOptions {
   WeightFormat weights = WeightFormat::kNative;
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";
+  std::string trace;   // file for a Chrome trace; empty: none
+  std::string report;  // file for the report as JSON; empty: none
 };
 
 // A batch of requests from a file to a file.
@@ -40,7 +42,7 @@ struct GenerateOptions : RunOptions {
   RequestDefaults defaults;
   std::string chat_template;  // name; empty: the model's own
   Order order = Order::kLongestFirst;
-  ProgressStyle progress = ProgressStyle::kLog;
+  ProgressStyle progress = ProgressStyle::kLog;  // kNone: no summary either
 };
 
 // What decides the bits of a result besides the model: "weights=native kv=f16 math=f32 wire=f32".

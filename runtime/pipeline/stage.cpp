@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/timeline.h"
+
 namespace headrace {
 namespace {
 
@@ -32,11 +34,16 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu,
       kv_(page_shape(config, sizes.kv_format), range_.layers(), sizes.kv_pages, sizes.slots,
           budget),
       engine_(config, weights, kv_, cpu, budget, sizes.micro_batch_rows),
-      sampled_(budget.allocate(sample_bytes(config, range_), "logits")) {
+      sampled_(budget.allocate(sample_bytes(config, range_), "logits")),
+      prompt_tokens_(static_cast<size_t>(sizes.slots)) {
   if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
 }
 
 std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden) {
+  const Compute computing;
+  const Span span(Track::kCompute, "step", {Arg::kStep, static_cast<int64_t>(step.step)},
+                  {Arg::kRows, step.rows()});
+  count_rows(step);
   for (const int32_t slot : step.released) engine_.release(slot);
   std::vector<BatchItem> batch;
   for (const StepItem& item : step.items)
@@ -46,6 +53,22 @@ std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden) {
   engine_.sweep(batch, hidden);
   if (!range_.is_last) return std::nullopt;
   return sample(step, hidden);
+}
+
+void Stage::count_rows(const StepMessage& step) {
+  Timeline* timeline = Timeline::of_thread();
+  if (!timeline) return;
+  for (const Admission& admission : step.admissions) {
+    prompt_tokens_[admission.slot] = admission.prompt_tokens;
+  }
+  int64_t prompt = 0;
+  for (const StepItem& item : step.items) {
+    const int64_t left = prompt_tokens_[item.slot] - item.first_position;
+    prompt += std::clamp<int64_t>(left, 0, item.rows);
+  }
+  timeline->count(Counter::kSteps, 1);
+  timeline->count(Counter::kPrefillRows, prompt);
+  timeline->count(Counter::kDecodeRows, step.rows() - prompt);
 }
 
 StepResult Stage::sample(const StepMessage& step, const float* hidden) {
@@ -72,6 +95,7 @@ StepResult Stage::sample(const StepMessage& step, const float* hidden) {
                   config_.d_model * sizeof(float));
     }
     engine_.logits(rows, static_cast<int64_t>(count), logits);
+    const Span span(Track::kCompute, "sample", {Arg::kRows, static_cast<int64_t>(count)});
     cpu_.threads.parallel_for(static_cast<int64_t>(count), [&](int64_t i) {
       const StepItem& item = *wanted[done + i].item;
       const std::span<float> row_logits(logits + i * config_.vocab_size, config_.vocab_size);

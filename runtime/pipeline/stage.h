@@ -35,6 +35,7 @@ class Stage {
   static KvPageShape page_shape(const ModelConfig& config, KvFormat format);
 
  private:
+  void count_rows(const StepMessage& step);
   StepResult sample(const StepMessage& step, const float* hidden);
 
   const ModelConfig& config_;
@@ -42,8 +43,9 @@ class Stage {
   Cpu cpu_;
   KvStore kv_;
   StageEngine engine_;
-  std::optional<Sampler> sampler_;  // last stage
-  Buffer sampled_;                  // [kLogitRows][d_model + vocab_size], last stage
+  std::optional<Sampler> sampler_;      // last stage
+  Buffer sampled_;                      // [kLogitRows][d_model + vocab_size], last stage
+  std::vector<int32_t> prompt_tokens_;  // [slot], where a Timeline is attached
 };
 
 }  // namespace headrace

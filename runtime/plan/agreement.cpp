@@ -1,27 +1,15 @@
 #include "runtime/plan/agreement.h"
 
 #include <algorithm>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "runtime/error.h"
+#include "runtime/json_bytes.h"
 
 namespace headrace {
 namespace {
 
 using nlohmann::json;
-
-Bytes to_bytes(const json& value) {
-  const std::string text = value.dump();
-  Bytes bytes(text.size());
-  std::memcpy(bytes.data(), text.data(), text.size());
-  return bytes;
-}
-
-json from_bytes(const Bytes& bytes) {
-  const auto* text = reinterpret_cast<const char*>(bytes.data());
-  return json::parse(text, text + bytes.size());
-}
 
 }  // namespace
 

@@ -89,6 +89,7 @@ std::vector<std::byte> encode(const StepMessage& message) {
   });
   w.list(message.items, [&](const StepItem& item) { item_fields(put, item); });
   w.list(message.tokens, put);
+  put(message.idle_ns);
   return w.take();
 }
 
@@ -109,6 +110,7 @@ StepMessage decode_step_message(const std::vector<std::byte>& bytes) {
   });
   r.list(message.items, kItemBytes, [&](StepItem& item) { item_fields(get, item); });
   r.list(message.tokens, sizeof(int32_t), get);
+  get(message.idle_ns);
   r.end();
   return message;
 }

@@ -38,6 +38,7 @@ struct StepMessage {
   std::vector<Admission> admissions;
   std::vector<StepItem> items;
   std::vector<int32_t> tokens;  // one per row
+  int64_t idle_ns = 0;          // rank 0 had nothing to do for so long before it made this step
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
 };

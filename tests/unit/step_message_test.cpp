@@ -35,6 +35,7 @@ StepMessage random_step(Random& random, size_t most) {
   StepMessage message;
   message.step = random.bits();
   message.stop = random.below(2);
+  message.idle_ns = static_cast<int64_t>(random.below(1000000));
   for (size_t i = random.below(most + 1); i-- > 0;) message.released.push_back(random.integer());
   for (size_t i = random.below(most + 1); i-- > 0;) {
     Admission a;
@@ -78,6 +79,7 @@ StepResult random_result(Random& random, size_t most) {
 void expect_equal(const StepMessage& a, const StepMessage& b) {
   EXPECT_EQ(a.step, b.step);
   EXPECT_EQ(a.stop, b.stop);
+  EXPECT_EQ(a.idle_ns, b.idle_ns);
   EXPECT_EQ(a.released, b.released);
   EXPECT_EQ(a.tokens, b.tokens);
   ASSERT_EQ(a.admissions.size(), b.admissions.size());
