@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "engine/timeline.h"
+
 namespace headrace {
 namespace {
 
@@ -56,14 +58,25 @@ uint64_t KvDisk::offset(const Sequence& sequence, int64_t index, int layer) cons
 }
 
 void KvDisk::write(int slot, int64_t index, int layer, std::span<const std::byte> page) {
+  if (writes_.empty()) {
+    writes_begin_ = Timeline::now();
+    writes_bytes_ = 0;
+  }
   writes_.push_back(queue_->write(file_, offset(sequences_[slot], index, layer), page));
-  bytes_written_ += page.size();
+  writes_bytes_ += page.size();
   if (!ahead_) settle();
 }
 
 void KvDisk::settle() {
-  for (const IoTicket ticket : writes_) queue_->wait(ticket);
+  if (writes_.empty()) return;
+  {
+    const Wait wait(Wait::kKv);
+    for (const IoTicket ticket : writes_) queue_->wait(ticket);
+  }
   writes_.clear();
+  if (Timeline* timeline = Timeline::of_thread()) {
+    timeline->moved(Track::kKvOut, "KV pages", writes_begin_, Timeline::now(), writes_bytes_);
+  }
 }
 
 void KvDisk::release(int slot) {
@@ -90,6 +103,8 @@ void KvDisk::read_ahead() {
 void KvDisk::start_visit(uint64_t visit) {
   Staging& staging = staging_[visit % staging_.size()];
   const auto layer = static_cast<int>(visit / micro_batches_.size());
+  staging.begin = Timeline::now();
+  staging.bytes = 0;
   std::byte* to = staging.memory;
   for (const Part& part : micro_batches_[visit % micro_batches_.size()]) {
     const Sequence& sequence = sequences_[part.slot];
@@ -103,7 +118,7 @@ void KvDisk::start_visit(uint64_t visit) {
         throw std::logic_error("KvDisk: a micro-batch has more pages than the staging memory");
       }
       staging.tickets.push_back(queue_->read(file_, from, {to, bytes}));
-      bytes_read_ += bytes;
+      staging.bytes += bytes;
       to += bytes;
     }
   }
@@ -115,8 +130,16 @@ std::byte* KvDisk::acquire(int layer, size_t micro_batch) {
   }
   read_ahead();
   Staging& staging = staging_[next_visit_ % staging_.size()];
-  for (const IoTicket ticket : staging.tickets) queue_->wait(ticket);
+  if (staging.tickets.empty()) return staging.memory;
+  {
+    const Wait wait(Wait::kKv);
+    for (const IoTicket ticket : staging.tickets) queue_->wait(ticket);
+  }
   staging.tickets.clear();
+  if (Timeline* timeline = Timeline::of_thread()) {
+    timeline->moved(Track::kKvIn, "KV pages", staging.begin, Timeline::now(), staging.bytes,
+                    {Arg::kLayer, layer});
+  }
   return staging.memory;
 }
 

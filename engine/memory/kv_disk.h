@@ -57,9 +57,6 @@ class KvDisk {
   std::byte* acquire(int layer, size_t micro_batch);
   void release_visit();
 
-  uint64_t bytes_read() const { return bytes_read_; }
-  uint64_t bytes_written() const { return bytes_written_; }
-
   static constexpr int64_t kExtentPages = 16;
   // Disk that `pages` homes take.
   static uint64_t file_bytes(int64_t pages, int slots, size_t stride, int layers);
@@ -72,6 +69,8 @@ class KvDisk {
   struct Staging {
     std::byte* memory = nullptr;
     std::vector<IoTicket> tickets;
+    int64_t begin = 0;  // of Timeline::now()
+    uint64_t bytes = 0;
   };
   uint64_t offset(const Sequence& sequence, int64_t index, int layer) const;
   void read_ahead();
@@ -90,13 +89,14 @@ class KvDisk {
   std::vector<int64_t> free_extents_;
   std::vector<Sequence> sequences_;  // by slot
   std::vector<IoTicket> writes_;
+  int64_t writes_begin_ = 0;
+  uint64_t writes_bytes_ = 0;
   struct Part {
     int slot;
     int64_t pages;  // when the sweep began; those added since are still in memory
   };
   std::vector<std::vector<Part>> micro_batches_;
   uint64_t next_visit_ = 0, next_read_ = 0;
-  uint64_t bytes_read_ = 0, bytes_written_ = 0;
 };
 
 }  // namespace headrace

@@ -217,7 +217,10 @@ void WeightStore::look_up_streamed(std::span<const int32_t> ids, const UseRow& u
                               {memory, io_aligned(from + placed.panel_bytes) - aligned});
       panels.push_back({number, ticket, memory + (from - aligned)});
     }
-    for (const Panel& panel : panels) lookup_queue_->wait(panel.ticket);
+    {
+      const Wait wait(Wait::kWeights);
+      for (const Panel& panel : panels) lookup_queue_->wait(panel.ticket);
+    }
     for (size_t i = begin; i < end; ++i) {
       const PackedMatrix one{placed.tensor->dtype, kPanelRows, placed.tensor->cols,
                              find(ids[i] / kPanelRows)->panel};

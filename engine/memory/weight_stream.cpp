@@ -56,6 +56,8 @@ void WeightStream::read_ahead() {
 
 void WeightStream::start_read(Slot& slot, size_t unit, uint64_t from, uint64_t to) {
   // As many transfers as the queue takes without waiting, and not smaller than a megabyte.
+  slot.begin = Timeline::now();
+  slot.bytes = to - from;
   const uint64_t share = slots_.size() * slot_bytes_ / static_cast<uint64_t>(queue_->depth());
   const uint64_t part = std::max<uint64_t>(4 * kReadBlock, (share / kReadBlock + 1) * kReadBlock);
   for (uint64_t at = from; at < to; at += part) {
@@ -67,8 +69,15 @@ void WeightStream::start_read(Slot& slot, size_t unit, uint64_t from, uint64_t t
 }
 
 void WeightStream::finish(Slot& slot) {
-  for (const IoTicket ticket : slot.tickets) queue_->wait(ticket);
+  if (slot.tickets.empty()) return;
+  {
+    const Wait wait(Wait::kWeights);
+    for (const IoTicket ticket : slot.tickets) queue_->wait(ticket);
+  }
   slot.tickets.clear();
+  if (Timeline* timeline = Timeline::of_thread()) {
+    timeline->moved(Track::kWeightsIn, "weights", slot.begin, Timeline::now(), slot.bytes);
+  }
 }
 
 void WeightStream::check(const Slot& slot, size_t unit, uint64_t from, uint64_t to) {

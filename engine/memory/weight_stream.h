@@ -11,6 +11,7 @@
 #include "engine/memory/offload_file.h"
 #include "engine/memory/weight_placement.h"
 #include "engine/thread_pool.h"
+#include "engine/timeline.h"
 
 namespace headrace {
 
@@ -43,6 +44,8 @@ class WeightStream {
   struct Slot {
     std::byte* memory = nullptr;
     std::vector<IoTicket> tickets;
+    int64_t begin = 0;  // of Timeline::now()
+    uint64_t bytes = 0;
   };
   void read_ahead();
   void start_read(Slot& slot, size_t unit, uint64_t from, uint64_t to);

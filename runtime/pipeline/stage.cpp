@@ -8,14 +8,35 @@
 namespace headrace {
 namespace {
 
-constexpr int64_t kLogitRows = 16;  // rows whose logits are in memory at once
-
-uint64_t sample_bytes(const ModelConfig& config, const StageRange& range) {
+uint64_t sample_bytes(const ModelConfig& config, const StageRange& range, int64_t logit_rows) {
   if (!range.is_last) return 0;
-  return static_cast<uint64_t>(kLogitRows * (config.d_model + config.vocab_size)) * sizeof(float);
+  return static_cast<uint64_t>(logit_rows * (config.d_model + config.vocab_size)) * sizeof(float);
+}
+
+KvStore make_kv(const KvPageShape& shape, int layers, const Stage::Sizes& sizes,
+                const Stage::KvDiskAccess& access, MemoryBudget& budget) {
+  if (sizes.kv_disk_pages == 0) return KvStore(shape, layers, sizes.kv_pages, sizes.slots, budget);
+  KvDiskOptions disk;
+  disk.directory = access.directory;
+  disk.make_queue = access.make_queue;
+  disk.pages = sizes.kv_disk_pages;
+  disk.staging_pages = sizes.kv_staging_pages;
+  disk.staging_slots = Stage::kv_staging_slots(access.ahead);
+  disk.ahead = access.ahead;
+  return KvStore(shape, layers, sizes.kv_pages, sizes.slots, sizes.step_rows, disk, budget);
 }
 
 }  // namespace
+
+uint64_t Stage::kv_bytes(const ModelConfig& config, const StageRange& range, const Sizes& sizes) {
+  const KvPageShape shape = page_shape(config, sizes.kv_format);
+  if (sizes.kv_disk_pages == 0)
+    return KvStore::bytes_per_page(shape, range.layers()) * sizes.kv_pages;
+  const int64_t pages = sizes.kv_pages + KvStore::pages_in_use(sizes.slots, sizes.step_rows);
+  return static_cast<uint64_t>(pages * range.layers() +
+                               kv_staging_slots(true) * sizes.kv_staging_pages) *
+         io_aligned(shape.page_bytes());
+}
 
 KvPageShape Stage::page_shape(const ModelConfig& config, KvFormat format) {
   return {config.n_kv_heads, config.head_dim, format};
@@ -23,18 +44,19 @@ KvPageShape Stage::page_shape(const ModelConfig& config, KvFormat format) {
 
 uint64_t Stage::fixed_bytes(const ModelConfig& config, const StageRange& range,
                             const Sizes& sizes) {
-  return StageEngine::scratch_bytes(config, sizes.micro_batch_rows) + sample_bytes(config, range);
+  return StageEngine::scratch_bytes(config, sizes.micro_batch_rows) +
+         sample_bytes(config, range, sizes.logit_rows);
 }
 
-Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu,
-             MemoryBudget& budget, const Sizes& sizes)
+Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, MemoryBudget& budget,
+             const Sizes& sizes, const KvDiskAccess& disk)
     : config_(config),
       range_(weights.range()),
       cpu_(cpu),
-      kv_(page_shape(config, sizes.kv_format), range_.layers(), sizes.kv_pages, sizes.slots,
-          budget),
+      kv_(make_kv(page_shape(config, sizes.kv_format), range_.layers(), sizes, disk, budget)),
       engine_(config, weights, kv_, cpu, budget, sizes.micro_batch_rows),
-      sampled_(budget.allocate(sample_bytes(config, range_), "logits")),
+      logit_rows_(sizes.logit_rows),
+      sampled_(budget.allocate(sample_bytes(config, range_, sizes.logit_rows), "logits")),
       prompt_tokens_(static_cast<size_t>(sizes.slots)) {
   if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
 }
@@ -87,9 +109,9 @@ StepResult Stage::sample(const StepMessage& step, const float* hidden) {
 
   StepResult result{step.step, std::vector<SampledToken>(wanted.size())};
   auto* rows = sampled_.as<float>();
-  float* logits = rows + kLogitRows * config_.d_model;
-  for (size_t done = 0; done < wanted.size(); done += kLogitRows) {
-    const auto count = std::min<size_t>(kLogitRows, wanted.size() - done);
+  float* logits = rows + logit_rows_ * config_.d_model;
+  for (size_t done = 0; done < wanted.size(); done += logit_rows_) {
+    const auto count = std::min<size_t>(static_cast<size_t>(logit_rows_), wanted.size() - done);
     for (size_t i = 0; i < count; ++i) {
       std::memcpy(rows + i * config_.d_model, hidden + wanted[done + i].row * config_.d_model,
                   config_.d_model * sizeof(float));

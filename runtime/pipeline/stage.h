@@ -1,8 +1,11 @@
 // One stage of the pipeline: the engine of its layers, and on the last stage the sampler.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <optional>
 #include <span>
+#include <string>
 
 #include "engine/memory/budget.h"
 #include "engine/stage_engine.h"
@@ -15,15 +18,25 @@ class Stage {
  public:
   struct Sizes {
     int slots = 1;
-    int64_t kv_pages = 0;
+    int64_t kv_pages = 0;          // in memory for good
+    int64_t kv_disk_pages = 0;     // besides them
+    int64_t kv_staging_pages = 0;  // where pages from disk come in; most that a sequence may have
+    int64_t logit_rows = 16;       // rows whose logits are in memory at once
     int64_t step_rows = 512;
     int64_t micro_batch_rows = 256;
     KvFormat kv_format = KvFormat::kF16;
   };
 
-  // `weights`, `cpu` and `budget` must outlive the stage. Throws DoesNotFit.
+  // How pages get to a disk, where sizes.kv_disk_pages says that some do.
+  struct KvDiskAccess {
+    std::string directory;
+    std::function<std::unique_ptr<IoQueue>()> make_queue;
+    bool ahead = true;
+  };
+
+  // `weights`, `cpu` and `budget` must outlive the stage. Throws DoesNotFit, IoError.
   Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, MemoryBudget& budget,
-        const Sizes& sizes);
+        const Sizes& sizes, const KvDiskAccess& disk = {});
 
   // Computes a step in place on hidden [step_rows][d_model]: what the previous stage sent, or what
   // the first stage embeds itself. On the last stage returns the sampled tokens.
@@ -33,6 +46,10 @@ class Stage {
   static uint64_t fixed_bytes(const ModelConfig& config, const StageRange& range,
                               const Sizes& sizes);
   static KvPageShape page_shape(const ModelConfig& config, KvFormat format);
+  // Bytes of the KV cache in memory, staging included.
+  static uint64_t kv_bytes(const ModelConfig& config, const StageRange& range, const Sizes& sizes);
+  // Slots of the staging memory: one visit computes, one comes in.
+  static int kv_staging_slots(bool ahead) { return ahead ? 2 : 1; }
 
  private:
   void count_rows(const StepMessage& step);

@@ -1,0 +1,64 @@
+// What of a stage goes where: the memory and disk it takes, and the speed that follows.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "engine/memory/weight_placement.h"
+#include "engine/model/config.h"
+#include "runtime/pipeline/stage.h"
+#include "runtime/plan/rates.h"
+
+namespace headrace {
+
+// What a run expects of its requests.
+struct Workload {
+  int sequences = 256;  // in flight over the whole pipeline, at most
+  bool exact = false;   // so many are wanted, also if fewer were faster
+  int64_t tokens = 0;   // prompt and generated tokens of a usual sequence
+  int64_t longest = 0;  // of the longest one
+  int groups = 1;       // steps under way at once
+};
+
+struct PlanLimits {
+  uint64_t host_memory = 0;  // bytes
+  uint64_t kv_memory = 0;    // of them, for KV pages; 0: what is best
+  uint64_t disk = 0;         // bytes that may be taken; 0: no disk
+  bool overlapped = true;    // computing and reading go on at the same time
+};
+
+struct StagePlan {
+  StageRange range;
+  Stage::Sizes sizes;  // slots and KV pages settled
+  WeightPlacement placement;
+  // Bytes of host memory; they add up to at most the limit.
+  uint64_t weights = 0;  // resident, vectors included
+  uint64_t ring = 0;
+  uint64_t kv = 0;  // staging included
+  uint64_t activations = 0;
+  uint64_t all_weights = 0;  // resident or not
+  uint64_t streamed = 0;     // read from disk in every step
+  uint64_t disk = 0;         // bytes taken there
+  // A round: every sequence in flight gets a token. Nothing where rates are not known.
+  double compute_s = 0, disk_s = 0;
+  double round_s = 0;
+  double tokens_per_s = 0;
+
+  bool needs_disk() const { return !placement.all_resident() || sizes.kv_disk_pages > 0; }
+  int64_t kv_pages() const { return sizes.kv_pages + sizes.kv_disk_pages; }
+};
+
+// The best plan: weights and KV cache in memory if they fit, else what gives most tokens per second
+// with these rates. `sizes` has slots, rows and format. Throws DoesNotFit with a table of need and
+// limit and the least --host-memory that would do.
+StagePlan plan_stage(const ModelConfig& config, const WeightLayout& layout,
+                     const Stage::Sizes& sizes, const Workload& workload, const PlanLimits& limits,
+                     const Rates& rates);
+
+// One line: "layers 0-14, embedding: weights 45.1 MiB ..., KV cache 1.2 GiB (40,960 tokens), ...".
+std::string describe(const StagePlan& plan);
+// What the plan predicts; empty without rates.
+std::string describe_prediction(const StagePlan& plan);
+
+}  // namespace headrace
