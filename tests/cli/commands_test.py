@@ -6,6 +6,8 @@ import subprocess
 import harness
 
 BAD_MODEL, DOES_NOT_FIT, IO = 65, 73, 74
+# perf/quality.txt on the SmolLM2 file: transformers in float32, windows of 512 tokens.
+GOLDEN_PERPLEXITY, GOLDEN_TOKENS = 22.994517, 2246
 TINY = harness.TINY / "llama-gqa"  # safetensors, 3 layers, no tokenizer
 TINY_GGUF = harness.TINY / "llama-rope3.F32.gguf"
 REQUEST = {"prompt": [1, 2, 3], "max_tokens": 3}
@@ -38,11 +40,11 @@ class CommandTest(harness.ProgramTest):
 class Help(CommandTest):
     def test_program(self):
         text = self.run_text("--help")
-        for word in ("generate", "inspect", "tokenize", "Usage: headrace "):
+        for word in ("generate", "inspect", "perplexity", "tokenize", "Usage: headrace "):
             self.assertIn(word, text)
 
     def test_subcommands_have_examples(self):
-        for command in ("generate", "inspect", "tokenize"):
+        for command in ("generate", "inspect", "perplexity", "tokenize"):
             self.assertIn("Example", self.run_text(command, "--help"))
 
     def test_every_option_of_generate_is_in_the_config_readme(self):
@@ -177,6 +179,15 @@ class Models(CommandTest):
         for line in ("layers       3", "safetensors", "vocabulary   300", "tokenizer    none", "BF16"):
             self.assertIn(line, text)
 
+    def test_inspect_quantised(self):
+        text = self.run_text("inspect", TINY, "--weights", "q4", "--kv", "q8")
+        for line in ("G4         23 tensors", "BF16       7 tensors", "safetensors, weights q4",
+                     "KV cache     120 B per token (q8"):  # 3 layers, K and V of 16 + 4 bytes each
+            self.assertIn(line, text)
+        low_bit = harness.TINY / "llama-rope3.Q4_0.gguf"
+        self.refused(harness.USAGE, "inspect", low_bit, "--weights", "q8",
+                     says=["Q4_0.gguf", "token_embd.weight", "--weights native"])
+
     def test_inspect_gguf_lists_tensors(self):
         text = self.run_text("inspect", TINY_GGUF, "--tensors")
         for word in ("GGUF v3", "F32", "token_embd.weight", "blk.0.attn_q.weight"):
@@ -257,6 +268,48 @@ class Config(CommandTest):
                 self.run_program("generate", "--config", path, "--model", TINY, "--input",
                                  self.batch(), "--output", output, ranks=2)
                 self.assertEqual(["line-1"], list(harness.read_results(output)))
+
+
+class Perplexity(CommandTest):
+    TEXT = pathlib.Path(__file__).parents[1] / "perf" / "quality.txt"
+
+    def measure(self, *arguments):
+        """(perplexity, predicted tokens)"""
+        words = self.run_text("perplexity", *arguments, limit=120).split()
+        return float(words[1]), int(words[3])
+
+    def test_equals_transformers(self):
+        model = harness.real_model(harness.SMOL)
+        value, tokens = self.measure("--model", model, "--text", self.TEXT, "--kv", "f32")
+        self.assertEqual(GOLDEN_TOKENS, tokens)
+        self.assertLess(abs(value / GOLDEN_PERPLEXITY - 1), 1e-4)
+
+    def test_windows_and_formats(self):
+        model, text = harness.real_model(harness.SMOL), self.folder / "text"
+        text.write_text(" mill wheel" * 30)
+        common = ["--model", model, "--text", text]
+        whole, tokens = self.measure(*common)
+        self.assertEqual(59, tokens)
+        self.assertEqual((whole, 59), self.measure(*common, "--threads", 1, "--target", "avx2"))
+        short, tokens = self.measure(*common, "--window", 10)
+        self.assertEqual(54, tokens)  # 6 windows
+        self.assertGreater(short, 2 * whole)
+        coarse, _ = self.measure(*common, "--kv", "q4")
+        self.assertNotEqual(coarse, whole)
+
+    def test_mistakes(self):
+        text = self.folder / "text"
+        text.write_text("Hello there.")
+        refused = lambda code, *arguments, says: self.refused(code, "perplexity", *arguments, says=says)
+        refused(IO, "--model", TINY, "--text", "/nowhere/text", says=["/nowhere/text"])
+        refused(harness.USAGE, "--model", TINY, "--text", text, says=["no tokenizer"])
+        refused(harness.USAGE, "--model", TINY, says=["--text"])
+        refused(harness.USAGE, "--model", TINY, "--text", text, "--kv", "q5", says=["--kv", "q8"])
+        model = harness.real_model(harness.SMOL)
+        refused(harness.USAGE, "--model", model, "--text", text, "--window", 1, says=["2 to 8192"])
+        refused(harness.USAGE, "--model", model, "--text", text, "--weights", "q4", says=["native"])
+        text.write_text("")
+        refused(harness.USAGE, "--model", model, "--text", text, says=["too short"])
 
 
 class Tokenize(CommandTest):

@@ -9,6 +9,7 @@ import json
 import harness
 
 TOLERANCE = 2e-3
+LIMITS = {"--kv f16": 0.01, "--kv q8": 0.16, "--kv q4": 1.0, "--weights q8": 0.25, "--weights q4": 4.5}
 
 
 class Golden(harness.ProgramTest):
@@ -76,6 +77,37 @@ class TinyModels(Golden):
         for ranks in (None, 2):
             for kv in ("f32", "f16"):
                 self.check(model, goldens, "--kv", kv, ranks=ranks)
+
+
+class Quantised(Golden):
+    """Coarser formats stay near the unquantised log-probabilities. Limits are about twice what was seen."""
+
+    def most_off(self, model, goldens, *arguments):
+        """The largest difference of the five best log-probabilities of any prompt's first token."""
+        requests = [{"custom_id": str(i), "prompt": golden["prompt"], "max_tokens": 1, "logprobs": 5}
+                    for i, golden in enumerate(goldens)]
+        exact = self.generate(model, requests, "--kv", "f32")
+        coarse = self.generate(model, requests, *arguments)
+        worst = 0.0
+        for name, record in exact.items():
+            old, new = (harness.choices(r)[0]["logprobs"]["top_logprobs"][0] for r in (record, coarse[name]))
+            common = [abs(new[token] - value) for token, value in old.items() if token in new]
+            self.assertGreaterEqual(len(common), 1, f"{name}: {old} became {new}")
+            worst = max(worst, *common)
+        return worst
+
+    def test_tiny_models(self):
+        for name in ("llama-gqa", "opt-pre"):
+            goldens = json.loads((harness.TINY / name / "goldens.json").read_text())["results"]
+            seen = {}
+            for formats in LIMITS:
+                seen[formats] = self.most_off(harness.TINY / name, goldens, *formats.split())
+            print(name, seen)
+            for formats, limit in LIMITS.items():
+                self.assertLess(seen[formats], limit, f"{name} with {formats}")
+                self.assertGreater(seen[formats], 0, f"{name} with {formats} is not coarser at all")
+            for option in ("--kv", "--weights"):
+                self.assertLess(3 * seen[f"{option} q8"], seen[f"{option} q4"], f"{name} {option}")
 
 
 def add_tiny_tests():

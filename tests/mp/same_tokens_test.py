@@ -5,6 +5,7 @@ equal the first run's. The ways are chosen so that any two settings of different
 least one run.
 """
 import itertools
+import json
 import random
 
 import harness
@@ -39,7 +40,7 @@ OPTIONS = {
 
 def arguments_of(run):
     return ["--max-batch", run["batch"], "--threads", run["threads"], "--prefill-chunk", run["chunk"],
-            "--order", run["order"], "--target", run["target"]]
+            "--order", run["order"], "--target", run["target"], *run.get("formats", "").split()]
 
 
 def lopsided_split(layers, ranks):
@@ -151,16 +152,35 @@ TINY_LAYERS = {
 }
 
 
+QUANTISABLE = {str(harness.TINY / "llama-gqa"): 3, "synthetic:tiny-opt": 4}
+FORMATS = ("--weights q8 --kv q4", "--weights q4 --kv f16", "--weights q4 --kv q8", "--kv q4")
+
+
 class TinyModels(SameTokens):
     def test_tiny_models(self):
         options = dict(OPTIONS, target=tuple(harness.targets()), model=tuple(TINY_LAYERS))
         runs = covering_runs(options, lambda run: (run["ranks"] or 1) <= TINY_LAYERS[run["model"]])
-        requests = id_requests(300)
         for model, layers in TINY_LAYERS.items():
-            own = [run for run in runs if run["model"] == model]
-            expected = self.run_one_way(model, layers, requests, own[0])
-            self.assertEqual(len(expected), len(requests))
-            self.check_runs(model, layers, requests, own[1:], expected)
+            self.check_model(model, layers, [run for run in runs if run["model"] == model])
+
+    def test_quantised_weights_and_kv(self):
+        """What a format gives does not depend on the run either; and no two formats give the same."""
+        options = dict(OPTIONS, target=tuple(harness.targets()), formats=FORMATS)
+        for model, layers in QUANTISABLE.items():
+            runs = covering_runs(options, lambda run: (run["ranks"] or 1) <= layers)
+            seen = []
+            for formats in FORMATS:
+                own = [run for run in runs if run["formats"] == formats]
+                seen.append(self.check_model(model, layers, own))
+            logprobs = {json.dumps([harness.choices(r) for r in results.values()]) for results in seen}
+            self.assertEqual(len(logprobs), len(FORMATS))
+
+    def check_model(self, model, layers, runs):
+        requests = id_requests(300)
+        expected = self.run_one_way(model, layers, requests, runs[0])
+        self.assertEqual(len(expected), len(requests))
+        self.check_runs(model, layers, requests, runs[1:], expected)
+        return expected
 
 
 if __name__ == "__main__":
