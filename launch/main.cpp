@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   headrace::add_generate(app, exit_code);
   headrace::add_inspect(app, exit_code);
   headrace::add_tokenize(app, exit_code);
+  headrace::add_clean(app, exit_code);
   app.footer(
       "First try: headrace generate --model model.gguf --prompt \"The capital of France is\"");
   try {
