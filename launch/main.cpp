@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
   headrace::add_perplexity(app, exit_code);
   headrace::add_synthesize(app, exit_code);
   headrace::add_tokenize(app, exit_code);
+  headrace::add_clean(app, exit_code);
   app.footer(
       "First try: headrace generate --model model.gguf --prompt \"The capital of France is\"");
   try {
