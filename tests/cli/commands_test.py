@@ -13,6 +13,9 @@ TINY_GGUF = harness.TINY / "llama-rope3.F32.gguf"
 REQUEST = {"prompt": [1, 2, 3], "max_tokens": 3}
 
 
+COMMANDS = ("bench", "clean", "generate", "inspect", "perplexity", "plan", "synthesize", "tokenize")
+
+
 class CommandTest(harness.ProgramTest):
     def run_text(self, *arguments, **options):
         """What a command writes to standard output."""
@@ -40,11 +43,12 @@ class CommandTest(harness.ProgramTest):
 class Help(CommandTest):
     def test_program(self):
         text = self.run_text("--help")
-        for word in ("clean", "generate", "inspect", "perplexity", "tokenize", "Usage: headrace "):
-            self.assertIn(word, text)
+        for command in COMMANDS:
+            self.assertIn(f"\n  {command} ", text)
+        self.assertIn("Usage: headrace ", text)
 
     def test_subcommands_have_examples(self):
-        for command in ("clean", "generate", "inspect", "perplexity", "tokenize"):
+        for command in COMMANDS:
             self.assertIn("Example", self.run_text(command, "--help"))
 
     def test_every_option_of_generate_is_in_the_config_readme(self):
