@@ -233,7 +233,7 @@ class Traced(harness.ProgramTest):
         for option in ("--trace", "--report"):
             for path, code in ((self.folder / "no/where.json", harness.USAGE), (self.folder, harness.USAGE),
                                (self.input, harness.USAGE), (self.output, harness.USAGE),
-                               ("/proc/version", 74)):
+                               ("/sys/no-file-here.json", 74)):
                 with self.subTest(option=option, path=path):
                     before = self.input.read_bytes()
                     job = self.run_program(*self.options(option, path), expect=code)
