@@ -26,11 +26,12 @@ int main(int argc, char** argv) {
            "--help\n";
   });
   headrace::add_generate(app, exit_code);
-  headrace::add_inspect(app, exit_code);
   headrace::add_bench(app, exit_code);
+  headrace::add_plan(app, exit_code);
+  headrace::add_inspect(app, exit_code);
+  headrace::add_tokenize(app, exit_code);
   headrace::add_perplexity(app, exit_code);
   headrace::add_synthesize(app, exit_code);
-  headrace::add_tokenize(app, exit_code);
   headrace::add_clean(app, exit_code);
   app.footer(
       "First try: headrace generate --model model.gguf --prompt \"The capital of France is\"");

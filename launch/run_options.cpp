@@ -1,5 +1,6 @@
 #include "launch/run_options.h"
 
+#include "launch/default_paths.h"
 #include "launch/options.h"
 #include "runtime/error.h"
 
@@ -22,6 +23,17 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
       ->capture_default_str();
   sub.add_option("--host-memory", arguments.host_memory,
                  "Memory budget per rank, as 8GiB (default: 90% of what is free)");
+  sub.add_option("--kv-memory", arguments.kv_memory,
+                 "Part of it for the KV cache, as 2GiB (default: what is fastest)");
+  sub.add_option("--disk", run.disk,
+                 "Directory on a local disk for what does not fit in memory (default: the user's "
+                 "cache directory)");
+  sub.add_option("--disk-budget", arguments.disk_budget,
+                 "Disk that a rank may take, as 100GiB; 0 for none (default: what is free)");
+  sub.add_option("--schedule", arguments.schedule,
+                 "overlapped, or serial: read, compute and write in turn, to check against")
+      ->check(CLI::IsMember({"overlapped", "serial"}))
+      ->capture_default_str();
   add_weights_option(sub, run.weights);
   add_kv_option(sub, run.kv_format);
   add_target_option(sub, run.target);
@@ -36,6 +48,14 @@ void finish_run_options(RunOptions& run, const RunArguments& arguments) {
   if (!arguments.host_memory.empty()) {
     run.host_memory = parse_size("--host-memory", arguments.host_memory);
   }
+  if (!arguments.kv_memory.empty()) run.kv_memory = parse_size("--kv-memory", arguments.kv_memory);
+  if (arguments.disk_budget == "0") {
+    run.disk_budget = 0;
+  } else if (!arguments.disk_budget.empty()) {
+    run.disk_budget = parse_size("--disk-budget", arguments.disk_budget);
+  }
+  if (run.disk.empty() && run.disk_budget > 0) run.disk = default_offload_directory();
+  run.serial = arguments.schedule == "serial";
   if (arguments.prefill_chunk == "all") {
     run.prefill_chunk = 0;
   } else {

@@ -10,7 +10,8 @@ namespace headrace {
 
 // Values as the command line writes them, until finish_run_options.
 struct RunArguments {
-  std::string split, host_memory, prefill_chunk = "128";
+  std::string split, host_memory, kv_memory, disk_budget, prefill_chunk = "128";
+  std::string schedule = "overlapped";
   double peer_timeout = 60.0;  // seconds
 };
 

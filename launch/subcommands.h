@@ -10,6 +10,7 @@ void add_clean(CLI::App& app, int& exit_code);
 void add_generate(CLI::App& app, int& exit_code);
 void add_inspect(CLI::App& app, int& exit_code);
 void add_perplexity(CLI::App& app, int& exit_code);
+void add_plan(CLI::App& app, int& exit_code);
 void add_synthesize(CLI::App& app, int& exit_code);
 void add_tokenize(CLI::App& app, int& exit_code);
 

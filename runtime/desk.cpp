@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -48,7 +49,7 @@ Desk::Desk(const GenerateOptions& options, const Checkpoint& checkpoint,
       results_(results_options(), {checkpoint.config().name, checkpoint.fingerprint(),
                                    options.defaults, numerics(options)}),
       preparer_(checkpoint.config(), tokenizer_.get(), chat_template(),
-                limits.kv_pages * kPageTokens),
+                std::min(limits.kv_pages, limits.sequence_pages) * kPageTokens),
       progress_(count_requests(options) - results_.resumed(), options.progress),
       coordinator_(
           in_order(limits), tokenizer_.get(), checkpoint.config().eos_token_ids,

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "headrace/version.h"
 #include "runtime/open_model.h"
@@ -16,6 +17,12 @@ namespace {
 constexpr int kDefaultSlots = 256;
 constexpr int64_t kStepRows = 512;
 constexpr int64_t kLongestStep = 8192;  // rows, where whole prompts go in one step
+// Tokens of a sequence where the input cannot be looked at beforehand.
+constexpr int64_t kUsualTokens = 1024;
+constexpr int64_t kLongestTokens = 4096;
+// Transfers under way.
+constexpr int kWeightReads = 64;
+constexpr int kKvTransfers = 1024;
 
 int cores_for_this_rank(int ranks_on_host) {
   cpu_set_t set;
@@ -64,11 +71,14 @@ std::string numerics(const RunOptions& options) {
          " kv=" + kv_format_name(options.kv_format) + " math=f32 wire=f32";
 }
 
-Rank::Rank(const RunOptions& options, const Wires& wires)
-    : Rank(options, wires, cores_for_this_rank(wires.communicator.ranks_on_host())) {}
+Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build)
+    : Rank(options, wires, requests, build,
+           cores_for_this_rank(wires.communicator.ranks_on_host())) {}
 
-Rank::Rank(const RunOptions& options, const Wires& wires, int cores)
-    : wires_(wires),
+Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
+           int cores)
+    : options_(options),
+      wires_(wires),
       kernels_(kernels(options.target)),
       // A spinning worker would take time from another rank.
       threads_(thread_count(options, cores), thread_count(options, cores) > cores ? 0 : 50),
@@ -76,32 +86,136 @@ Rank::Rank(const RunOptions& options, const Wires& wires, int cores)
   Communicator& ranks = wires.communicator;
   ranks.watch_progress([this] { return threads_.progress(); });
   checkpoint_ = open_model(options.model, options.weights);
-  const ModelConfig& config = checkpoint_->config();
   range_ = cut_stages(*checkpoint_, ranks.size(), options.split)[ranks.rank()];
-  sizes_ = stage_sizes(options, config);
-  StageMemory memory = plan_memory(*checkpoint_, range_, sizes_, budget_.limit());
-  if (options.max_tokens > 0) {
-    memory.kv_pages =
-        std::min(memory.kv_pages, sizes_.slots * KvStore::pages_for(options.max_tokens));
+  layout_ = weight_layout(*checkpoint_, range_);
+  measure_compute(*checkpoint_, layout_, {threads_, kernels_}, budget_, rates_);
+  settle(workload(requests), build);
+  say_plan();
+}
+
+Workload Rank::workload(const RequestSizes& requests) const {
+  RequestSizes sizes = from_rank_0(wires_.communicator, requests);
+  const int64_t context = checkpoint_->config().max_positions;
+  if (options_.max_tokens > 0) sizes = {options_.max_tokens, options_.max_tokens};
+  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens};
+  Workload workload;
+  workload.sequences = stage_sizes(options_, checkpoint_->config()).slots;
+  workload.exact = options_.max_batch > 0;
+  workload.tokens = std::min(sizes.usual, context);
+  workload.longest = std::min(sizes.longest, context);
+  workload.groups = wires_.communicator.size();
+  return workload;
+}
+
+PlanLimits Rank::plan_limits() const {
+  PlanLimits limits;
+  limits.host_memory = budget_.limit();
+  limits.kv_memory = options_.kv_memory;
+  limits.disk = options_.disk.empty() ? 0 : options_.disk_budget;
+  limits.overlapped = !options_.serial;
+  return limits;
+}
+
+StagePlan Rank::make_plan(const Workload& workload, bool build) {
+  const ModelConfig& config = checkpoint_->config();
+  const auto make = [&] {
+    return plan_stage(config, layout_, stage_sizes(options_, config), workload, plan_limits(),
+                      rates_);
+  };
+  StagePlan plan = make();
+  if (plan.needs_disk() && rates_.disk == 0) {
+    // What the disk does decides what is best to put there.
+    if (build && !plan.placement.all_resident()) {
+      open_offload_file();
+      rates_.disk = measure_read(offload_->file(), budget_);
+    } else {
+      std::filesystem::create_directories(options_.disk);
+      rates_.disk = measure_disk(options_.disk, budget_);
+    }
+    plan = make();
   }
-  sizes_.kv_pages = agree(ranks, {HEADRACE_VERSION, checkpoint_->fingerprint(), numerics(options),
-                                  schedule_text(options), memory.kv_pages});
-  memory.kv_pages = sizes_.kv_pages;
-  limits_.slots = sizes_.slots;
-  limits_.groups = std::min(ranks.size(), sizes_.slots);
-  limits_.kv_pages = sizes_.kv_pages;
-  limits_.step_rows = sizes_.step_rows;
-  limits_.prefill_chunk = options.prefill_chunk > 0 ? options.prefill_chunk : sizes_.step_rows;
-  plan_text_ = describe(range_, memory);
-  spdlog::info("stage {} of {}: {}; {} thread{}, {}", ranks.rank() + 1, ranks.size(), plan_text_,
-               threads_.threads(), threads_.threads() == 1 ? "" : "s", kernels_.name);
+  if (build && !plan.placement.all_resident() && !offload_) open_offload_file();
+  return plan;
+}
+
+void Rank::open_offload_file() {
+  const Communicator::Idle building(wires_.communicator);  // or waiting for who builds
+  offload_ = OffloadFile::open_or_build({options_.disk, options_.disk_budget}, *checkpoint_, range_,
+                                        layout_, budget_, threads_,
+                                        [](const std::string& line) { spdlog::info("{}", line); });
+}
+
+void Rank::settle(Workload workload, bool build) {
+  plan_ = make_plan(workload, build);
+  const auto room_for_one = [this] {
+    return plan_.sizes.kv_disk_pages > 0 ? plan_.sizes.kv_staging_pages : plan_.kv_pages();
+  };
+  const Agreement agreed =
+      agree(wires_.communicator, {HEADRACE_VERSION,
+                                  checkpoint_->fingerprint(),
+                                  numerics(options_),
+                                  schedule_text(options_),
+                                  {plan_.kv_pages(), room_for_one(), plan_.sizes.slots}});
+  if (agreed.slots < plan_.sizes.slots) {  // another rank has room for fewer
+    workload.sequences = static_cast<int>(agreed.slots);
+    workload.exact = true;
+    plan_ = make_plan(workload, build);
+    plan_.sizes.slots = workload.sequences;
+  }
+  if (plan_.sizes.kv_disk_pages == 0 && agreed.kv_pages < plan_.sizes.kv_pages) {
+    plan_.sizes.kv_pages = agreed.kv_pages;
+    plan_.kv = Stage::kv_bytes(checkpoint_->config(), range_, plan_.sizes);
+  }
+  limits_.slots = plan_.sizes.slots;
+  limits_.groups = std::min(wires_.communicator.size(), limits_.slots);
+  limits_.kv_pages = agreed.kv_pages;
+  limits_.sequence_pages = agreed.sequence_pages;
+  limits_.step_rows = plan_.sizes.step_rows;
+  limits_.prefill_chunk = options_.prefill_chunk > 0 ? options_.prefill_chunk : limits_.step_rows;
+}
+
+void Rank::say_plan() const {
+  const Communicator& ranks = wires_.communicator;
+  spdlog::info("stage {} of {}: {}; {} thread{}, {}", ranks.rank() + 1, ranks.size(),
+               describe(plan_), threads_.threads(), threads_.threads() == 1 ? "" : "s",
+               kernels_.name);
+  spdlog::info("stage {} expects, for {}", ranks.rank() + 1, describe_prediction(plan_));
+  if (plan_.needs_disk()) {
+    spdlog::info("stage {} reads {} at {:.0f} MB/s, through {}", ranks.rank() + 1, options_.disk,
+                 rates_.disk / 1e6, make_io_queue(1)->description());
+  }
+  if (options_.host_memory > available_host_memory() + budget_.used()) {
+    spdlog::warn(
+        "--host-memory {} is more than the {} that this machine or its cgroup has left; "
+        "the run may be killed for memory",
+        format_bytes(options_.host_memory), format_bytes(available_host_memory()));
+  }
+}
+
+Expected Rank::expected() const {
+  Expected expected;
+  if (plan_.round_s > 0) expected.step_s = plan_.round_s / limits_.groups;
+  if (plan_.needs_disk()) {
+    expected.rates[static_cast<size_t>(Track::kWeightsIn)] = rates_.disk;
+    expected.rates[static_cast<size_t>(Track::kKvIn)] = rates_.disk;
+  }
+  return expected;
 }
 
 void Rank::load() {
   const ModelConfig& config = checkpoint_->config();
-  weights_.emplace(*checkpoint_, range_, budget_, threads_);
-  stage_.emplace(config, *weights_, Cpu{threads_, kernels_}, budget_, sizes_);
-  const size_t bytes = link_buffer_bytes(config, sizes_.step_rows);
+  if (plan_.placement.all_resident()) {
+    weights_.emplace(*checkpoint_, range_, budget_, threads_);
+  } else {
+    weights_.emplace(*checkpoint_, range_,
+                     WeightOffload{plan_.placement, *offload_,
+                                   [] { return make_io_queue(kWeightReads); }, !options_.serial},
+                     budget_, threads_);
+  }
+  stage_.emplace(config, *weights_, Cpu{threads_, kernels_}, budget_, plan_.sizes,
+                 KvDiskAccess{options_.disk, [] { return make_io_queue(kKvTransfers); },
+                                     !options_.serial});
+  const size_t bytes = link_buffer_bytes(config, plan_.sizes.step_rows);
   std::vector<ActivationLink::HiddenBuffer> spans;
   for (int i = 0; i < kLinkBuffers; ++i) {
     hidden_.push_back(budget_.allocate(bytes, "activations"));

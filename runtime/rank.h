@@ -13,8 +13,10 @@
 #include "engine/thread_pool.h"
 #include "runtime/pipeline/pipeline.h"
 #include "runtime/pipeline/stage.h"
+#include "runtime/plan/memory_plan.h"
 #include "runtime/plan/stage_plan.h"
 #include "runtime/report/stage_report.h"
+#include "runtime/requests/request_sizes.h"
 #include "runtime/run.h"
 
 namespace headrace {
@@ -24,8 +26,10 @@ namespace headrace {
 class Rank {
  public:
   // Opens the model, settles with the other ranks what each of them gets, and logs this rank's
-  // part. Throws UsageError, ModelError, IoError, DoesNotFit, ResourceMissing, PeerLost.
-  Rank(const RunOptions& options, const Wires& wires);
+  // part. Builds the offload file if the plan needs one and `build` is true. `requests` is rank
+  // 0's. Throws UsageError, ModelError, IoError, DoesNotFit, ResourceMissing, PeerLost.
+  Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests = {},
+       bool build = true);
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
 
@@ -46,11 +50,22 @@ class Rank {
   const char* target() const { return kernels_.name; }
   const MemoryBudget& budget() const { return budget_; }
   StageFacts facts() const {
-    return {range_.first_layer, range_.end_layer, threads(), target(), plan_text_};
+    return {range_.first_layer, range_.end_layer, threads(), target(), describe(plan_)};
   }
+  const StagePlan& plan() const { return plan_; }
+  const Rates& rates() const { return rates_; }
+  // For the report. Nothing that is not known.
+  Expected expected() const;
 
  private:
-  Rank(const RunOptions& options, const Wires& wires, int cores);
+  Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
+       int cores);
+  Workload workload(const RequestSizes& requests) const;
+  PlanLimits plan_limits() const;
+  StagePlan make_plan(const Workload& workload, bool build);
+  void open_offload_file();
+  void settle(Workload workload, bool build);
+  void say_plan() const;
 
   // Stops the communicator's own thread before what it reads and writes goes: all members above
   // `halt_`.
@@ -59,6 +74,7 @@ class Rank {
     ~HaltOnExit() { communicator.halt(); }
   };
 
+  const RunOptions& options_;
   const Wires& wires_;
   const Kernels& kernels_;
   ThreadPool threads_;
@@ -67,9 +83,11 @@ class Rank {
   HaltOnExit halt_{wires_.communicator};
   std::unique_ptr<Checkpoint> checkpoint_;
   StageRange range_;
-  Stage::Sizes sizes_;
+  WeightLayout layout_;
+  Rates rates_;
+  std::unique_ptr<OffloadFile> offload_;
+  StagePlan plan_;
   ScheduleLimits limits_;
-  std::string plan_text_;
   std::optional<WeightStore> weights_;
   std::optional<Stage> stage_;
 };

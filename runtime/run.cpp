@@ -11,7 +11,12 @@ namespace headrace {
 RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
                 const std::atomic<bool>& interrupted) {
   RunReport report(options, wires.communicator);
-  Rank rank(options, wires);
+  RequestSizes sizes;
+  if (wires.is_first()) {
+    sizes = options.prompt ? sizes_of_prompt(*options.prompt, options.defaults)
+                           : sizes_of_requests(options.input, options.defaults);
+  }
+  Rank rank(options, wires, sizes);
   std::optional<Desk> desk;
   if (wires.is_first()) {
     report.open_files();
@@ -20,6 +25,7 @@ RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
   }
   rank.load();
 
+  report.expect(rank.expected());
   report.begin(rank.facts());
   RunEnd end = RunEnd::kDone;
   if (desk) {

@@ -24,6 +24,10 @@ struct RunOptions {
   std::vector<int> split;       // layers per stage; empty: by cost
   int64_t prefill_chunk = 128;  // 0: whole prompts
   uint64_t host_memory = 0;     // bytes; 0: 90 % of what is available, shared by the node's ranks
+  uint64_t kv_memory = 0;       // of them, for KV pages; 0: what is best
+  std::string disk;             // directory for what does not fit in memory; empty: none
+  uint64_t disk_budget = UINT64_MAX;  // bytes that a rank may take there
+  bool serial = false;                // read, compute, write in turn: the slow oracle
   WeightFormat weights = WeightFormat::kNative;
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";

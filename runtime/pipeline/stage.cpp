@@ -14,7 +14,7 @@ uint64_t sample_bytes(const ModelConfig& config, const StageRange& range, int64_
 }
 
 KvStore make_kv(const KvPageShape& shape, int layers, const Stage::Sizes& sizes,
-                const Stage::KvDiskAccess& access, MemoryBudget& budget) {
+                const KvDiskAccess& access, MemoryBudget& budget) {
   if (sizes.kv_disk_pages == 0) return KvStore(shape, layers, sizes.kv_pages, sizes.slots, budget);
   KvDiskOptions disk;
   disk.directory = access.directory;
@@ -110,8 +110,9 @@ StepResult Stage::sample(const StepMessage& step, const float* hidden) {
   StepResult result{step.step, std::vector<SampledToken>(wanted.size())};
   auto* rows = sampled_.as<float>();
   float* logits = rows + logit_rows_ * config_.d_model;
-  for (size_t done = 0; done < wanted.size(); done += logit_rows_) {
-    const auto count = std::min<size_t>(static_cast<size_t>(logit_rows_), wanted.size() - done);
+  const auto at_once = static_cast<size_t>(logit_rows_);
+  for (size_t done = 0; done < wanted.size(); done += at_once) {
+    const auto count = std::min(at_once, wanted.size() - done);
     for (size_t i = 0; i < count; ++i) {
       std::memcpy(rows + i * config_.d_model, hidden + wanted[done + i].row * config_.d_model,
                   config_.d_model * sizeof(float));

@@ -14,6 +14,13 @@
 
 namespace headrace {
 
+// How KV pages get to a disk, where the sizes say that some do.
+struct KvDiskAccess {
+  std::string directory;
+  std::function<std::unique_ptr<IoQueue>()> make_queue;
+  bool ahead = true;
+};
+
 class Stage {
  public:
   struct Sizes {
@@ -25,13 +32,6 @@ class Stage {
     int64_t step_rows = 512;
     int64_t micro_batch_rows = 256;
     KvFormat kv_format = KvFormat::kF16;
-  };
-
-  // How pages get to a disk, where sizes.kv_disk_pages says that some do.
-  struct KvDiskAccess {
-    std::string directory;
-    std::function<std::unique_ptr<IoQueue>()> make_queue;
-    bool ahead = true;
   };
 
   // `weights`, `cpu` and `budget` must outlive the stage. Throws DoesNotFit, IoError.
@@ -60,8 +60,9 @@ class Stage {
   Cpu cpu_;
   KvStore kv_;
   StageEngine engine_;
-  std::optional<Sampler> sampler_;      // last stage
-  Buffer sampled_;                      // [kLogitRows][d_model + vocab_size], last stage
+  std::optional<Sampler> sampler_;  // last stage
+  int64_t logit_rows_;
+  Buffer sampled_;                      // [logit_rows][d_model + vocab_size], last stage
   std::vector<int32_t> prompt_tokens_;  // [slot], where a Timeline is attached
 };
 

@@ -13,18 +13,19 @@ using nlohmann::json;
 
 }  // namespace
 
-int64_t agree(Communicator& communicator, const RankFacts& facts) {
+Agreement agree(Communicator& communicator, const RankFacts& facts) {
+  const auto room_of = [](const json& rank) { return rank.at("room").get<std::vector<int64_t>>(); };
   const json mine = {{"headrace version", facts.version},
                      {"model fingerprint", facts.fingerprint},
                      {"numerics", facts.numerics},
                      {"schedule", facts.schedule},
-                     {"kv_pages", facts.kv_pages}};
-  int64_t pages = facts.kv_pages;
+                     {"room", {facts.room.kv_pages, facts.room.sequence_pages, facts.room.slots}}};
+  std::vector<int64_t> least = room_of(mine);
   const std::vector<Bytes> all = gather(communicator, to_bytes(mine));
   for (size_t r = 1; r < all.size(); ++r) {
     const json theirs = from_bytes(all[r]);
     for (const auto& [key, value] : mine.items()) {
-      if (key == "kv_pages" || theirs.at(key) == value) continue;
+      if (key == "room" || theirs.at(key) == value) continue;
       throw UsageError(
           "the ranks do not agree: " + key + " is " + value.get<std::string>() +
           " on rank 0 (host " + communicator.host(0) + ") and " +
@@ -32,11 +33,11 @@ int64_t agree(Communicator& communicator, const RankFacts& facts) {
           communicator.host(static_cast<int>(r)) +
           "); start the same program with the same options and model file on every node");
     }
-    pages = std::min(pages, theirs.at("kv_pages").get<int64_t>());
+    const std::vector<int64_t> room = room_of(theirs);
+    for (size_t i = 0; i < least.size(); ++i) least[i] = std::min(least[i], room.at(i));
   }
-  return from_bytes(broadcast(communicator, to_bytes({{"kv_pages", pages}})))
-      .at("kv_pages")
-      .get<int64_t>();
+  least = room_of(from_bytes(broadcast(communicator, to_bytes({{"room", least}}))));
+  return {least.at(0), least.at(1), least.at(2)};
 }
 
 }  // namespace headrace

@@ -9,17 +9,23 @@
 
 namespace headrace {
 
-// What one rank brings. All but `kv_pages` must be the same on every rank.
+// What a rank has room for, or what all of them have: the least of each.
+struct Agreement {
+  int64_t kv_pages = 0;        // of all sequences
+  int64_t sequence_pages = 0;  // of one
+  int64_t slots = 0;           // sequences
+};
+
+// What one rank brings. All but `room` must be the same on every rank.
 struct RankFacts {
   std::string version;      // of headrace
   std::string fingerprint;  // of the model
   std::string numerics;     // what else decides the bits: KV format, wire
   std::string schedule;     // slots, step rows and split that the command line gave
-  int64_t kv_pages = 0;     // its stage has room for
+  Agreement room;
 };
 
-// The KV pages of the stage that has fewest. Throws UsageError on rank 0, naming both ranks, if
-// facts differ; PeerLost.
-int64_t agree(Communicator& communicator, const RankFacts& facts);
+// Throws UsageError on rank 0, naming both ranks, if facts differ; PeerLost.
+Agreement agree(Communicator& communicator, const RankFacts& facts);
 
 }  // namespace headrace

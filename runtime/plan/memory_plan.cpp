@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 
 #include "comm/activation_link.h"
 #include "engine/error.h"
@@ -246,6 +247,36 @@ std::string describe(const StagePlan& plan) {
     text += ")";
   }
   if (plan.needs_disk()) text += ", disk " + format_bytes(plan.disk);
+  return text;
+}
+
+std::string plan_table(const StagePlan& plan, const Rates& rates) {
+  std::string text;
+  const auto line = [&text](const char* name, const std::string& value) {
+    text += "  ";
+    text += name;
+    text.append(14 - std::min<size_t>(13, std::strlen(name)), ' ');
+    text += value + "\n";
+  };
+  line("layers",
+       std::to_string(plan.range.first_layer) + "-" + std::to_string(plan.range.end_layer - 1) +
+           (plan.range.is_first ? ", embedding" : "") + (plan.range.is_last ? ", head" : ""));
+  line("weights", format_bytes(plan.all_weights) + ": " + format_bytes(plan.weights) +
+                      " in memory, " + format_bytes(plan.streamed) + " read from disk per step");
+  if (plan.ring > 0) {
+    line("ring", format_bytes(plan.ring) + " for weights on their way (" +
+                     std::to_string(plan.placement.slots) + " slots)");
+  }
+  line("KV cache", format_bytes(plan.kv) + " in memory; room for " +
+                       std::to_string(plan.kv_pages() * kPageTokens) + " tokens, " +
+                       std::to_string(plan.sizes.kv_disk_pages * kPageTokens) + " of them on disk");
+  line("activations", format_bytes(plan.activations));
+  line("memory", format_bytes(plan.weights + plan.ring + plan.kv + plan.activations));
+  if (plan.needs_disk()) {
+    line("disk", format_bytes(plan.disk) + text_of(", measured at %.0f MB/s", rates.disk / 1e6));
+  }
+  line("sequences", "up to " + std::to_string(plan.sizes.slots) + " in flight");
+  if (plan.round_s > 0) line("expected", describe_prediction(plan));
   return text;
 }
 

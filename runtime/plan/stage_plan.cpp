@@ -106,48 +106,6 @@ size_t link_buffer_bytes(const ModelConfig& config, int64_t step_rows) {
   return static_cast<size_t>(step_rows * config.d_model) * sizeof(float);
 }
 
-StageMemory plan_memory(const Checkpoint& checkpoint, const StageRange& range,
-                        const Stage::Sizes& sizes, uint64_t budget) {
-  const ModelConfig& config = checkpoint.config();
-  constexpr uint64_t kRounding = 4096;  // of each buffer
-  StageMemory memory;
-  memory.weights = WeightStore::bytes_needed(checkpoint, range) + kRounding * (range.layers() + 2);
-  memory.activations = Stage::fixed_bytes(config, range, sizes) +
-                       kLinkBuffers * link_buffer_bytes(config, sizes.step_rows) +
-                       kRounding * (kLinkBuffers + 3);
-  memory.kv_page =
-      KvStore::bytes_per_page(Stage::page_shape(config, sizes.kv_format), range.layers());
-  const uint64_t least = memory.weights + memory.activations + memory.kv_page;
-  if (least > budget) {
-    throw DoesNotFit("host memory is too small for this stage (" + describe(range, memory) +
-                     ")\n  weights      " + format_bytes(memory.weights) + "\n  activations  " +
-                     format_bytes(memory.activations) + "\n  KV cache     " +
-                     format_bytes(memory.kv_page) + " at least\n  needed       " +
-                     format_bytes(least) + "\n  budget       " + format_bytes(budget) +
-                     "\nuse more ranks, a machine with more memory, or --host-memory " +
-                     std::to_string((least >> 20) + 1) + "MiB where the machine has it");
-  }
-  const int64_t useful = sizes.slots * KvStore::pages_for(config.max_positions);
-  memory.kv_pages = std::min(
-      useful,
-      static_cast<int64_t>((budget - memory.weights - memory.activations) / memory.kv_page));
-  return memory;
-}
-
-std::string describe(const StageRange& range, const StageMemory& memory) {
-  std::string text =
-      "layers " + std::to_string(range.first_layer) + "-" + std::to_string(range.end_layer - 1);
-  if (range.is_first) text += ", embedding";
-  if (range.is_last) text += ", head";
-  text += ": weights " + format_bytes(memory.weights) + ", activations " +
-          format_bytes(memory.activations);
-  if (memory.kv_pages > 0) {
-    text += ", KV cache " + format_bytes(memory.kv_page * memory.kv_pages) + " (" +
-            std::to_string(memory.kv_pages * kPageTokens) + " tokens)";
-  }
-  return text;
-}
-
 uint64_t available_host_memory() {
   uint64_t available = std::numeric_limits<uint64_t>::max();
   std::ifstream meminfo("/proc/meminfo");

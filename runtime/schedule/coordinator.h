@@ -33,6 +33,7 @@ struct ScheduleLimits {
   int slots = 1;                // sequences in flight over the whole pipeline
   int groups = 1;               // steps in flight: at least as many as stages, or stages wait
   int64_t kv_pages = 0;         // of the stage that has fewest
+  int64_t sequence_pages = 0;   // that one sequence may have
   int64_t step_rows = 512;      // rows of a step, at most
   int64_t prefill_chunk = 128;  // prompt tokens per sequence and step
   Order order = Order::kLongestFirst;

@@ -1,0 +1,69 @@
+#include "runtime/requests/request_sizes.h"
+
+#include <algorithm>
+#include <cstring>
+#include <variant>
+#include <vector>
+
+#include "runtime/requests/request_reader.h"
+
+namespace headrace {
+namespace {
+
+constexpr int kLines = 1000;
+constexpr int64_t kTemplateTokens = 64;  // that a chat template adds to a message
+constexpr int64_t kBytesPerToken = 3;    // of usual text; a token has one byte at least
+
+RequestSizes sizes_of(const Prompt& prompt, int max_tokens) {
+  int64_t bytes = 0, messages = 0;
+  if (const auto* ids = std::get_if<std::vector<int>>(&prompt)) {
+    const int64_t tokens = std::ssize(*ids) + max_tokens;
+    return {tokens, tokens};
+  }
+  if (const auto* text = std::get_if<std::string>(&prompt)) bytes = std::ssize(*text);
+  if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&prompt)) {
+    for (const ChatMessage& message : *chat) bytes += std::ssize(message.content);
+    messages = std::ssize(*chat) + 1;
+  }
+  const int64_t rest = messages * kTemplateTokens + max_tokens + 1;
+  return {bytes / kBytesPerToken + rest, bytes + rest};
+}
+
+}  // namespace
+
+RequestSizes sizes_of_prompt(const std::string& prompt, const RequestDefaults& defaults) {
+  return sizes_of(std::vector<ChatMessage>{{"user", prompt}}, defaults.max_tokens);
+}
+
+RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& defaults) {
+  if (input == "-") return {};
+  RequestReader reader(input, defaults);
+  std::vector<int64_t> usual;
+  RequestSizes sizes;
+  for (int i = 0; i < kLines; ++i) {
+    const auto item = reader.next();
+    if (!item) break;
+    const auto* request = std::get_if<Request>(&*item);
+    if (!request) continue;
+    const RequestSizes one = sizes_of(request->prompt, request->max_tokens);
+    usual.push_back(one.usual);
+    sizes.longest = std::max(sizes.longest, one.longest);
+  }
+  if (usual.empty()) return {};
+  // Nine in ten are not longer.
+  const auto place = usual.begin() + std::ssize(usual) * 9 / 10;
+  std::nth_element(usual.begin(), place, usual.end());
+  sizes.usual = *place;
+  return sizes;
+}
+
+RequestSizes from_rank_0(Communicator& communicator, const RequestSizes& sizes) {
+  Bytes bytes(sizeof sizes);
+  std::memcpy(bytes.data(), &sizes, sizeof sizes);
+  bytes = broadcast(communicator, std::move(bytes));
+  RequestSizes result;
+  std::memcpy(&result, bytes.data(), std::min(bytes.size(), sizeof result));
+  return result;
+}
+
+}  // namespace headrace

@@ -1,0 +1,27 @@
+// How long the requests of an input are, before it is read: what memory is planned for.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "comm/communicator.h"
+#include "runtime/requests/request.h"
+
+namespace headrace {
+
+// Prompt and generated tokens of a sequence; 0: not known.
+struct RequestSizes {
+  int64_t usual = 0;    // rather more than less
+  int64_t longest = 0;  // no request that was looked at has more
+};
+
+// Looks at the first thousand lines of a batch file. Nothing is known of standard input. Throws
+// UsageError, IoError.
+RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& defaults);
+// Of one prompt.
+RequestSizes sizes_of_prompt(const std::string& prompt, const RequestDefaults& defaults);
+
+// What rank 0 passes, on all ranks.
+RequestSizes from_rank_0(Communicator& communicator, const RequestSizes& sizes);
+
+}  // namespace headrace
