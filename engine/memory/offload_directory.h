@@ -53,7 +53,8 @@ struct OffloadEntry {
 std::vector<OffloadEntry> list_offload_directory(const std::string& directory);
 // False if it is in use by now, or gone. Throws IoError if it cannot be removed.
 bool remove_offload_entry(const OffloadEntry& entry);
-// Removes what killed builders left, as far as it may. Throws IoError if the directory cannot be read.
+// Removes what killed builders left, as far as it may. Throws IoError if the directory cannot be
+// read.
 void remove_unfinished(const std::string& directory);
 
 }  // namespace headrace
