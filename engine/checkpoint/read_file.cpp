@@ -79,7 +79,10 @@ void ReadFile::read(uint64_t offset, std::span<std::byte> out) const {
 
 void ReadFile::drop_cache(uint64_t offset, uint64_t bytes) const {
   constexpr uint64_t kPage = 4096;
-  const uint64_t begin = offset / kPage * kPage;
+  // The kernel keeps a large folio (at most 2 MiB) that lies only partly in the range: take the
+  // rest of the one at the beginning along.
+  constexpr uint64_t kFolio = 2 << 20;
+  const uint64_t begin = offset < kFolio ? 0 : (offset - kFolio) / kPage * kPage;
   const uint64_t end = (offset + bytes + kPage - 1) / kPage * kPage;
   if (bytes == 0) return;  // a length of 0 would stand for the rest of the file
   (void)::posix_fadvise(fd_, static_cast<off_t>(begin), static_cast<off_t>(end - begin),

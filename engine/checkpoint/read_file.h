@@ -26,8 +26,7 @@ class ReadFile {
   // Fills `out` from byte `offset` on. Throws IoError, and ModelError ("truncated") if the file
   // ends before.
   void read(uint64_t offset, std::span<std::byte> out) const;
-  // Takes the pages of these bytes, also those that lie only partly in the range, out of the page
-  // cache. Best effort.
+  // Takes these bytes, and up to 2 MiB before them, out of the page cache. Best effort.
   void drop_cache(uint64_t offset, uint64_t bytes) const;
 
  private:

@@ -10,7 +10,7 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
-#include <regex>
+#include <string_view>
 #include <system_error>
 #include <thread>
 
@@ -60,15 +60,35 @@ bool is_locked(const std::string& path) {
   return false;
 }
 
-std::optional<Kind> kind_of(const std::string& name) {
-  static const std::regex pattern(
-      "[0-9a-f]{16}-[0-9]+-[0-9]+-[0-9a-f]{16}\\.offload(\\.building|\\.lock)?|"
-      "headrace-[A-Za-z0-9]{6}\\.temporary");
-  std::smatch match;
-  if (!std::regex_match(name, match, pattern)) return std::nullopt;
-  if (name.ends_with(".temporary")) return Kind::kTemporary;
-  if (match[1] == kBuildingSuffix) return Kind::kUnfinished;
-  return match[1] == kLockSuffix ? Kind::kLock : Kind::kFile;
+// Cuts as many characters of `set` from the front as there are; false unless `least` to `most`.
+bool take(std::string_view& text, std::string_view set, size_t least, size_t most) {
+  const size_t length = std::min(text.find_first_not_of(set), text.size());
+  text.remove_prefix(length);
+  return length >= least && length <= most;
+}
+
+bool take(std::string_view& text, std::string_view literal) {
+  if (!text.starts_with(literal)) return false;
+  text.remove_prefix(literal.size());
+  return true;
+}
+
+// By the names of offload_directory.h and OffloadHeader::file_name().
+std::optional<Kind> kind_of(std::string_view name) {
+  constexpr std::string_view kHex = "0123456789abcdef", kDigits = kHex.substr(0, 10);
+  if (std::string_view rest = name; take(rest, "headrace-")) {
+    return rest.size() == 6 + std::strlen(".temporary") && rest.ends_with(".temporary")
+               ? std::optional(Kind::kTemporary)
+               : std::nullopt;
+  }
+  if (!take(name, kHex, 16, 16) || !take(name, "-") || !take(name, kDigits, 1, 10) ||
+      !take(name, "-") || !take(name, kDigits, 1, 10) || !take(name, "-") ||
+      !take(name, kHex, 16, 16) || !take(name, ".offload")) {
+    return std::nullopt;
+  }
+  if (name.empty()) return Kind::kFile;
+  if (name == kBuildingSuffix) return Kind::kUnfinished;
+  return name == kLockSuffix ? std::optional(Kind::kLock) : std::nullopt;
 }
 
 std::string describe_file(const std::string& path) {

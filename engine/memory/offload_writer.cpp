@@ -119,6 +119,8 @@ class Builder {
       drop_sources(checkpoint_, unit, from, from + bytes);
       progress.add(bytes);
     }
+    // What the kernel read ahead, beyond the end of one tensor and into another that was done.
+    drop_sources(checkpoint_, unit, 0, unit.image_bytes);
   }
 
   // Once all units are written.
@@ -179,6 +181,7 @@ void build_offload_file(const std::string& path, const OffloadHeader& header,
     }
     builder.write_header(budget);
   }
+  for (const WeightUnit& unit : layout.units) drop_sources(checkpoint, unit, 0, unit.image_bytes);
   file.sync();
   if (!file.is_direct()) {
     (void)::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_DONTNEED);
