@@ -177,6 +177,7 @@ void Coordinator::accept(const StepResult& result) {
   under_way_.pop_front();
   for (const int32_t slot : step.slots) slots_[slot]->in_flight = false;
   for (const SampledToken& token : result.tokens) take_token(*slots_.at(token.slot), token);
+  if (accepted_) accepted_(counts_);
 }
 
 void Coordinator::take_token(Sequence& sequence, const SampledToken& token) {
@@ -190,6 +191,7 @@ void Coordinator::take_token(Sequence& sequence, const SampledToken& token) {
   ChoiceResult& choice = sequence.result();
   sequence.tokens.push_back(token.chosen.token);
   choice.token_ids.push_back(token.chosen.token);
+  counts_.first_tokens += choice.token_ids.size() == 1;
   if (request.sampling.top_logprobs) {
     choice.logprobs.push_back(token.chosen);
     choice.alternatives.push_back(token.alternatives);

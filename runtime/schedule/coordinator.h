@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -42,6 +43,7 @@ struct ScheduleCounts {
   int64_t requests_done = 0;
   int64_t prompt_tokens = 0;  // fed to the pipeline so far
   int64_t generated_tokens = 0;
+  int64_t first_tokens = 0;  // sequences that have got at least one token so far
   int64_t steps = 0;
   int active = 0;  // sequences in slots
 };
@@ -56,11 +58,14 @@ class Coordinator {
   using Feed = std::function<Fed(bool idle)>;
   using Done = std::function<void(const RequestResult&)>;
   using Failed = std::function<void(const BadLine&)>;
+  using Accepted = std::function<void(const ScheduleCounts&)>;
 
   // `tokenizer` may be null (token ids in, token ids out, no text). `eos`: ids that end a sequence.
   Coordinator(const ScheduleLimits& limits, const Tokenizer* tokenizer, std::vector<int> eos,
               Feed feed, Done done, Failed failed);
   ~Coordinator();
+  // `accepted` is called at the end of each accept(), after what it caused (Done, Failed).
+  void watch(Accepted accepted) { accepted_ = std::move(accepted); }
 
   // The next step, or nullopt if every group is under way or nothing is to be done.
   std::optional<StepMessage> next_step();
@@ -100,6 +105,7 @@ class Coordinator {
   Feed feed_;
   Done done_;
   Failed failed_;
+  Accepted accepted_;
 
   // Sequences that wait for a slot, the next one to admit first.
   struct Waits {

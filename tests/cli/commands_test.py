@@ -38,11 +38,11 @@ class CommandTest(harness.ProgramTest):
 class Help(CommandTest):
     def test_program(self):
         text = self.run_text("--help")
-        for word in ("generate", "inspect", "tokenize", "Usage: headrace "):
+        for word in ("bench", "generate", "inspect", "synthesize", "tokenize", "Usage: headrace "):
             self.assertIn(word, text)
 
     def test_subcommands_have_examples(self):
-        for command in ("generate", "inspect", "tokenize"):
+        for command in ("bench", "generate", "inspect", "synthesize", "tokenize"):
             self.assertIn("Example", self.run_text(command, "--help"))
 
     def test_every_option_of_generate_is_in_the_config_readme(self):

@@ -1,0 +1,172 @@
+#include "runtime/bench/bench.h"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <climits>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "engine/error.h"
+#include "engine/memory/kv_store.h"
+#include "headrace/version.h"
+#include "runtime/error.h"
+#include "runtime/rank.h"
+
+namespace headrace {
+namespace {
+
+using nlohmann::json;
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// The value after "<key>:" in a file of /proc; empty if there is none.
+std::string proc_value(const char* path, const std::string& key) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with(key)) continue;
+    const size_t value = line.find_first_not_of(" \t", line.find(':') + 1);
+    return value == line.npos ? "" : line.substr(value);
+  }
+  return "";
+}
+
+uint64_t peak_memory() {
+  const std::string kib = proc_value("/proc/self/status", "VmHWM");
+  return std::strtoull(kib.c_str(), nullptr, 10) << 10;
+}
+
+std::string host_name() {
+  char name[HOST_NAME_MAX + 1] = "";
+  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
+}
+
+Bytes facts_of(const Rank& rank, double load_s) {
+  const std::string text = json{
+      {"host", host_name()},
+      {"cpu", proc_value("/proc/cpuinfo", "model name")},
+      {"threads", rank.threads()},
+      {"target", rank.target()},
+      {"first_layer", rank.range().first_layer},
+      {"end_layer", rank.range().end_layer},
+      {"load_s", load_s},
+      {"peak_bytes", peak_memory()},
+      {"budget_bytes",
+       rank.budget().limit()}}.dump(-1, ' ', false, json::error_handler_t::replace);
+  Bytes bytes(text.size());
+  std::memcpy(bytes.data(), text.data(), text.size());
+  return bytes;
+}
+
+BenchRank rank_from(const Bytes& bytes) {
+  const auto* text = reinterpret_cast<const char*>(bytes.data());
+  const json facts = json::parse(text, text + bytes.size());
+  BenchRank rank;
+  facts.at("host").get_to(rank.host);
+  facts.at("cpu").get_to(rank.cpu);
+  facts.at("threads").get_to(rank.threads);
+  facts.at("target").get_to(rank.target);
+  facts.at("first_layer").get_to(rank.first_layer);
+  facts.at("end_layer").get_to(rank.end_layer);
+  facts.at("load_s").get_to(rank.load_s);
+  facts.at("peak_bytes").get_to(rank.peak_bytes);
+  facts.at("budget_bytes").get_to(rank.budget_bytes);
+  return rank;
+}
+
+void check_context(const BenchShape& shape, const ModelConfig& config) {
+  const int64_t tokens = int64_t{shape.prompt_tokens} + shape.generate_tokens;
+  if (tokens <= config.max_positions) return;
+  throw UsageError("--prompt-tokens and --generate-tokens add up to " + std::to_string(tokens) +
+                   ", more than the model's context of " + std::to_string(config.max_positions));
+}
+
+// A batch is measured as a whole, so its KV cache must be there as a whole.
+void check_fit(const BenchOptions& options, const Rank& rank) {
+  const int64_t each = KvStore::pages_for(options.max_tokens);
+  const int64_t room = rank.limits().kv_pages, need = each * options.max_batch;
+  if (need <= room) return;
+  const auto tokens = [](int64_t pages) { return std::to_string(pages * kPageTokens) + " tokens"; };
+  throw DoesNotFit("batch " + std::to_string(options.max_batch) + " does not fit\n  KV cache     " +
+                   tokens(need) + " needed (" + tokens(each) + " a sequence)\n  room         " +
+                   tokens(room) + " on the rank that has least\n  budget       " +
+                   format_bytes(rank.budget().limit()) + " on rank 0\nmeasure batches up to " +
+                   std::to_string(room / each) +
+                   ", or shorter sequences, or give more --host-memory or ranks");
+}
+
+void say(const BenchRun& run) {
+  spdlog::info("batch {}: prefill {:.2f} s, decode {:.2f} s, {:.1f} generated tokens/s", run.batch,
+               run.prefill_s, run.decode_s, run.generated_rate());
+}
+
+std::vector<BenchRun> measure(Rank& rank, const BenchOptions& options,
+                              const std::atomic<bool>& interrupted) {
+  BenchFeed feed(options.shape, rank.checkpoint().config().vocab_size, seconds_now, say);
+  ScheduleLimits limits = rank.limits();
+  limits.window = std::max(limits.window, options.max_batch);
+  Coordinator coordinator(
+      limits, nullptr, {}, [&](bool) { return feed.next(); },
+      [&](const RequestResult& result) { feed.done(result); },
+      [&](const BadLine& line) { feed.failed(line); });
+  coordinator.watch([&](const ScheduleCounts& counts) { feed.accepted(counts); });
+  rank.coordinate(coordinator, interrupted, [] {});
+  return feed.runs();
+}
+
+BenchReport describe(const BenchOptions& options, const Checkpoint& checkpoint) {
+  BenchReport report;
+  report.version = HEADRACE_VERSION;
+  report.model = options.model;
+  report.name = checkpoint.config().name;
+  report.format = checkpoint.format();
+  report.fingerprint = checkpoint.fingerprint();
+  report.numerics = numerics(options);
+  report.prefill_chunk = options.prefill_chunk;
+  report.shape = options.shape;
+  return report;
+}
+
+}  // namespace
+
+std::optional<BenchReport> run_bench(BenchOptions options, const Wires& wires,
+                                     const std::atomic<bool>& interrupted) {
+  const BenchShape& shape = options.shape;
+  options.max_batch = *std::max_element(shape.batches.begin(), shape.batches.end());
+  options.max_tokens = int64_t{shape.prompt_tokens} + shape.generate_tokens;
+  Communicator& ranks = wires.communicator;
+  const double start = seconds_now();
+  Rank rank(options, wires);
+  check_context(shape, rank.checkpoint().config());
+  if (wires.is_first()) check_fit(options, rank);
+  rank.load();
+  const double load_s = seconds_now() - start;
+  gather(ranks, {});  // nothing is measured before all are ready
+  const double all_loaded_s = seconds_now() - start;
+
+  std::vector<BenchRun> runs;
+  if (wires.is_first()) {
+    runs = measure(rank, options, interrupted);
+  } else {
+    rank.follow();
+  }
+  const std::vector<Bytes> facts = gather(ranks, facts_of(rank, load_s));
+  std::optional<BenchReport> report;
+  if (wires.is_first()) {
+    report = describe(options, rank.checkpoint());
+    report->load_s = all_loaded_s;
+    report->runs = std::move(runs);
+    for (const Bytes& fact : facts) {
+      report->ranks.push_back(rank_from(fact));
+    }
+  }
+  ranks.finish();
+  return report;
+}
+
+}  // namespace headrace
