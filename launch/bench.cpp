@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 
 #include "engine/error.h"
@@ -47,21 +48,26 @@ void finish_arguments(BenchArguments& a) {
 // the file holds stays until there are figures to put in its place.
 class JsonFile {
  public:
-  explicit JsonFile(const std::string& path) : file_(path, O_WRONLY | O_CREAT, "write") {}
+  explicit JsonFile(const std::string& path)
+      : is_new_(!std::filesystem::exists(std::filesystem::symlink_status(path))),
+        file_(path, O_WRONLY | O_CREAT, "write") {}
   ~JsonFile() {
-    if (lseek(file_.fd(), 0, SEEK_END) == 0) unlink(file_.path().c_str());  // nothing came of it
+    if (is_new_ && !written_) unlink(file_.path().c_str());
   }
   JsonFile(const JsonFile&) = delete;
   JsonFile& operator=(const JsonFile&) = delete;
 
-  void write(const std::string& text) const {
+  void write(const std::string& text) {
     if (ftruncate(file_.fd(), 0) != 0 && errno != EINVAL) {  // EINVAL: a pipe or a device
       throw_io("emptying " + file_.path(), errno);
     }
+    written_ = true;
     file_.write_all(text);
   }
 
  private:
+  bool is_new_;  // only a file that this process made may be removed
+  bool written_ = false;
   OpenFile file_;
 };
 

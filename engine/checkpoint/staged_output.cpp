@@ -98,6 +98,11 @@ void StagedOutput::open_locked() {
     const int flags = is_directory_ ? O_RDONLY | O_DIRECTORY : O_RDWR | O_CREAT;
     lock_ = ::open(partial_.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (lock_ < 0) fail("opening", partial_, errno);
+    struct stat opened {};
+    if (!is_directory_ && (fstat(lock_, &opened) != 0 || !S_ISREG(opened.st_mode))) {
+      ::close(lock_);
+      throw IoError(partial_ + " is in the way and not a regular file; choose another name");
+    }
     if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
       ::close(lock_);
       throw IoError(partial_ +

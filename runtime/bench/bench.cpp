@@ -1,9 +1,11 @@
 #include "runtime/bench/bench.h"
 
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -39,8 +41,14 @@ uint64_t peak_memory() {
   return std::strtoull(kib.c_str(), nullptr, 10) << 10;
 }
 
+std::string host_name() {
+  char name[HOST_NAME_MAX + 1] = "";
+  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
+}
+
 Bytes facts_of(const Rank& rank, double load_s) {
   const std::string text = json{
+      {"host", host_name()},
       {"cpu", proc_value("/proc/cpuinfo", "model name")},
       {"threads", rank.threads()},
       {"target", rank.target()},
@@ -55,11 +63,11 @@ Bytes facts_of(const Rank& rank, double load_s) {
   return bytes;
 }
 
-BenchRank rank_from(const Bytes& bytes, const std::string& host) {
+BenchRank rank_from(const Bytes& bytes) {
   const auto* text = reinterpret_cast<const char*>(bytes.data());
   const json facts = json::parse(text, text + bytes.size());
   BenchRank rank;
-  rank.host = host;
+  facts.at("host").get_to(rank.host);
   facts.at("cpu").get_to(rank.cpu);
   facts.at("threads").get_to(rank.threads);
   facts.at("target").get_to(rank.target);
@@ -153,8 +161,8 @@ std::optional<BenchReport> run_bench(BenchOptions options, const Wires& wires,
     report = describe(options, rank.checkpoint());
     report->load_s = all_loaded_s;
     report->runs = std::move(runs);
-    for (int r = 0; r < ranks.size(); ++r) {
-      report->ranks.push_back(rank_from(facts[static_cast<size_t>(r)], ranks.host(r)));
+    for (const Bytes& fact : facts) {
+      report->ranks.push_back(rank_from(fact));
     }
   }
   ranks.finish();

@@ -141,7 +141,7 @@ class Mistakes(BenchTest):
 
     def test_a_batch_that_does_not_fit(self):
         for ranks in (None, 2):
-            self.refused(DOES_NOT_FIT, "--model", LLAMA, "--batch", "1,900", "--prompt-tokens", 400,
+            self.refused(DOES_NOT_FIT, "--model", LLAMA, "--batch", "1,900", "--prompt-tokens", 300,
                          "--host-memory", "40MiB", ranks=ranks,
                          says=["batch 900", "budget", "up to", "--host-memory"])
 
@@ -152,11 +152,13 @@ class Mistakes(BenchTest):
     def test_json_that_cannot_be_written(self):
         for path in (self.folder / "no" / "x.json", self.folder):
             self.run_program("bench", "--model", LLAMA, "--json", path, expect=harness.USAGE)
-        full = "/dev/full"
+        full = self.folder / "full"  # by a link, which is all that a mistake could remove
+        full.symlink_to("/dev/full")
         job = self.run_program("bench", "--model", LLAMA, "--batch", 1, "--prompt-tokens", 3,
                                "--generate-tokens", 2, "--json", full, expect=IO)
-        self.assertIn(full, job.log())
+        self.assertIn(str(full), job.log())
         self.assertIn("rank 0 on", job.stdout())
+        self.assertTrue(full.is_symlink(), "what was there before was removed")
 
     def test_earlier_figures_stay_until_there_are_new_ones(self):
         path = self.folder / "old.json"

@@ -71,6 +71,7 @@ class BenchLoop {
         steps.push_back(std::move(*step));
         continue;
       }
+      if (steps.empty()) throw std::logic_error("nothing to do, but not finished");
       now_ += 1;
       StepResult result{steps.front().step, {}};
       for (const StepItem& item : steps.front().items) {
@@ -188,6 +189,7 @@ TEST(BenchFeed, ModelsWhoseLogitsAreNotFiniteAreNamed) {
   BenchShape shape;
   shape.batches = {2};
   shape.prompt_tokens = 3;
+  shape.generate_tokens = 3;
   BenchLoop loop(shape, 1);
   EXPECT_THROW(loop.run(/*finite=*/false), ModelError);
 }

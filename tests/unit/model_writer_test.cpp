@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include "engine/checkpoint/gguf_writer.h"
 #include "engine/checkpoint/hf_writer.h"
@@ -241,6 +243,18 @@ TEST(StagedOutput, OtherFilesInThePartialDirectoryAreKept) {
   const auto source = Checkpoint::open("synthetic:tiny-llama:f32");
   EXPECT_THROW(write(*source, plan_hf_directory(*source), folder / "m"), IoError);
   EXPECT_TRUE(fs::exists(folder / "m.partial/thesis.tex"));
+}
+
+TEST(StagedOutput, ADeviceInTheWayIsKept) {
+  const TempDir folder;
+  // A device of its own, like /dev/full.
+  const std::string device = folder / "m.gguf.partial";
+  if (::mknod(device.c_str(), S_IFCHR | 0666, makedev(1, 7)) != 0) {
+    GTEST_SKIP() << "no device may be made here";
+  }
+  const auto source = Checkpoint::open("synthetic:tiny-llama:f32");
+  EXPECT_THROW(write(*source, plan_gguf(*source), folder / "m.gguf"), IoError);
+  EXPECT_TRUE(fs::is_character_file(device));
 }
 
 }  // namespace
