@@ -11,11 +11,11 @@
 namespace headrace {
 namespace {
 
-const RankFacts kFacts = {"0.1.0", "f00", "kv=f16", "max-batch 8", 100};
+const RankFacts kFacts = {"0.1.0", "f00", "kv=f16", "max-batch 8", {100, 60, 8}};
 
-// What agree() gave each rank: pages, or the text of its error.
+// What agree() gave each rank: room, or the text of its error.
 struct Outcome {
-  int64_t pages = -1;
+  Agreement room;
   std::string usage_error;
   bool peer_lost = false;
 };
@@ -28,7 +28,7 @@ std::vector<Outcome> agree_all(const std::vector<RankFacts>& facts) {
   for (size_t r = 0; r < facts.size(); ++r) {
     threads.emplace_back([&, r] {
       try {
-        outcomes[r].pages = agree(*transports[r], facts[r]);
+        outcomes[r].room = agree(*transports[r], facts[r]);
       } catch (const UsageError& e) {
         outcomes[r].usage_error = e.what();
       } catch (const PeerLost&) {
@@ -40,15 +40,18 @@ std::vector<Outcome> agree_all(const std::vector<RankFacts>& facts) {
   return outcomes;
 }
 
-TEST(Agreement, TheFewestPagesCount) {
-  EXPECT_EQ(agree_all({kFacts})[0].pages, 100);
+TEST(Agreement, TheLeastRoomCounts) {
+  EXPECT_EQ(agree_all({kFacts})[0].room.kv_pages, 100);
   std::vector<RankFacts> facts(4, kFacts);
-  facts[0].kv_pages = 90;
-  facts[2].kv_pages = 33;
-  facts[3].kv_pages = 5000000000;
-  for (const Outcome& outcome : agree_all(facts)) EXPECT_EQ(outcome.pages, 33);
-  facts[0].kv_pages = 7;
-  for (const Outcome& outcome : agree_all(facts)) EXPECT_EQ(outcome.pages, 7);
+  facts[0].room = {100, 90, 8};
+  facts[1].room = {300, 50, 32};
+  facts[2].room = {70, 70, 16};
+  facts[3].room = {200, 60, 4};
+  for (const Outcome& outcome : agree_all(facts)) {
+    EXPECT_EQ(outcome.room.kv_pages, 70);
+    EXPECT_EQ(outcome.room.sequence_pages, 50);
+    EXPECT_EQ(outcome.room.slots, 4);
+  }
 }
 
 TEST(Agreement, AMismatchNamesTheKeyBothValuesAndBothRanks) {

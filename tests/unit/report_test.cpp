@@ -215,7 +215,7 @@ TEST_F(Files, FailuresNameOptionFileAndCure) {
 }
 
 TEST_F(Files, FilesOfTheRunAreNotOverwritten) {
-  RunOptions options;
+  GenerateOptions options;
   options.model = "m";
   options.input = path("in.jsonl");
   options.output = path("out.jsonl");

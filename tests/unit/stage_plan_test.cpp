@@ -6,8 +6,6 @@
 #include <functional>
 #include <random>
 
-#include "comm/activation_link.h"
-#include "engine/error.h"
 #include "runtime/error.h"
 #include "tests/unit/memory_checkpoint.h"
 #include "tests/unit/model_files.h"
@@ -150,76 +148,7 @@ TEST(CutStages, ErrorsSayWhatFits) {
   EXPECT_EQ(text, "the model has 6 layers, too few for 7 stages; start at most 6 ranks");
 }
 
-// What a run takes: weights, stage and link buffers, as in runtime/run.cpp.
-void build_stage(const Checkpoint& checkpoint, const StageRange& range, const Stage::Sizes& sizes,
-                 MemoryBudget& budget) {
-  ThreadPool threads(1, 0);
-  const Cpu cpu{threads, kernels("auto")};
-  WeightStore weights(checkpoint, range, budget, threads);
-  const Stage stage(checkpoint.config(), weights, cpu, budget, sizes);
-  std::vector<Buffer> hidden;
-  for (int i = 0; i < kLinkBuffers; ++i) {
-    hidden.push_back(
-        budget.allocate(link_buffer_bytes(checkpoint.config(), sizes.step_rows), "activations"));
-  }
-  EXPECT_LE(budget.used(), budget.limit());
-}
-
-TEST(PlanMemory, AStageFitsTheBudgetItWasPlannedFor) {
-  std::mt19937_64 random(11);
-  for (const std::string model : {"llama-gqa", "opt-post", "qwen2-untied", "llama-rope3.Q4_0.gguf",
-                                  "synthetic:tiny-opt:q8"}) {
-    const auto checkpoint =
-        Checkpoint::open(model.starts_with("synthetic:") ? model : model_path(model));
-    for (int stages = 1; stages <= checkpoint->config().n_layers; ++stages) {
-      for (const StageRange& range : cut_stages(*checkpoint, stages, {})) {
-        Stage::Sizes sizes;
-        sizes.slots = 1 + static_cast<int>(random() % 64);
-        sizes.step_rows = 1 + static_cast<int64_t>(random() % 600);
-        sizes.micro_batch_rows =
-            std::min<int64_t>(1 + static_cast<int64_t>(random() % 256), sizes.step_rows);
-        sizes.kv_format = static_cast<KvFormat>(random() % 4);
-        const StageMemory ample = plan_memory(*checkpoint, range, sizes, uint64_t{1} << 32);
-        EXPECT_EQ(ample.kv_pages,
-                  sizes.slots * KvStore::pages_for(checkpoint->config().max_positions));
-
-        const uint64_t least = ample.weights + ample.activations + ample.kv_page;
-        EXPECT_THROW(plan_memory(*checkpoint, range, sizes, least - 1), DoesNotFit);
-        for (const uint64_t more : {uint64_t{0}, random() % 4096, 5 * ample.kv_page - 1,
-                                    ample.kv_page * (1 + random() % 40)}) {
-          MemoryBudget budget("host memory", least + more);
-          const StageMemory plan = plan_memory(*checkpoint, range, sizes, least + more);
-          ASSERT_GE(plan.kv_pages, 1);
-          Stage::Sizes planned = sizes;
-          planned.kv_pages = plan.kv_pages;
-          SCOPED_TRACE(model + ", " + describe(range, plan));
-          ASSERT_NO_THROW(build_stage(*checkpoint, range, planned, budget));
-        }
-      }
-    }
-  }
-}
-
-TEST(PlanMemory, DoesNotFitSaysWhatIsNeeded) {
-  const auto checkpoint = Checkpoint::open("synthetic:smollm2-135m:q8");
-  try {
-    plan_memory(*checkpoint, {0, 30, true, true}, {}, 100 << 20);
-    FAIL() << "nothing was thrown";
-  } catch (const DoesNotFit& e) {
-    const std::string text = e.what();
-    for (const char* part :
-         {"layers 0-29, embedding, head", "\n  weights ", "\n  activations ", "\n  KV cache ",
-          "\n  needed ", "\n  budget       100.0 MiB", "use more ranks", "--host-memory "}) {
-      EXPECT_NE(text.find(part), std::string::npos) << "no \"" << part << "\" in: " << text;
-    }
-    // What it advises is enough.
-    const size_t at = text.find("--host-memory ") + 14;
-    const uint64_t advised = std::stoull(text.substr(at)) << 20;
-    EXPECT_GE(plan_memory(*checkpoint, {0, 30, true, true}, {}, advised).kv_pages, 1);
-  }
-}
-
-TEST(PlanMemory, TheMachineHasSomeMemory) {
+TEST(HostMemory, TheMachineHasSome) {
   EXPECT_GT(available_host_memory(), uint64_t{16} << 20);
   EXPECT_LT(available_host_memory(), uint64_t{1} << 50);
 }

@@ -1,0 +1,204 @@
+#include "runtime/plan/memory_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <optional>
+#include <random>
+
+#include "comm/activation_link.h"
+#include "engine/error.h"
+#include "engine/memory/offload_file.h"
+#include "runtime/plan/stage_plan.h"
+#include "tests/unit/model_files.h"
+
+namespace headrace {
+namespace {
+
+using test::model_path;
+
+constexpr uint64_t kPlenty = uint64_t{1} << 36;
+constexpr Rates kRates = {5e8, 1e-10, 5e-11};  // a disk of 500 MB/s, memory of 10 GB/s
+
+std::unique_ptr<Checkpoint> open(const std::string& model) {
+  return Checkpoint::open(model.starts_with("synthetic:") ? model : model_path(model));
+}
+
+Stage::Sizes random_sizes(std::mt19937_64& random) {
+  Stage::Sizes sizes;
+  sizes.slots = 1 + static_cast<int>(random() % 64);
+  sizes.step_rows = 1 + static_cast<int64_t>(random() % 600);
+  sizes.micro_batch_rows =
+      std::min<int64_t>(1 + static_cast<int64_t>(random() % 256), sizes.step_rows);
+  sizes.kv_format = static_cast<KvFormat>(random() % 4);
+  return sizes;
+}
+
+Workload workload_of(const Stage::Sizes& sizes, int64_t tokens, bool exact = false) {
+  return {sizes.slots, exact, tokens, tokens, 1};
+}
+
+// Takes what a run takes: weights, stage and link buffers, as in runtime/rank.cpp.
+void build_stage(const Checkpoint& checkpoint, const StagePlan& plan, MemoryBudget& budget) {
+  ThreadPool threads(1, 0);
+  const Cpu cpu{threads, kernels("auto")};
+  std::unique_ptr<OffloadFile> file;
+  std::optional<WeightStore> weights;
+  if (plan.placement.all_resident()) {
+    weights.emplace(checkpoint, plan.range, budget, threads);
+  } else {
+    file = OffloadFile::open_or_build({testing::TempDir() + "plans", UINT64_MAX}, checkpoint,
+                                      plan.range, weight_layout(checkpoint, plan.range), budget,
+                                      threads, [](const std::string&) {});
+    weights.emplace(checkpoint, plan.range,
+                    WeightOffload{plan.placement, *file, [] { return make_io_queue(8); }, true},
+                    budget, threads);
+  }
+  const KvDiskAccess disk{testing::TempDir(), [] { return make_io_queue(8); }, true};
+  const Stage stage(checkpoint.config(), *weights, cpu, budget, plan.sizes, disk);
+  std::vector<Buffer> hidden;
+  for (int i = 0; i < kLinkBuffers; ++i) {
+    hidden.push_back(budget.allocate(link_buffer_bytes(checkpoint.config(), plan.sizes.step_rows),
+                                     "activations"));
+  }
+  EXPECT_LE(budget.used(), budget.limit());
+}
+
+std::string refusal(const Checkpoint& checkpoint, const WeightLayout& layout,
+                    const Stage::Sizes& sizes, const PlanLimits& limits) {
+  try {
+    plan_stage(checkpoint.config(), layout, sizes, workload_of(sizes, 64), limits, kRates);
+  } catch (const DoesNotFit& e) {
+    return e.what();
+  }
+  return "";
+}
+
+uint64_t advised(const std::string& text) {
+  const size_t at = text.find("--host-memory ");
+  return at == text.npos ? 0 : std::stoull(text.substr(at + 14)) << 20;
+}
+
+TEST(PlanStage, AStageFitsTheBudgetItWasPlannedFor) {
+  std::mt19937_64 random(11);
+  for (const std::string model : {"llama-gqa", "opt-post", "qwen2-untied", "llama-rope3.Q4_0.gguf",
+                                  "synthetic:tiny-opt:q8"}) {
+    const auto checkpoint = open(model);
+    for (int stages = 1; stages <= checkpoint->config().n_layers; ++stages) {
+      for (const StageRange& range : cut_stages(*checkpoint, stages, {})) {
+        const WeightLayout layout = weight_layout(*checkpoint, range);
+        const Stage::Sizes sizes = random_sizes(random);
+        const Workload workload = workload_of(sizes, 1 + static_cast<int64_t>(random() % 100));
+        PlanLimits limits;
+        limits.host_memory = kPlenty;
+        const auto plan_with = [&] {
+          return plan_stage(checkpoint->config(), layout, sizes, workload, limits, kRates);
+        };
+        const StagePlan ample = plan_with();
+        EXPECT_EQ(ample.kv_pages(),
+                  sizes.slots * KvStore::pages_for(checkpoint->config().max_positions));
+        const uint64_t page = ample.kv / static_cast<uint64_t>(ample.kv_pages());
+        const uint64_t whole = ample.weights + ample.activations + page;
+        for (const bool disk : {false, true}) {
+          limits.disk = disk ? UINT64_MAX : 0;
+          for (int i = 0; i < 12; ++i) {
+            limits.host_memory = whole / 2 + random() % (whole + 20 * page);
+            SCOPED_TRACE(model + ", " + std::to_string(limits.host_memory) + " bytes");
+            MemoryBudget budget("host memory", limits.host_memory);
+            std::optional<StagePlan> plan;
+            try {
+              plan = plan_with();
+            } catch (const DoesNotFit& e) {
+              EXPECT_GT(advised(e.what()), limits.host_memory) << e.what();
+              continue;
+            }
+            EXPECT_TRUE(disk || !plan->needs_disk());
+            EXPECT_GE(plan->kv_pages(), 1);
+            EXPECT_GT(plan->tokens_per_s, 0);
+            ASSERT_NO_THROW(build_stage(*checkpoint, *plan, budget)) << describe(*plan);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(PlanStage, DoesNotFitSaysWhatIsNeeded) {
+  const auto checkpoint = Checkpoint::open("synthetic:smollm2-135m:q8");
+  const WeightLayout layout = weight_layout(*checkpoint, {0, 30, true, true});
+  PlanLimits limits;
+  for (const bool disk : {false, true}) {
+    limits.disk = disk ? UINT64_MAX : 0;
+    limits.host_memory = disk ? 20 << 20 : 100 << 20;
+    const std::string text = refusal(*checkpoint, layout, {}, limits);
+    for (const char* part :
+         {"layers 0-29, embedding, head", "\n  weights ", "\n  activations ", "\n  KV cache ",
+          "\n  needed ", "\n  budget       ", "use more ranks"}) {
+      EXPECT_NE(text.find(part), std::string::npos) << "no \"" << part << "\" in: " << text;
+    }
+    // What it advises is enough, and not far from the least.
+    limits.host_memory = advised(text);
+    EXPECT_EQ(refusal(*checkpoint, layout, {}, limits), "");
+    limits.host_memory = advised(text) - (uint64_t{8} << 20);
+    EXPECT_NE(refusal(*checkpoint, layout, {}, limits), "");
+  }
+}
+
+TEST(PlanStage, TooLittleDiskIsSaid) {
+  const auto checkpoint = Checkpoint::open("synthetic:smollm2-135m:q8");
+  const WeightLayout layout = weight_layout(*checkpoint, {0, 30, true, true});
+  PlanLimits limits;
+  limits.host_memory = 100 << 20;
+  limits.disk = 50 << 20;
+  const std::string text = refusal(*checkpoint, layout, {}, limits);
+  EXPECT_NE(text.find("--disk-budget"), std::string::npos) << text;
+}
+
+// Qwen2.5-1.5B in 8 bits does not fit in 900 MiB.
+class PlanQwen : public testing::Test {
+ protected:
+  StagePlan plan(int sequences, int64_t tokens, uint64_t kv_memory = 0) const {
+    Stage::Sizes sizes;
+    sizes.slots = sequences;
+    PlanLimits limits;
+    limits.host_memory = uint64_t{900} << 20;
+    limits.kv_memory = kv_memory;
+    limits.disk = UINT64_MAX;
+    return plan_stage(model_->config(), layout_, sizes, workload_of(sizes, tokens, true), limits,
+                      kRates);
+  }
+
+  const std::unique_ptr<Checkpoint> model_ = Checkpoint::open("synthetic:qwen2.5-1.5b:q8");
+  const WeightLayout layout_ = weight_layout(*model_, {0, 28, true, true});
+};
+
+TEST_F(PlanQwen, StreamsWhatDoesNotFit) {
+  const StagePlan one = plan(1, 96);
+  EXPECT_TRUE(one.needs_disk());
+  EXPECT_EQ(one.sizes.kv_disk_pages, 0);
+  // All that does not fit is read, and not much more.
+  const uint64_t missing = one.all_weights + one.activations + one.kv - (uint64_t{900} << 20);
+  EXPECT_GE(one.streamed, missing);
+  EXPECT_LT(one.streamed, missing + one.ring + (uint64_t{16} << 20));
+  EXPECT_NEAR(one.disk_s, static_cast<double>(one.streamed) / 5e8, 1e-9);
+  EXPECT_DOUBLE_EQ(one.round_s, std::max(one.compute_s, one.disk_s));
+}
+
+TEST_F(PlanQwen, KeepsTheWantedSequences) {
+  for (const int sequences : {1, 8, 32, 128}) {
+    const StagePlan p = plan(sequences, 96);
+    EXPECT_EQ(p.sizes.slots, sequences);
+    EXPECT_EQ(p.kv_pages(), sequences * KvStore::pages_for(96));
+  }
+}
+
+TEST_F(PlanQwen, AKvBudgetSendsPagesToDisk) {
+  const StagePlan p = plan(128, 1024, uint64_t{400} << 20);
+  EXPECT_EQ(p.kv_pages(), 128 * KvStore::pages_for(1024));
+  EXPECT_GT(p.sizes.kv_disk_pages, 0);
+  EXPECT_LE(p.kv, uint64_t{400} << 20);
+  EXPECT_GE(p.sizes.kv_staging_pages, KvStore::pages_for(1024));
+}
+
+}  // namespace
+}  // namespace headrace
