@@ -187,21 +187,24 @@ class Planner {
     const uint64_t weights = stream ? smallest_placement(layout_) + vectors() : plan.all_weights;
     const uint64_t kv = Stage::kv_bytes(config_, layout_.range, one);
     const uint64_t least = weights + plan.activations + kv + kRounding * (layout_.units.size() + 4);
+    plan.kv = kv;
+    const bool disk_is_small = stream && least <= limits_.host_memory;
     std::string text =
-        "host memory is too small for this stage (" + describe(plan) + ")\n  weights      " +
-        format_bytes(weights) +
+        std::string(disk_is_small ? "the disk" : "host memory") + " is too small for this stage (" +
+        describe(plan) + ")\n  weights      " + format_bytes(weights) +
         (stream ? " of " + format_bytes(plan.all_weights) + ", the rest from disk" : "") +
         "\n  activations  " + format_bytes(plan.activations) + "\n  KV cache     " +
         format_bytes(kv) + " at least\n  needed       " + format_bytes(least) +
         "\n  budget       " + format_bytes(limits_.host_memory);
-    if (stream && least <= limits_.host_memory) {
-      text += "\n  disk         " + format_bytes(OffloadFile::file_bytes(layout_)) +
-              " needed, budget " + format_bytes(limits_.disk) +
-              "\ngive more --disk-budget, or free space in --disk";
-      return text;
+    if (disk_is_small) {
+      return text + "\n  disk         " + format_bytes(OffloadFile::file_bytes(layout_)) +
+             " needed, " + format_bytes(limits_.disk) +
+             " there\ngive more --disk-budget, free space in --disk (headrace clean), or use more "
+             "ranks or --host-memory";
     }
-    return text + "\nuse more ranks, a machine with more memory, or --host-memory " +
-           std::to_string((least >> 20) + 1) + "MiB where the machine has it";
+    text += "\nuse more ranks, a machine with more memory, or --host-memory " +
+            std::to_string((least >> 20) + 1) + "MiB where the machine has it";
+    return stream ? text : text + "; or let the weights stream from a disk (--disk, --disk-budget)";
   }
 
   const ModelConfig& config_;

@@ -129,7 +129,7 @@ TEST(PlanStage, DoesNotFitSaysWhatIsNeeded) {
   PlanLimits limits;
   for (const bool disk : {false, true}) {
     limits.disk = disk ? UINT64_MAX : 0;
-    limits.host_memory = disk ? 20 << 20 : 100 << 20;
+    limits.host_memory = disk ? 16 << 20 : 100 << 20;
     const std::string text = refusal(*checkpoint, layout, {}, limits);
     for (const char* part :
          {"layers 0-29, embedding, head", "\n  weights ", "\n  activations ", "\n  KV cache ",
@@ -151,7 +151,9 @@ TEST(PlanStage, TooLittleDiskIsSaid) {
   limits.host_memory = 100 << 20;
   limits.disk = 50 << 20;
   const std::string text = refusal(*checkpoint, layout, {}, limits);
-  EXPECT_NE(text.find("--disk-budget"), std::string::npos) << text;
+  for (const char* part : {"the disk is too small", "needed, 50.0 MiB there", "--disk-budget"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << "no \"" << part << "\" in: " << text;
+  }
 }
 
 // Qwen2.5-1.5B in 8 bits does not fit in 900 MiB.
