@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "comm/activation_link.h"
 #include "engine/error.h"
@@ -120,7 +121,7 @@ class Planner {
       plan.placement = place_weights(layout_, limits_.host_memory - fixed, kRingSlots);
       const bool streams_head =
           layout_.range.is_last && plan.placement.streamed[layout_.head_unit()] != 0;
-      if (streams_head != head_streamed) continue;
+      if (streams_head && !head_streamed) continue;
       plan.kv = kv;
       plan.weights = resident_bytes(layout_, plan.placement) + vectors();
       plan.ring = ring_bytes(plan.placement);
@@ -178,33 +179,61 @@ class Planner {
     return bytes;
   }
 
-  std::string refusal() const {
-    Stage::Sizes one = sizes_;
-    one.slots = 1;
-    one.kv_pages = std::max<int64_t>(1, limits_.disk > 0 ? pages_wanted(1) : 1);
-    StagePlan plan = start(one);
-    const bool stream = limits_.disk > 0;
-    const uint64_t weights = stream ? smallest_placement(layout_) + vectors() : plan.all_weights;
-    const uint64_t kv = Stage::kv_bytes(config_, layout_.range, one);
-    const uint64_t least = weights + plan.activations + kv + kRounding * (layout_.units.size() + 4);
-    plan.kv = kv;
-    const bool disk_is_small = stream && least <= limits_.host_memory;
-    std::string text =
-        std::string(disk_is_small ? "the disk" : "host memory") + " is too small for this stage (" +
-        describe(plan) + ")\n  weights      " + format_bytes(weights) +
-        (stream ? " of " + format_bytes(plan.all_weights) + ", the rest from disk" : "") +
-        "\n  activations  " + format_bytes(plan.activations) + "\n  KV cache     " +
-        format_bytes(kv) + " at least\n  needed       " + format_bytes(least) +
-        "\n  budget       " + format_bytes(limits_.host_memory);
-    if (disk_is_small) {
-      return text + "\n  disk         " + format_bytes(OffloadFile::file_bytes(layout_)) +
-             " needed, " + format_bytes(limits_.disk) +
-             " there\ngive more --disk-budget, free space in --disk (headrace clean), or use more "
-             "ranks or --host-memory";
+  Planner with(uint64_t host_memory, uint64_t disk) const {
+    Planner other(*this);
+    other.limits_.host_memory = host_memory;
+    other.limits_.disk = disk;
+    return other;
+  }
+
+  // For one sequence, with as little as it takes; nothing if that does not fit.
+  std::optional<StagePlan> least() const {
+    for (int step = kKvSteps; step >= 0; --step) {
+      if (auto plan = partly_on_disk(1, step)) return plan;
     }
-    text += "\nuse more ranks, a machine with more memory, or --host-memory " +
-            std::to_string((least >> 20) + 1) + "MiB where the machine has it";
-    return stream ? text : text + "; or let the weights stream from a disk (--disk, --disk-budget)";
+    return all_in_memory(1);
+  }
+
+  // The least budget in whole MiB, and what it would be used for.
+  std::pair<uint64_t, StagePlan> smallest_budget() const {
+    constexpr uint64_t kMiB = 1 << 20;
+    uint64_t low = limits_.host_memory / kMiB, high = low + 1;  // too little; enough
+    while (!with(high * kMiB, limits_.disk).least()) high *= 2;
+    while (high - low > 1) {
+      const uint64_t middle = (low + high) / 2;
+      (with(middle * kMiB, limits_.disk).least() ? high : low) = middle;
+    }
+    return {high, *with(high * kMiB, limits_.disk).least()};
+  }
+
+  static std::string table(const char* what, const StagePlan& plan) {
+    return std::string(what) + " is too small for this stage (" + describe(plan) +
+           ")\n  weights      " + format_bytes(plan.weights + plan.ring) +
+           (plan.placement.all_resident()
+                ? std::string()
+                : " of " + format_bytes(plan.all_weights) + ", the rest from disk") +
+           "\n  activations  " + format_bytes(plan.activations) + "\n  KV cache     " +
+           format_bytes(plan.kv) + " at least";
+  }
+
+  std::string refusal() const {
+    const auto [mebibytes, plan] = smallest_budget();
+    const std::string larger =
+        "--host-memory " + std::to_string(mebibytes) + "MiB where the machine has it";
+    if (limits_.disk > 0) {
+      if (const auto streamed = with(limits_.host_memory, UINT64_MAX).least()) {
+        return table("the disk", *streamed) + "\n  disk         " + format_bytes(streamed->disk) +
+               " needed, " + format_bytes(limits_.disk) +
+               " there\ngive more --disk-budget, free space in --disk (headrace clean), use more "
+               "ranks, or " +
+               larger;
+      }
+    }
+    return table("host memory", plan) + "\n  needed       " +
+           format_bytes(plan.weights + plan.ring + plan.activations + plan.kv) +
+           "\n  budget       " + format_bytes(limits_.host_memory) +
+           "\nuse more ranks, a machine with more memory, or " + larger +
+           (plan.needs_disk() ? "" : "; or let weights stream from a disk (--disk, --disk-budget)");
   }
 
   const ModelConfig& config_;
