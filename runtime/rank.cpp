@@ -5,8 +5,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
 
+#include "engine/io/directory.h"
 #include "headrace/version.h"
 #include "runtime/open_model.h"
 #include "runtime/plan/agreement.h"
@@ -88,8 +88,12 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   checkpoint_ = open_model(options.model, options.weights);
   range_ = cut_stages(*checkpoint_, ranks.size(), options.split)[ranks.rank()];
   layout_ = weight_layout(*checkpoint_, range_);
+  const Workload wanted = workload(requests);
+  // Refuses what does not fit before anything is measured.
+  plan_stage(checkpoint_->config(), layout_, stage_sizes(options, checkpoint_->config()), wanted,
+             plan_limits(), {});
   measure_compute(*checkpoint_, layout_, {threads_, kernels_}, budget_, rates_);
-  settle(workload(requests), build);
+  settle(wanted, build);
   say_plan();
 }
 
@@ -129,7 +133,7 @@ StagePlan Rank::make_plan(const Workload& workload, bool build) {
       open_offload_file();
       rates_.disk = measure_read(offload_->file(), budget_);
     } else {
-      std::filesystem::create_directories(options_.disk);
+      make_writable_directory(options_.disk);
       rates_.disk = measure_disk(options_.disk, budget_);
     }
     plan = make();
@@ -212,9 +216,9 @@ void Rank::load() {
                                    [] { return make_io_queue(kWeightReads); }, !options_.serial},
                      budget_, threads_);
   }
-  stage_.emplace(config, *weights_, Cpu{threads_, kernels_}, budget_, plan_.sizes,
-                 KvDiskAccess{options_.disk, [] { return make_io_queue(kKvTransfers); },
-                                     !options_.serial});
+  stage_.emplace(
+      config, *weights_, Cpu{threads_, kernels_}, budget_, plan_.sizes,
+      KvDiskAccess{options_.disk, [] { return make_io_queue(kKvTransfers); }, !options_.serial});
   const size_t bytes = link_buffer_bytes(config, plan_.sizes.step_rows);
   std::vector<ActivationLink::HiddenBuffer> spans;
   for (int i = 0; i < kLinkBuffers; ++i) {

@@ -39,7 +39,7 @@ class Planner {
       return *resident;
     }
     std::optional<StagePlan> best = resident;
-    if (best && workload_.exact) best.reset();
+    if (best && (workload_.exact || best->kv_pages() < longest_pages())) best.reset();
     for (int b = workload_.sequences; b >= 1; b /= 2) {
       for (int step = kKvSteps; step >= 0; --step) {
         std::optional<StagePlan> plan = partly_on_disk(b, step);
@@ -54,9 +54,20 @@ class Planner {
   }
 
  private:
-  int64_t pages_wanted(int sequences) const {
+  // KV pages of so many usual sequences.
+  int64_t usual_pages(int sequences) const {
     return sequences *
-           KvStore::pages_for(std::min<int64_t>(workload_.tokens, config_.max_positions));
+           KvStore::pages_for(std::clamp<int64_t>(workload_.tokens, 1, config_.max_positions));
+  }
+
+  int64_t longest_pages() const {
+    return KvStore::pages_for(std::clamp<int64_t>(workload_.longest, 1, config_.max_positions));
+  }
+
+  // Whatever the memory, the longest sequence has room: a request must not fail in one placement
+  // and be served in another.
+  int64_t pages_wanted(int sequences) const {
+    return std::max(usual_pages(sequences), longest_pages());
   }
 
   uint64_t activations(const Stage::Sizes& sizes) const {
@@ -65,7 +76,7 @@ class Planner {
            kRounding * (kLinkBuffers + 3);
   }
 
-  // Bytes of weights of which each sequence's token needs all.
+  // Norms and biases, which are always in memory.
   uint64_t vectors() const { return WeightStore::vector_bytes(layout_) + kRounding; }
 
   StagePlan start(const Stage::Sizes& sizes) const {
@@ -87,9 +98,8 @@ class Planner {
     if (limits_.kv_memory > 0) room = std::min(room, std::max(limits_.kv_memory, page_));
     plan.sizes.kv_pages = std::min(useful, static_cast<int64_t>(room / page_));
     plan.kv = Stage::kv_bytes(config_, layout_.range, plan.sizes);
-    const int64_t a_sequence = std::max<int64_t>(1, pages_wanted(1));
     const auto sequences = static_cast<int>(
-        std::clamp<int64_t>(plan.sizes.kv_pages / a_sequence, 1, workload_.sequences));
+        std::clamp<int64_t>(plan.sizes.kv_pages / usual_pages(1), 1, workload_.sequences));
     predict(plan, sequences);
     return plan;
   }
@@ -97,17 +107,8 @@ class Planner {
   // `step` eighths of the KV cache of `sequences` sequences in memory.
   std::optional<StagePlan> partly_on_disk(int sequences, int step) const {
     if (limits_.disk == 0) return std::nullopt;
-    Stage::Sizes sizes = sizes_;
-    sizes.slots = sequences;
-    const int64_t wanted = std::max<int64_t>(1, pages_wanted(sequences));
-    sizes.kv_pages = wanted * step / kKvSteps;
-    sizes.kv_disk_pages = wanted - sizes.kv_pages;
-    if (sizes.kv_disk_pages > 0) {
-      const int64_t longest = std::clamp<int64_t>(workload_.longest, 1, config_.max_positions);
-      sizes.kv_staging_pages =
-          std::min(wanted, std::max(KvStore::pages_for(longest), kUsefulStaging / stride_pages()));
-    }
-    const uint64_t kv = Stage::kv_bytes(config_, layout_.range, sizes) + 2 * kRounding;
+    Stage::Sizes sizes = kv_sizes(sequences, step);
+    const uint64_t kv = kv_bytes(sizes);
     if (limits_.kv_memory > 0 && kv > std::max(limits_.kv_memory, page_)) return std::nullopt;
     for (const bool head_streamed : {false, true}) {
       sizes.logit_rows =
@@ -120,17 +121,15 @@ class Planner {
       plan.placement = place_weights(layout_, limits_.host_memory - fixed, kRingSlots);
       const bool streams_head =
           layout_.range.is_last && plan.placement.streamed[layout_.head_unit()] != 0;
-      if (streams_head != head_streamed) continue;
+      if (streams_head && !head_streamed) continue;
       plan.kv = kv;
       plan.weights = resident_bytes(layout_, plan.placement) + vectors();
       plan.ring = ring_bytes(plan.placement);
       plan.streamed = streamed_bytes(layout_, plan.placement);
       if (!plan.placement.all_resident()) plan.disk += OffloadFile::file_bytes(layout_);
       if (sizes.kv_disk_pages > 0) {
-        plan.disk += KvDisk::file_bytes(
-            sizes.kv_disk_pages, sizes.slots,
-            io_aligned(Stage::page_shape(config_, sizes_.kv_format).page_bytes()),
-            layout_.range.layers());
+        plan.disk += KvDisk::file_bytes(sizes.kv_disk_pages, sizes.slots,
+                                        static_cast<size_t>(page_stride()), layout_.range.layers());
       }
       if (plan.disk > limits_.disk) continue;
       predict(plan, sequences);
@@ -139,9 +138,27 @@ class Planner {
     return std::nullopt;
   }
 
-  // Staging memory of a visit that lets the disk work well, in bytes.
-  static constexpr int64_t kUsefulStaging = 4 << 20;
-  int64_t stride_pages() const {
+  Stage::Sizes kv_sizes(int sequences, int step) const {
+    // Staging memory of a visit that lets the disk work well.
+    constexpr int64_t kUsefulStaging = 4 << 20;
+    Stage::Sizes sizes = sizes_;
+    sizes.slots = sequences;
+    const int64_t wanted = pages_wanted(sequences);
+    sizes.kv_pages = wanted * step / kKvSteps;
+    sizes.kv_disk_pages = wanted - sizes.kv_pages;
+    if (sizes.kv_disk_pages > 0) {
+      sizes.kv_staging_pages =
+          std::min(wanted, std::max(longest_pages(), kUsefulStaging / page_stride()));
+    }
+    return sizes;
+  }
+
+  uint64_t kv_bytes(const Stage::Sizes& sizes) const {
+    return Stage::kv_bytes(config_, layout_.range, sizes) + 2 * kRounding;
+  }
+
+  // Bytes of a page of a layer, on disk and in memory where a disk is used.
+  int64_t page_stride() const {
     return static_cast<int64_t>(
         io_aligned(Stage::page_shape(config_, sizes_.kv_format).page_bytes()));
   }
@@ -151,7 +168,7 @@ class Planner {
     const double groups = std::min(workload_.groups, sequences);
     // Over a sequence's life three quarters of its pages are there on average where the prompt is
     // as long as the answer.
-    const double pages = 0.75 * static_cast<double>(pages_wanted(sequences));
+    const double pages = 0.75 * static_cast<double>(usual_pages(sequences));
     const double on_disk = std::max(0.0, pages - static_cast<double>(plan.sizes.kv_pages));
     const double page = static_cast<double>(page_);
     plan.compute_s = groups * rates_.compute_s(compute_bytes(), sequences / groups) +
@@ -178,31 +195,51 @@ class Planner {
     return bytes;
   }
 
+  // The KV cache with which a stage takes least memory.
+  Stage::Sizes least_kv() const {
+    if (limits_.disk > 0) {
+      const Stage::Sizes memory = kv_sizes(1, kKvSteps), disk = kv_sizes(1, 0);
+      return kv_bytes(memory) <= kv_bytes(disk) ? memory : disk;
+    }
+    Stage::Sizes sizes = sizes_;
+    sizes.slots = 1;
+    sizes.kv_pages = 1;
+    return sizes;
+  }
+
   std::string refusal() const {
-    Stage::Sizes one = sizes_;
-    one.slots = 1;
-    one.kv_pages = std::max<int64_t>(1, limits_.disk > 0 ? pages_wanted(1) : 1);
+    Stage::Sizes one = least_kv();
+    if (limits_.disk > 0) one.logit_rows = 1;  // as partly_on_disk does for one sequence
     StagePlan plan = start(one);
+    plan.kv = kv_bytes(one);
     const bool stream = limits_.disk > 0;
     const uint64_t weights = stream ? smallest_placement(layout_) + vectors() : plan.all_weights;
-    const uint64_t kv = Stage::kv_bytes(config_, layout_.range, one);
-    const uint64_t least = weights + plan.activations + kv + kRounding * (layout_.units.size() + 4);
-    std::string text =
-        "host memory is too small for this stage (" + describe(plan) + ")\n  weights      " +
-        format_bytes(weights) +
+    const uint64_t least =
+        weights + plan.activations + plan.kv + kRounding * (layout_.units.size() + 4);
+    const std::string table =
+        " (" + describe(plan) + ")\n  weights      " + format_bytes(weights) +
         (stream ? " of " + format_bytes(plan.all_weights) + ", the rest from disk" : "") +
         "\n  activations  " + format_bytes(plan.activations) + "\n  KV cache     " +
-        format_bytes(kv) + " at least\n  needed       " + format_bytes(least) +
+        format_bytes(plan.kv) + " at least\n  needed       " + format_bytes(least) +
         "\n  budget       " + format_bytes(limits_.host_memory);
-    if (stream && least <= limits_.host_memory) {
-      text += "\n  disk         " + format_bytes(OffloadFile::file_bytes(layout_)) +
-              " needed, budget " + format_bytes(limits_.disk) +
-              "\ngive more --disk-budget, or free space in --disk";
-      return text;
+    if (!stream || least > limits_.host_memory) {
+      return "host memory is too small for this stage" + table +
+             "\nuse more ranks, a machine with more memory, or --host-memory " + mebibytes(least) +
+             " where the machine has it";
     }
-    return text + "\nuse more ranks, a machine with more memory, or --host-memory " +
-           std::to_string((least >> 20) + 1) + "MiB where the machine has it";
+    if (limits_.kv_memory > 0 && plan.kv > limits_.kv_memory) {
+      return "--kv-memory is too small for this stage" + table + ", for the KV cache " +
+             format_bytes(limits_.kv_memory) + "\ngive --kv-memory " + mebibytes(plan.kv) +
+             " or more, or leave it out";
+    }
+    return "the disk budget is too small for this stage" + table + "\n  disk         " +
+           format_bytes(OffloadFile::file_bytes(layout_)) + " for the weights, budget " +
+           format_bytes(limits_.disk) +
+           "\ngive a larger --disk-budget or --host-memory, or use more ranks";
   }
+
+  // Rounded up, as an option takes it.
+  static std::string mebibytes(uint64_t bytes) { return std::to_string((bytes >> 20) + 1) + "MiB"; }
 
   const ModelConfig& config_;
   const WeightLayout& layout_;
