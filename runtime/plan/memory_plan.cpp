@@ -64,10 +64,10 @@ class Planner {
     return KvStore::pages_for(std::clamp<int64_t>(workload_.longest, 1, config_.max_positions));
   }
 
-  // Whatever the memory, the longest sequence has room: a request must not fail in one placement
-  // and be served in another.
+  // Whatever the memory, one of the longest sequences has room beside usual ones: a request must
+  // not fail in one placement and be served in another.
   int64_t pages_wanted(int sequences) const {
-    return std::max(usual_pages(sequences), longest_pages());
+    return usual_pages(sequences - 1) + std::max(usual_pages(1), longest_pages());
   }
 
   uint64_t activations(const Stage::Sizes& sizes) const {
