@@ -12,11 +12,12 @@ WeightPlacement all_resident(const WeightLayout& layout) {
   return placement;
 }
 
-// Enough for the disk to be busy while resident parts are copied into place.
-WeightPlacement loading_ring() {
+// Enough for the disk to be busy while resident parts are copied into place, where there is room.
+WeightPlacement loading_ring(const MemoryBudget& budget) {
   WeightPlacement placement;
-  placement.slots = 2;
-  placement.slot_bytes = 8 * kReadBlock;
+  placement.slots = budget.available() >= 2 * kReadBlock ? 2 : 1;
+  const uint64_t blocks = budget.available() / (placement.slots * kReadBlock);
+  placement.slot_bytes = std::clamp<uint64_t>(blocks, 1, 8) * kReadBlock;
   return placement;
 }
 
@@ -74,7 +75,7 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
 
 void WeightStore::load_resident(const WeightOffload& offload, MemoryBudget& budget,
                                 ThreadPool& threads) {
-  WeightStream loader(offload.file, {}, loading_ring(), offload.make_queue(), budget, threads,
+  WeightStream loader(offload.file, {}, loading_ring(budget), offload.make_queue(), budget, threads,
                       true);
   for (size_t u = 0; u < layout_.units.size(); ++u) {
     const WeightUnit& unit = layout_.units[u];

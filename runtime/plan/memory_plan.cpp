@@ -64,10 +64,10 @@ class Planner {
     return KvStore::pages_for(std::clamp<int64_t>(workload_.longest, 1, config_.max_positions));
   }
 
-  // Whatever the memory, the longest sequence has room: a request must not fail in one placement
-  // and be served in another.
+  // Whatever the memory, one of the longest sequences has room beside usual ones: a request must
+  // not fail in one placement and be served in another.
   int64_t pages_wanted(int sequences) const {
-    return std::max(usual_pages(sequences), longest_pages());
+    return usual_pages(sequences - 1) + std::max(usual_pages(1), longest_pages());
   }
 
   uint64_t activations(const Stage::Sizes& sizes) const {
@@ -178,8 +178,10 @@ class Planner {
                      (plan.sizes.kv_disk_pages > 0 ? on_disk * page : 0.0)) /
                     rates_.disk;
     }
+    // A ring of one slot is read into only when nothing computes with it.
+    const bool overlapped = limits_.overlapped && plan.placement.slots != 1;
     plan.round_s =
-        limits_.overlapped ? std::max(plan.compute_s, plan.disk_s) : plan.compute_s + plan.disk_s;
+        overlapped ? std::max(plan.compute_s, plan.disk_s) : plan.compute_s + plan.disk_s;
     plan.tokens_per_s = sequences / plan.round_s;
   }
 
@@ -302,7 +304,8 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
                       " in memory, " + format_bytes(plan.streamed) + " read from disk per step");
   if (plan.ring > 0) {
     line("ring", format_bytes(plan.ring) + " for weights on their way (" +
-                     std::to_string(plan.placement.slots) + " slots)");
+                     std::to_string(plan.placement.slots) +
+                     (plan.placement.slots == 1 ? " slot)" : " slots)"));
   }
   line("KV cache", format_bytes(plan.kv) + " in memory; room for " +
                        std::to_string(plan.kv_pages() * kPageTokens) + " tokens, " +

@@ -14,7 +14,7 @@ namespace {
 constexpr uint64_t kSampleBytes = 8 << 20;  // of weights
 constexpr int64_t kManyRows = 32;
 constexpr size_t kReadPart = 1 << 20;
-constexpr int kReads = 16;  // under way
+constexpr size_t kMostReads = 16;  // under way
 constexpr uint64_t kProbeBytes = 64 << 20;
 
 template <typename F>
@@ -32,8 +32,9 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
   const PlacedMatrix& placed = *std::max_element(
       unit.matrices.begin(), unit.matrices.end(),
       [](const PlacedMatrix& a, const PlacedMatrix& b) { return a.bytes() < b.bytes(); });
-  const auto panels = static_cast<int64_t>(std::clamp<uint64_t>(
-      kSampleBytes / placed.panel_bytes, 1, static_cast<uint64_t>(placed.panels())));
+  const auto panels = static_cast<int64_t>(
+      std::clamp<uint64_t>(std::min(kSampleBytes, budget.available()) / placed.panel_bytes, 1,
+                           static_cast<uint64_t>(placed.panels())));
   const uint64_t bytes = static_cast<uint64_t>(panels) * placed.panel_bytes;
   Buffer weights = budget.allocate(bytes, "measuring");
   pack_image(checkpoint, unit, placed.offset, {weights.data(), bytes}, cpu.threads);
@@ -58,13 +59,14 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
 double measure_read(const File& file, MemoryBudget& budget) {
   const uint64_t bytes = std::min(kProbeBytes, file.size() / kReadPart * kReadPart);
   if (bytes == 0) return 0;
-  Buffer memory = budget.allocate(kReads * kReadPart, "measuring");
-  const auto queue = make_io_queue(kReads);
+  const size_t reads = std::clamp<size_t>(budget.available() / kReadPart, 1, kMostReads);
+  Buffer memory = budget.allocate(reads * kReadPart, "measuring");
+  const auto queue = make_io_queue(static_cast<int>(reads));
   const double time = seconds([&] {
     std::vector<IoTicket> tickets;
     for (uint64_t at = 0; at < bytes; at += kReadPart) {
-      const size_t slot = at / kReadPart % kReads;
-      if (at / kReadPart >= kReads) queue->wait(tickets[at / kReadPart - kReads]);
+      const size_t slot = at / kReadPart % reads;
+      if (at / kReadPart >= reads) queue->wait(tickets[at / kReadPart - reads]);
       tickets.push_back(queue->read(file, at, {memory.data() + slot * kReadPart, kReadPart}));
     }
     for (const IoTicket ticket : tickets) queue->wait(ticket);
