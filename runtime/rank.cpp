@@ -10,6 +10,7 @@
 #include "headrace/version.h"
 #include "runtime/open_model.h"
 #include "runtime/plan/agreement.h"
+#include "runtime/plan/host_memory.h"
 
 namespace headrace {
 namespace {
@@ -61,7 +62,7 @@ int thread_count(const RunOptions& options, int cores) {
 
 uint64_t memory_limit(const RunOptions& options, int ranks_on_host) {
   if (options.host_memory > 0) return options.host_memory;
-  return available_host_memory() / 10 * 9 / ranks_on_host;
+  return default_host_memory(available_host_memory(), ranks_on_host);
 }
 
 }  // namespace
@@ -88,6 +89,10 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   checkpoint_ = open_model(options.model, options.weights);
   range_ = cut_stages(*checkpoint_, ranks.size(), options.split)[ranks.rank()];
   layout_ = weight_layout(*checkpoint_, range_);
+  if (!options.disk.empty()) {
+    const OffloadPlace place{options.disk, options.disk_budget};
+    disk_room_ = OffloadFile::room(place, *checkpoint_, range_, layout_, ranks.ranks_on_host());
+  }
   const Workload wanted = workload(requests);
   // Refuses what does not fit before anything is measured.
   plan_stage(checkpoint_->config(), layout_, stage_sizes(options, checkpoint_->config()), wanted,
@@ -115,7 +120,7 @@ PlanLimits Rank::plan_limits() const {
   PlanLimits limits;
   limits.host_memory = budget_.limit();
   limits.kv_memory = options_.kv_memory;
-  limits.disk = options_.disk.empty() ? 0 : options_.disk_budget;
+  limits.disk = disk_room_;
   limits.overlapped = !options_.serial;
   return limits;
 }
@@ -134,7 +139,7 @@ StagePlan Rank::make_plan(const Workload& workload, bool build) {
       rates_.disk = measure_read(offload_->file(), budget_);
     } else {
       make_writable_directory(options_.disk);
-      rates_.disk = measure_disk(options_.disk, budget_);
+      rates_.disk = measure_disk(options_.disk, plan.disk, budget_);
     }
     plan = make();
   }
