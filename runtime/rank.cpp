@@ -231,6 +231,8 @@ void Rank::load() {
                      WeightOffload{plan_.placement, *offload_,
                                    [] { return make_io_queue(kWeightReads); }, !options_.serial},
                      budget_, threads_);
+    // What fingerprint, vectors and measurements were read from, and what the kernel read ahead.
+    checkpoint_->drop_all_cache();
   }
   stage_.emplace(
       config, *weights_, Cpu{threads_, kernels_}, budget_, plan_.sizes,
