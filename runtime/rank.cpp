@@ -89,13 +89,28 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   checkpoint_ = open_model(options.model, options.weights);
   range_ = cut_stages(*checkpoint_, ranks.size(), options.split)[ranks.rank()];
   layout_ = weight_layout(*checkpoint_, range_);
-  measure_compute(*checkpoint_, layout_, {threads_, kernels_}, budget_, rates_);
   if (!options.disk.empty()) {
     const OffloadPlace place{options.disk, options.disk_budget};
     disk_room_ = OffloadFile::room(place, *checkpoint_, range_, layout_, ranks.ranks_on_host());
   }
-  settle(workload(requests), build);
+  const Workload wanted = workload(requests);
+  refuse_what_does_not_fit(wanted);
+  measure_compute(*checkpoint_, layout_, {threads_, kernels_}, budget_, rates_);
+  settle(wanted, build);
   say_plan();
+}
+
+void Rank::refuse_what_does_not_fit(const Workload& wanted) const {
+  const ModelConfig& config = checkpoint_->config();
+  try {
+    plan_stage(config, layout_, stage_sizes(options_, config), wanted, plan_limits(), {});
+  } catch (const DoesNotFit&) {
+    // A directory that cannot be used is the better reason.
+    if (!options_.disk.empty() && disk_room_ == 0 && options_.disk_budget > 0) {
+      make_writable_directory(options_.disk);
+    }
+    throw;
+  }
 }
 
 Workload Rank::workload(const RequestSizes& requests) const {

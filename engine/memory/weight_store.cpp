@@ -13,13 +13,12 @@ WeightPlacement all_resident(const WeightLayout& layout) {
   return placement;
 }
 
-// Enough for the disk to be busy while resident parts are copied into place, in what the budget has
-// left for what comes after them.
+// Enough for the disk to be busy while resident parts are copied into place, where there is room.
 WeightPlacement loading_ring(const MemoryBudget& budget) {
   WeightPlacement placement;
-  placement.slots = 2;
-  placement.slot_bytes =
-      std::clamp<uint64_t>(budget.available() / 2 / kReadBlock, 1, 8) * kReadBlock;
+  placement.slots = budget.available() >= 2 * kReadBlock ? 2 : 1;
+  const uint64_t blocks = budget.available() / (placement.slots * kReadBlock);
+  placement.slot_bytes = std::clamp<uint64_t>(blocks, 1, 8) * kReadBlock;
   return placement;
 }
 

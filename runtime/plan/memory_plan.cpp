@@ -40,7 +40,7 @@ class Planner {
       return *resident;
     }
     std::optional<StagePlan> best = resident;
-    if (best && workload_.exact) best.reset();
+    if (best && (workload_.exact || best->kv_pages() < longest_pages())) best.reset();
     for (int b = workload_.sequences; b >= 1; b /= 2) {
       for (int step = kKvSteps; step >= 0; --step) {
         std::optional<StagePlan> plan = partly_on_disk(b, step);
@@ -55,9 +55,20 @@ class Planner {
   }
 
  private:
-  int64_t pages_wanted(int sequences) const {
+  // KV pages of so many usual sequences.
+  int64_t usual_pages(int sequences) const {
     return sequences *
-           KvStore::pages_for(std::min<int64_t>(workload_.tokens, config_.max_positions));
+           KvStore::pages_for(std::clamp<int64_t>(workload_.tokens, 1, config_.max_positions));
+  }
+
+  int64_t longest_pages() const {
+    return KvStore::pages_for(std::clamp<int64_t>(workload_.longest, 1, config_.max_positions));
+  }
+
+  // Whatever the memory, one of the longest sequences has room beside usual ones: a request must
+  // not fail in one placement and be served in another.
+  int64_t pages_wanted(int sequences) const {
+    return usual_pages(sequences - 1) + std::max(usual_pages(1), longest_pages());
   }
 
   uint64_t activations(const Stage::Sizes& sizes) const {
@@ -66,7 +77,7 @@ class Planner {
            kRounding * (kLinkBuffers + 3);
   }
 
-  // Bytes of weights of which each sequence's token needs all.
+  // Norms and biases, which are always in memory.
   uint64_t vectors() const { return WeightStore::vector_bytes(layout_) + kRounding; }
 
   StagePlan start(const Stage::Sizes& sizes) const {
@@ -88,9 +99,8 @@ class Planner {
     if (limits_.kv_memory > 0) room = std::min(room, std::max(limits_.kv_memory, page_));
     plan.sizes.kv_pages = std::min(useful, static_cast<int64_t>(room / page_));
     plan.kv = Stage::kv_bytes(config_, layout_.range, plan.sizes);
-    const int64_t a_sequence = std::max<int64_t>(1, pages_wanted(1));
     const auto sequences = static_cast<int>(
-        std::clamp<int64_t>(plan.sizes.kv_pages / a_sequence, 1, workload_.sequences));
+        std::clamp<int64_t>(plan.sizes.kv_pages / usual_pages(1), 1, workload_.sequences));
     predict(plan, sequences);
     return plan;
   }
@@ -98,17 +108,8 @@ class Planner {
   // `step` eighths of the KV cache of `sequences` sequences in memory.
   std::optional<StagePlan> partly_on_disk(int sequences, int step) const {
     if (limits_.disk == 0) return std::nullopt;
-    Stage::Sizes sizes = sizes_;
-    sizes.slots = sequences;
-    const int64_t wanted = std::max<int64_t>(1, pages_wanted(sequences));
-    sizes.kv_pages = wanted * step / kKvSteps;
-    sizes.kv_disk_pages = wanted - sizes.kv_pages;
-    if (sizes.kv_disk_pages > 0) {
-      const int64_t longest = std::clamp<int64_t>(workload_.longest, 1, config_.max_positions);
-      sizes.kv_staging_pages =
-          std::min(wanted, std::max(KvStore::pages_for(longest), kUsefulStaging / stride_pages()));
-    }
-    const uint64_t kv = Stage::kv_bytes(config_, layout_.range, sizes) + 2 * kRounding;
+    Stage::Sizes sizes = kv_sizes(sequences, step);
+    const uint64_t kv = kv_bytes(sizes);
     if (limits_.kv_memory > 0 && kv > std::max(limits_.kv_memory, page_)) return std::nullopt;
     for (const bool head_streamed : {false, true}) {
       sizes.logit_rows =
@@ -128,10 +129,8 @@ class Planner {
       plan.streamed = streamed_bytes(layout_, plan.placement);
       if (!plan.placement.all_resident()) plan.disk += OffloadFile::file_bytes(layout_);
       if (sizes.kv_disk_pages > 0) {
-        plan.disk += KvDisk::file_bytes(
-            sizes.kv_disk_pages, sizes.slots,
-            io_aligned(Stage::page_shape(config_, sizes_.kv_format).page_bytes()),
-            layout_.range.layers());
+        plan.disk += KvDisk::file_bytes(sizes.kv_disk_pages, sizes.slots,
+                                        static_cast<size_t>(page_stride()), layout_.range.layers());
       }
       if (plan.disk > limits_.disk) continue;
       predict(plan, sequences);
@@ -140,9 +139,27 @@ class Planner {
     return std::nullopt;
   }
 
-  // Staging memory of a visit that lets the disk work well, in bytes.
-  static constexpr int64_t kUsefulStaging = 4 << 20;
-  int64_t stride_pages() const {
+  Stage::Sizes kv_sizes(int sequences, int step) const {
+    // Staging memory of a visit that lets the disk work well.
+    constexpr int64_t kUsefulStaging = 4 << 20;
+    Stage::Sizes sizes = sizes_;
+    sizes.slots = sequences;
+    const int64_t wanted = pages_wanted(sequences);
+    sizes.kv_pages = wanted * step / kKvSteps;
+    sizes.kv_disk_pages = wanted - sizes.kv_pages;
+    if (sizes.kv_disk_pages > 0) {
+      sizes.kv_staging_pages =
+          std::min(wanted, std::max(longest_pages(), kUsefulStaging / page_stride()));
+    }
+    return sizes;
+  }
+
+  uint64_t kv_bytes(const Stage::Sizes& sizes) const {
+    return Stage::kv_bytes(config_, layout_.range, sizes) + 2 * kRounding;
+  }
+
+  // Bytes of a page of a layer, on disk and in memory where a disk is used.
+  int64_t page_stride() const {
     return static_cast<int64_t>(
         io_aligned(Stage::page_shape(config_, sizes_.kv_format).page_bytes()));
   }
@@ -152,7 +169,7 @@ class Planner {
     const double groups = std::min(workload_.groups, sequences);
     // Over a sequence's life three quarters of its pages are there on average where the prompt is
     // as long as the answer.
-    const double pages = 0.75 * static_cast<double>(pages_wanted(sequences));
+    const double pages = 0.75 * static_cast<double>(usual_pages(sequences));
     const double on_disk = std::max(0.0, pages - static_cast<double>(plan.sizes.kv_pages));
     const double page = static_cast<double>(page_);
     plan.compute_s = groups * rates_.compute_s(compute_bytes(), sequences / groups) +
@@ -162,8 +179,10 @@ class Planner {
                      (plan.sizes.kv_disk_pages > 0 ? on_disk * page : 0.0)) /
                     rates_.disk;
     }
+    // A ring of one slot is read into only when nothing computes with it.
+    const bool overlapped = limits_.overlapped && plan.placement.slots != 1;
     plan.round_s =
-        limits_.overlapped ? std::max(plan.compute_s, plan.disk_s) : plan.compute_s + plan.disk_s;
+        overlapped ? std::max(plan.compute_s, plan.disk_s) : plan.compute_s + plan.disk_s;
     plan.tokens_per_s = sequences / plan.round_s;
   }
 
@@ -216,7 +235,22 @@ class Planner {
            format_bytes(plan.kv) + " at least";
   }
 
+  // The KV cache of one sequence where it takes least.
+  uint64_t least_kv() const {
+    const uint64_t memory = kv_bytes(kv_sizes(1, kKvSteps));
+    return limits_.disk > 0 ? std::min(memory, kv_bytes(kv_sizes(1, 0))) : memory;
+  }
+
   std::string refusal() const {
+    if (limits_.kv_memory > 0) {
+      Planner other(*this);
+      other.limits_.kv_memory = 0;
+      if (const auto fits = other.least()) {
+        return table("--kv-memory", *fits) + "\n  budget       " + format_bytes(limits_.kv_memory) +
+               "\ngive --kv-memory " + std::to_string((least_kv() >> 20) + 1) +
+               "MiB or more, or leave it out";
+      }
+    }
     const auto [mebibytes, plan] = smallest_budget();
     const std::string larger =
         "--host-memory " + std::to_string(mebibytes) + "MiB where the machine has it";
@@ -235,6 +269,9 @@ class Planner {
            "\nuse more ranks, a machine with more memory, or " + larger +
            (plan.needs_disk() ? "" : "; or let weights stream from a disk (--disk, --disk-budget)");
   }
+
+  // Rounded up, as an option takes it.
+  static std::string mebibytes(uint64_t bytes) { return std::to_string((bytes >> 20) + 1) + "MiB"; }
 
   const ModelConfig& config_;
   const WeightLayout& layout_;
@@ -297,7 +334,8 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
                       " in memory, " + format_bytes(plan.streamed) + " read from disk per step");
   if (plan.ring > 0) {
     line("ring", format_bytes(plan.ring) + " for weights on their way (" +
-                     std::to_string(plan.placement.slots) + " slots)");
+                     std::to_string(plan.placement.slots) +
+                     (plan.placement.slots == 1 ? " slot)" : " slots)"));
   }
   line("KV cache", format_bytes(plan.kv) + " in memory; room for " +
                        std::to_string(plan.kv_pages() * kPageTokens) + " tokens, " +

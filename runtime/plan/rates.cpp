@@ -32,8 +32,9 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
   const PlacedMatrix& placed = *std::max_element(
       unit.matrices.begin(), unit.matrices.end(),
       [](const PlacedMatrix& a, const PlacedMatrix& b) { return a.bytes() < b.bytes(); });
-  const auto panels = static_cast<int64_t>(std::clamp<uint64_t>(
-      kSampleBytes / placed.panel_bytes, 1, static_cast<uint64_t>(placed.panels())));
+  const auto panels = static_cast<int64_t>(
+      std::clamp<uint64_t>(std::min(kSampleBytes, budget.available()) / placed.panel_bytes, 1,
+                           static_cast<uint64_t>(placed.panels())));
   const uint64_t bytes = static_cast<uint64_t>(panels) * placed.panel_bytes;
   Buffer weights = budget.allocate(bytes, "measuring");
   pack_image(checkpoint, unit, placed.offset, {weights.data(), bytes}, cpu.threads);
