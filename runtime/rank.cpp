@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "engine/error.h"
 #include "engine/io/directory.h"
 #include "headrace/version.h"
 #include "runtime/open_model.h"
