@@ -10,6 +10,7 @@
 #include "headrace/version.h"
 #include "runtime/open_model.h"
 #include "runtime/plan/agreement.h"
+#include "runtime/plan/host_memory.h"
 
 namespace headrace {
 namespace {
@@ -61,7 +62,7 @@ int thread_count(const RunOptions& options, int cores) {
 
 uint64_t memory_limit(const RunOptions& options, int ranks_on_host) {
   if (options.host_memory > 0) return options.host_memory;
-  return available_host_memory() / 10 * 9 / ranks_on_host;
+  return default_host_memory(available_host_memory(), ranks_on_host);
 }
 
 }  // namespace
@@ -88,18 +89,29 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   checkpoint_ = open_model(options.model, options.weights);
   range_ = cut_stages(*checkpoint_, ranks.size(), options.split)[ranks.rank()];
   layout_ = weight_layout(*checkpoint_, range_);
+  if (!options.disk.empty()) {
+    const OffloadPlace place{options.disk, options.disk_budget};
+    disk_room_ = OffloadFile::room(place, *checkpoint_, range_, layout_, ranks.ranks_on_host());
+  }
+  const Workload wanted = workload(requests);
+  // Refuses what does not fit before anything is measured.
+  plan_stage(checkpoint_->config(), layout_, stage_sizes(options, checkpoint_->config()), wanted,
+             plan_limits(), {});
   measure_compute(*checkpoint_, layout_, {threads_, kernels_}, budget_, rates_);
-  settle(workload(requests), build);
+  settle(wanted, build);
   say_plan();
 }
 
 Workload Rank::workload(const RequestSizes& requests) const {
   RequestSizes sizes = from_rank_0(wires_.communicator, requests);
   const int64_t context = checkpoint_->config().max_positions;
-  if (options_.max_tokens > 0) sizes = {options_.max_tokens, options_.max_tokens};
-  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens};
+  if (options_.max_tokens > 0) sizes = {options_.max_tokens, options_.max_tokens, 0};
+  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens, 0};
   Workload workload;
   workload.sequences = stage_sizes(options_, checkpoint_->config()).slots;
+  if (sizes.sequences > 0 && sizes.sequences < workload.sequences) {
+    workload.sequences = static_cast<int>(sizes.sequences);
+  }
   workload.exact = options_.max_batch > 0;
   workload.tokens = std::min(sizes.usual, context);
   workload.longest = std::min(sizes.longest, context);
@@ -111,7 +123,7 @@ PlanLimits Rank::plan_limits() const {
   PlanLimits limits;
   limits.host_memory = budget_.limit();
   limits.kv_memory = options_.kv_memory;
-  limits.disk = options_.disk.empty() ? 0 : options_.disk_budget;
+  limits.disk = disk_room_;
   limits.overlapped = !options_.serial;
   return limits;
 }
@@ -130,7 +142,7 @@ StagePlan Rank::make_plan(const Workload& workload, bool build) {
       rates_.disk = measure_read(offload_->file(), budget_);
     } else {
       make_writable_directory(options_.disk);
-      rates_.disk = measure_disk(options_.disk, budget_);
+      rates_.disk = measure_disk(options_.disk, plan.disk, budget_);
     }
     plan = make();
   }

@@ -1,5 +1,6 @@
 #include "engine/memory/weight_store.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 

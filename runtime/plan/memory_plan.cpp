@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "comm/activation_link.h"
 #include "engine/error.h"
@@ -197,51 +198,77 @@ class Planner {
     return bytes;
   }
 
-  // The KV cache with which a stage takes least memory.
-  Stage::Sizes least_kv() const {
-    if (limits_.disk > 0) {
-      const Stage::Sizes memory = kv_sizes(1, kKvSteps), disk = kv_sizes(1, 0);
-      return kv_bytes(memory) <= kv_bytes(disk) ? memory : disk;
+  Planner with(uint64_t host_memory, uint64_t disk) const {
+    Planner other(*this);
+    other.limits_.host_memory = host_memory;
+    other.limits_.disk = disk;
+    return other;
+  }
+
+  // For one sequence, with as little as it takes; nothing if that does not fit.
+  std::optional<StagePlan> least() const {
+    for (int step = kKvSteps; step >= 0; --step) {
+      if (auto plan = partly_on_disk(1, step)) return plan;
     }
-    Stage::Sizes sizes = sizes_;
-    sizes.slots = 1;
-    sizes.kv_pages = 1;
-    return sizes;
+    return all_in_memory(1);
+  }
+
+  // The least budget in whole MiB, and what it would be used for.
+  std::pair<uint64_t, StagePlan> smallest_budget() const {
+    constexpr uint64_t kMiB = 1 << 20;
+    uint64_t low = limits_.host_memory / kMiB, high = low + 1;  // too little; enough
+    while (!with(high * kMiB, limits_.disk).least()) high *= 2;
+    while (high - low > 1) {
+      const uint64_t middle = (low + high) / 2;
+      (with(middle * kMiB, limits_.disk).least() ? high : low) = middle;
+    }
+    return {high, *with(high * kMiB, limits_.disk).least()};
+  }
+
+  static std::string table(const char* what, const StagePlan& plan) {
+    return std::string(what) + " is too small for this stage (" + describe(plan) +
+           ")\n  weights      " + format_bytes(plan.weights + plan.ring) +
+           (plan.placement.all_resident()
+                ? std::string()
+                : " of " + format_bytes(plan.all_weights) + ", the rest from disk") +
+           "\n  activations  " + format_bytes(plan.activations) + "\n  KV cache     " +
+           format_bytes(plan.kv) + " at least";
+  }
+
+  // The KV cache of one sequence where it takes least.
+  uint64_t least_kv() const {
+    const uint64_t memory = kv_bytes(kv_sizes(1, kKvSteps));
+    return limits_.disk > 0 ? std::min(memory, kv_bytes(kv_sizes(1, 0))) : memory;
   }
 
   std::string refusal() const {
-    Stage::Sizes one = least_kv();
-    if (limits_.disk > 0) one.logit_rows = 1;  // as partly_on_disk does for one sequence
-    StagePlan plan = start(one);
-    plan.kv = kv_bytes(one);
-    const bool stream = limits_.disk > 0;
-    const uint64_t weights = stream ? smallest_placement(layout_) + vectors() : plan.all_weights;
-    const uint64_t least =
-        weights + plan.activations + plan.kv + kRounding * (layout_.units.size() + 4);
-    const std::string table =
-        " (" + describe(plan) + ")\n  weights      " + format_bytes(weights) +
-        (stream ? " of " + format_bytes(plan.all_weights) + ", the rest from disk" : "") +
-        "\n  activations  " + format_bytes(plan.activations) + "\n  KV cache     " +
-        format_bytes(plan.kv) + " at least\n  needed       " + format_bytes(least) +
-        "\n  budget       " + format_bytes(limits_.host_memory);
-    if (!stream || least > limits_.host_memory) {
-      return "host memory is too small for this stage" + table +
-             "\nuse more ranks, a machine with more memory, or --host-memory " + mebibytes(least) +
-             " where the machine has it";
+    if (limits_.kv_memory > 0) {
+      Planner other(*this);
+      other.limits_.kv_memory = 0;
+      if (const auto fits = other.least()) {
+        return table("--kv-memory", *fits) + "\n  given        " + format_bytes(limits_.kv_memory) +
+               "\ngive --kv-memory " + std::to_string((least_kv() >> 20) + 1) +
+               "MiB or more, or leave it out";
+      }
     }
-    if (limits_.kv_memory > 0 && plan.kv > limits_.kv_memory) {
-      return "--kv-memory is too small for this stage" + table + ", for the KV cache " +
-             format_bytes(limits_.kv_memory) + "\ngive --kv-memory " + mebibytes(plan.kv) +
-             " or more, or leave it out";
+    const auto [mebibytes, plan] = smallest_budget();
+    const std::string larger =
+        "--host-memory " + std::to_string(mebibytes) + "MiB where the machine has it";
+    if (limits_.disk > 0) {
+      if (const auto streamed = with(limits_.host_memory, UINT64_MAX).least()) {
+        return table("the disk", *streamed) + "\n  disk         " + format_bytes(streamed->disk) +
+               " needed, " + format_bytes(limits_.disk) +
+               " there\ngive more --disk-budget, free space in --disk (headrace clean), use more "
+               "ranks, or " +
+               larger;
+      }
     }
-    return "the disk budget is too small for this stage" + table + "\n  disk         " +
-           format_bytes(OffloadFile::file_bytes(layout_)) + " for the weights, budget " +
-           format_bytes(limits_.disk) +
-           "\ngive a larger --disk-budget or --host-memory, or use more ranks";
+    return table("host memory", plan) + "\n  needed       " +
+           format_bytes(plan.weights + plan.ring + plan.activations + plan.kv) +
+           "\n  budget       " + format_bytes(limits_.host_memory) +
+           "\nuse more ranks, a machine with more memory, or " + larger +
+           (plan.needs_disk() ? "" : "; or let weights stream from a disk (--disk, --disk-budget)");
   }
-
-  // Rounded up, as an option takes it.
-  static std::string mebibytes(uint64_t bytes) { return std::to_string((bytes >> 20) + 1) + "MiB"; }
 
   const ModelConfig& config_;
   const WeightLayout& layout_;
@@ -300,8 +327,10 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
   line("layers",
        std::to_string(plan.range.first_layer) + "-" + std::to_string(plan.range.end_layer - 1) +
            (plan.range.is_first ? ", embedding" : "") + (plan.range.is_last ? ", head" : ""));
-  line("weights", format_bytes(plan.all_weights) + ": " + format_bytes(plan.weights) +
-                      " in memory, " + format_bytes(plan.streamed) + " read from disk per step");
+  line("weights",
+       format_bytes(plan.all_weights) + ": " + format_bytes(plan.weights) + " in memory, " +
+           format_bytes(plan.streamed) + " read from disk per step" +
+           (plan.placement.embedding_streamed() ? ", rows of the embedding as needed" : ""));
   if (plan.ring > 0) {
     line("ring", format_bytes(plan.ring) + " for weights on their way (" +
                      std::to_string(plan.placement.slots) +

@@ -59,7 +59,7 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
 double measure_read(const File& file, MemoryBudget& budget) {
   const uint64_t bytes = std::min(kProbeBytes, file.size() / kReadPart * kReadPart);
   if (bytes == 0) return 0;
-  const size_t reads = std::clamp<size_t>(budget.available() / kReadPart, 1, kMostReads);
+  const auto reads = std::clamp<size_t>(budget.available() / kReadPart, 1, kMostReads);
   Buffer memory = budget.allocate(reads * kReadPart, "measuring");
   const auto queue = make_io_queue(static_cast<int>(reads));
   const double time = seconds([&] {
@@ -74,12 +74,13 @@ double measure_read(const File& file, MemoryBudget& budget) {
   return static_cast<double>(bytes) / time;
 }
 
-double measure_disk(const std::string& directory, MemoryBudget& budget) {
+double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget) {
+  const uint64_t bytes = std::clamp<uint64_t>(most / kReadPart * kReadPart, kReadPart, kProbeBytes);
   File file(directory, File::Mode::kTemporary);
-  file.allocate(kProbeBytes);
+  file.allocate(bytes);
   {
     const Buffer content = budget.allocate(kReadPart, "measuring");
-    for (uint64_t at = 0; at < kProbeBytes; at += kReadPart) {
+    for (uint64_t at = 0; at < bytes; at += kReadPart) {
       write_now(file, at, {content.data(), kReadPart});
     }
   }
