@@ -117,10 +117,13 @@ void Rank::refuse_what_does_not_fit(const Workload& wanted) const {
 Workload Rank::workload(const RequestSizes& requests) const {
   RequestSizes sizes = from_rank_0(wires_.communicator, requests);
   const int64_t context = checkpoint_->config().max_positions;
-  if (options_.max_tokens > 0) sizes = {options_.max_tokens, options_.max_tokens};
-  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens};
+  if (options_.max_tokens > 0) sizes = {options_.max_tokens, options_.max_tokens, 0};
+  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens, 0};
   Workload workload;
   workload.sequences = stage_sizes(options_, checkpoint_->config()).slots;
+  if (sizes.sequences > 0 && sizes.sequences < workload.sequences) {
+    workload.sequences = static_cast<int>(sizes.sequences);
+  }
   workload.exact = options_.max_batch > 0;
   workload.tokens = std::min(sizes.usual, context);
   workload.longest = std::min(sizes.longest, context);

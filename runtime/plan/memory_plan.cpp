@@ -270,9 +270,6 @@ class Planner {
            (plan.needs_disk() ? "" : "; or let weights stream from a disk (--disk, --disk-budget)");
   }
 
-  // Rounded up, as an option takes it.
-  static std::string mebibytes(uint64_t bytes) { return std::to_string((bytes >> 20) + 1) + "MiB"; }
-
   const ModelConfig& config_;
   const WeightLayout& layout_;
   Stage::Sizes sizes_;
@@ -330,8 +327,10 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
   line("layers",
        std::to_string(plan.range.first_layer) + "-" + std::to_string(plan.range.end_layer - 1) +
            (plan.range.is_first ? ", embedding" : "") + (plan.range.is_last ? ", head" : ""));
-  line("weights", format_bytes(plan.all_weights) + ": " + format_bytes(plan.weights) +
-                      " in memory, " + format_bytes(plan.streamed) + " read from disk per step");
+  line("weights",
+       format_bytes(plan.all_weights) + ": " + format_bytes(plan.weights) + " in memory, " +
+           format_bytes(plan.streamed) + " read from disk per step" +
+           (plan.placement.embedding_streamed() ? ", rows of the embedding as needed" : ""));
   if (plan.ring > 0) {
     line("ring", format_bytes(plan.ring) + " for weights on their way (" +
                      std::to_string(plan.placement.slots) +
