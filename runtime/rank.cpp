@@ -41,6 +41,8 @@ Stage::Sizes stage_sizes(const RunOptions& options, const ModelConfig& config) {
     const int64_t wanted = options.prefill_chunk == 0 ? kLongestStep : options.prefill_chunk;
     sizes.step_rows = std::clamp<int64_t>(std::min<int64_t>(wanted, config.max_positions),
                                           kStepRows, kLongestStep);
+  } else if (options.max_batch > 0) {
+    sizes.step_rows = std::min(kStepRows, options.max_batch * options.prefill_chunk);
   }
   sizes.micro_batch_rows = std::min<int64_t>(256, sizes.step_rows);
   sizes.kv_format = options.kv_format;
@@ -212,9 +214,9 @@ void Rank::load() {
                                    [] { return make_io_queue(kWeightReads); }, !options_.serial},
                      budget_, threads_);
   }
-  stage_.emplace(config, *weights_, Cpu{threads_, kernels_}, budget_, plan_.sizes,
-                 KvDiskAccess{options_.disk, [] { return make_io_queue(kKvTransfers); },
-                                     !options_.serial});
+  stage_.emplace(
+      config, *weights_, Cpu{threads_, kernels_}, budget_, plan_.sizes,
+      KvDiskAccess{options_.disk, [] { return make_io_queue(kKvTransfers); }, !options_.serial});
   const size_t bytes = link_buffer_bytes(config, plan_.sizes.step_rows);
   std::vector<ActivationLink::HiddenBuffer> spans;
   for (int i = 0; i < kLinkBuffers; ++i) {

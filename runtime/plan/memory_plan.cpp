@@ -13,8 +13,11 @@ namespace headrace {
 namespace {
 
 constexpr uint64_t kRounding = 4096;  // of each buffer
-constexpr int kRingSlots = 3;
+// Read ahead at least: what a fast disk brings while the matrices of an attention are computed.
+constexpr uint64_t kReadAhead = 8 << 20;
 constexpr int64_t kLogitRows = 16;
+// Where weights come from disk, memory is better used for weights than for larger micro-batches.
+constexpr int64_t kMicroBatchRows = 128;
 constexpr int64_t kMostLogitRows = 128;  // where a head on disk is read once for so many
 constexpr int kKvSteps = 8;              // shares of the KV cache in memory that are tried
 
@@ -99,6 +102,7 @@ class Planner {
     if (limits_.disk == 0) return std::nullopt;
     Stage::Sizes sizes = sizes_;
     sizes.slots = sequences;
+    sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, kMicroBatchRows);
     const int64_t wanted = std::max<int64_t>(1, pages_wanted(sequences));
     sizes.kv_pages = wanted * step / kKvSteps;
     sizes.kv_disk_pages = wanted - sizes.kv_pages;
@@ -112,12 +116,12 @@ class Planner {
     for (const bool head_streamed : {false, true}) {
       sizes.logit_rows =
           head_streamed ? std::min<int64_t>({sequences, kMostLogitRows, sizes.micro_batch_rows})
-                        : kLogitRows;
+                        : std::min<int64_t>(sequences, kLogitRows);
       StagePlan plan = start(sizes);
       const uint64_t fixed =
           plan.activations + vectors() + kv + kRounding * (layout_.units.size() + 2);
       if (fixed + smallest_placement(layout_) > limits_.host_memory) continue;
-      plan.placement = place_weights(layout_, limits_.host_memory - fixed, kRingSlots);
+      plan.placement = place_weights(layout_, limits_.host_memory - fixed, kReadAhead);
       const bool streams_head =
           layout_.range.is_last && plan.placement.streamed[layout_.head_unit()] != 0;
       if (streams_head != head_streamed) continue;
@@ -180,10 +184,14 @@ class Planner {
 
   std::string refusal() const {
     Stage::Sizes one = sizes_;
-    one.slots = 1;
-    one.kv_pages = std::max<int64_t>(1, limits_.disk > 0 ? pages_wanted(1) : 1);
-    StagePlan plan = start(one);
     const bool stream = limits_.disk > 0;
+    one.slots = 1;
+    one.kv_pages = std::max<int64_t>(1, stream ? pages_wanted(1) : 1);
+    if (stream) {
+      one.micro_batch_rows = std::min(one.micro_batch_rows, kMicroBatchRows);
+      one.logit_rows = 1;
+    }
+    StagePlan plan = start(one);
     const uint64_t weights = stream ? smallest_placement(layout_) + vectors() : plan.all_weights;
     const uint64_t kv = Stage::kv_bytes(config_, layout_.range, one);
     const uint64_t least = weights + plan.activations + kv + kRounding * (layout_.units.size() + 4);
@@ -264,8 +272,7 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
   line("weights", format_bytes(plan.all_weights) + ": " + format_bytes(plan.weights) +
                       " in memory, " + format_bytes(plan.streamed) + " read from disk per step");
   if (plan.ring > 0) {
-    line("ring", format_bytes(plan.ring) + " for weights on their way (" +
-                     std::to_string(plan.placement.slots) + " slots)");
+    line("ring", format_bytes(plan.ring) + " for weights on their way");
   }
   line("KV cache", format_bytes(plan.kv) + " in memory; room for " +
                        std::to_string(plan.kv_pages() * kPageTokens) + " tokens, " +
