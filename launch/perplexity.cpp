@@ -39,7 +39,7 @@ void add_perplexity(CLI::App& app, int& exit_code) {
   sub->add_option("--threads", options.threads, "Compute threads (default: all cores)")
       ->check(positive_number());
   sub->add_option("--host-memory", a->host_memory,
-                  "Memory budget, as 8GiB (default: 90% of what is free)");
+                  "Memory budget, as 8GiB (default: what is free, but a margin)");
   add_weights_option(*sub, options.weights);
   add_kv_option(*sub, options.kv_format);
   add_target_option(*sub, options.target);

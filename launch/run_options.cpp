@@ -22,7 +22,7 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
                  "Prompt tokens per sequence and step, or all")
       ->capture_default_str();
   sub.add_option("--host-memory", arguments.host_memory,
-                 "Memory budget per rank, as 8GiB (default: 90% of what is free)");
+                 "Memory budget per rank, as 8GiB (default: what is free, but a margin)");
   sub.add_option("--kv-memory", arguments.kv_memory,
                  "Part of it for the KV cache, as 2GiB (default: what is fastest)");
   sub.add_option("--disk", run.disk,

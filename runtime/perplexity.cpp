@@ -13,7 +13,7 @@
 #include "runtime/error.h"
 #include "runtime/open_model.h"
 #include "runtime/pipeline/stage.h"
-#include "runtime/plan/stage_plan.h"
+#include "runtime/plan/host_memory.h"
 #include "runtime/text/tokenizer.h"
 
 namespace headrace {
@@ -107,7 +107,7 @@ Perplexity perplexity_of_ids(const Checkpoint& checkpoint, const PerplexityOptio
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   ThreadPool threads(options.threads > 0 ? options.threads : cores);
   MemoryBudget budget("host memory", options.host_memory > 0 ? options.host_memory
-                                                             : available_host_memory() / 10 * 9);
+                                                             : default_host_memory(available_host_memory(), 1));
   Predictor predictor(checkpoint, options, {threads, kernels(options.target)}, budget);
   Perplexity result;
   const int64_t per_window = options.window - std::ssize(prefix);

@@ -5,11 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
 
+#include "engine/io/directory.h"
 #include "headrace/version.h"
 #include "runtime/open_model.h"
 #include "runtime/plan/agreement.h"
+#include "runtime/plan/host_memory.h"
 
 namespace headrace {
 namespace {
@@ -63,7 +64,7 @@ int thread_count(const RunOptions& options, int cores) {
 
 uint64_t memory_limit(const RunOptions& options, int ranks_on_host) {
   if (options.host_memory > 0) return options.host_memory;
-  return available_host_memory() / 10 * 9 / ranks_on_host;
+  return default_host_memory(available_host_memory(), ranks_on_host);
 }
 
 }  // namespace
@@ -90,8 +91,16 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   checkpoint_ = open_model(options.model, options.weights);
   range_ = cut_stages(*checkpoint_, ranks.size(), options.split)[ranks.rank()];
   layout_ = weight_layout(*checkpoint_, range_);
+  if (!options.disk.empty()) {
+    const OffloadPlace place{options.disk, options.disk_budget};
+    disk_room_ = OffloadFile::room(place, *checkpoint_, range_, layout_, ranks.ranks_on_host());
+  }
+  const Workload wanted = workload(requests);
+  // Refuses what does not fit before anything is measured.
+  plan_stage(checkpoint_->config(), layout_, stage_sizes(options, checkpoint_->config()), wanted,
+             plan_limits(), {});
   measure_compute(*checkpoint_, layout_, {threads_, kernels_}, budget_, rates_);
-  settle(workload(requests), build);
+  settle(wanted, build);
   say_plan();
 }
 
@@ -113,7 +122,7 @@ PlanLimits Rank::plan_limits() const {
   PlanLimits limits;
   limits.host_memory = budget_.limit();
   limits.kv_memory = options_.kv_memory;
-  limits.disk = options_.disk.empty() ? 0 : options_.disk_budget;
+  limits.disk = disk_room_;
   limits.overlapped = !options_.serial;
   return limits;
 }
@@ -131,8 +140,8 @@ StagePlan Rank::make_plan(const Workload& workload, bool build) {
       open_offload_file();
       rates_.disk = measure_read(offload_->file(), budget_);
     } else {
-      std::filesystem::create_directories(options_.disk);
-      rates_.disk = measure_disk(options_.disk, budget_);
+      make_writable_directory(options_.disk);
+      rates_.disk = measure_disk(options_.disk, plan.disk, budget_);
     }
     plan = make();
   }

@@ -85,6 +85,7 @@ class Rank {
   StageRange range_;
   WeightLayout layout_;
   Rates rates_;
+  uint64_t disk_room_ = 0;  // bytes that the plan may take
   std::unique_ptr<OffloadFile> offload_;
   StagePlan plan_;
   ScheduleLimits limits_;

@@ -95,6 +95,25 @@ std::unique_ptr<OffloadFile> OffloadFile::open_or_build(
                 "; give a --disk on another disk");
 }
 
+uint64_t OffloadFile::room(const OffloadPlace& place, const Checkpoint& checkpoint,
+                           const StageRange& range, const WeightLayout& layout, int sharing) {
+  std::error_code error;
+  const std::filesystem::path directory = std::filesystem::absolute(place.directory, error);
+  const OffloadHeader header(checkpoint, range, layout);
+  const uintmax_t own = std::filesystem::file_size(directory / header.file_name(), error);
+  const uint64_t there = error ? 0 : std::min<uint64_t>(own, header.file_bytes);
+  std::filesystem::path parent = directory;
+  while (!std::filesystem::exists(parent, error) && parent.has_relative_path()) {
+    parent = parent.parent_path();
+  }
+  try {
+    const uint64_t free = free_bytes(parent.string()) / static_cast<uint64_t>(sharing);
+    return std::min(place.disk_budget, free + there);
+  } catch (const IoError&) {
+    return place.disk_budget;
+  }
+}
+
 void OffloadFile::verify(size_t unit, uint64_t from, std::span<const std::byte> data) const {
   const OffloadHeader::Unit& place = header_.units.at(unit);
   const bool in_image = from <= place.bytes && data.size() <= place.bytes - from;

@@ -47,6 +47,12 @@ class OffloadFile {
   // file is removed first, so that the next start builds it anew.
   void verify(size_t unit, uint64_t from, std::span<const std::byte> data) const;
 
+  // Bytes that a rank may take in the directory, if `sharing` ranks of this machine share what is
+  // free there: no more than the budget; what its own file has already counts. The directory need
+  // not be there. Never throws for a directory that cannot be used; that comes out when it is.
+  static uint64_t room(const OffloadPlace& place, const Checkpoint& checkpoint,
+                       const StageRange& range, const WeightLayout& layout, int sharing);
+
   // What the file takes on disk.
   static uint64_t file_bytes(const WeightLayout& layout) { return offload_file_bytes(layout); }
 

@@ -1,5 +1,6 @@
 #include "engine/memory/weight_store.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -12,10 +13,12 @@ WeightPlacement all_resident(const WeightLayout& layout) {
   return placement;
 }
 
-// Enough for the disk to be busy while resident parts are copied into place.
-WeightPlacement loading_ring() {
+// Enough for the disk to be busy while resident parts are copied into place, where there is room.
+WeightPlacement loading_ring(const MemoryBudget& budget) {
   WeightPlacement placement;
-  placement.piece_bytes = placement.ahead_bytes = 8 * kReadBlock;
+  const uint64_t blocks = std::clamp<uint64_t>(budget.available() / kReadBlock, 1, 16);
+  placement.ahead_bytes = blocks / 2 * kReadBlock;
+  placement.piece_bytes = blocks * kReadBlock - placement.ahead_bytes;
   return placement;
 }
 
@@ -73,7 +76,7 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
 
 void WeightStore::load_resident(const WeightOffload& offload, MemoryBudget& budget,
                                 ThreadPool& threads) {
-  WeightStream loader(offload.file, {}, loading_ring(), offload.make_queue(), budget, threads,
+  WeightStream loader(offload.file, {}, loading_ring(budget), offload.make_queue(), budget, threads,
                       true);
   for (size_t u = 0; u < layout_.units.size(); ++u) {
     const WeightUnit& unit = layout_.units[u];

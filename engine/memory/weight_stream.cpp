@@ -131,22 +131,24 @@ void WeightStream::finish_first() {
 
 void WeightStream::read_through(size_t unit, uint64_t from, uint64_t to, const Take& take) {
   const uint64_t first = from / kReadBlock * kReadBlock;
-  const uint64_t parts = ring_.size() / kLeastPart;
+  const uint64_t part = std::min(kLeastPart, ring_.size() / kReadBlock * kReadBlock);
+  const uint64_t parts = ring_.size() / part;
+  const auto memory_of = [&](uint64_t at) {
+    return ring_.data() + (at - first) / part % parts * part;
+  };
   std::deque<IoTicket> tickets;
   uint64_t started = first;
-  for (uint64_t at = first; at < to; at += kLeastPart) {
-    for (; started < to && started < at + parts * kLeastPart; started += kLeastPart) {
-      std::byte* const place = ring_.data() + (started - first) / kLeastPart % parts * kLeastPart;
+  for (uint64_t at = first; at < to; at += part) {
+    for (; started < to && started < at + parts * part; started += part) {
       tickets.push_back(queue_->read(file_.file(), file_.offset(unit) + started,
-                                     {place, std::min(kLeastPart, to - started)}));
+                                     {memory_of(started), std::min(part, to - started)}));
     }
     queue_->wait(tickets.front());
     tickets.pop_front();
-    const std::span part(ring_.data() + (at - first) / kLeastPart % parts * kLeastPart,
-                         std::min(kLeastPart, to - at));
-    bytes_read_ += part.size();
-    check(part.data(), unit, at, at + part.size());
-    take(at, part);
+    const std::span bytes(memory_of(at), std::min(part, to - at));
+    bytes_read_ += bytes.size();
+    check(bytes.data(), unit, at, at + bytes.size());
+    take(at, bytes);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "comm/activation_link.h"
 #include "engine/error.h"
@@ -42,7 +43,7 @@ class Planner {
       return *resident;
     }
     std::optional<StagePlan> best = resident;
-    if (best && workload_.exact) best.reset();
+    if (best && (workload_.exact || best->kv_pages() < longest_pages())) best.reset();
     for (int b = workload_.sequences; b >= 1; b /= 2) {
       for (int step = kKvSteps; step >= 0; --step) {
         std::optional<StagePlan> plan = partly_on_disk(b, step);
@@ -57,9 +58,20 @@ class Planner {
   }
 
  private:
-  int64_t pages_wanted(int sequences) const {
+  // KV pages of so many usual sequences.
+  int64_t usual_pages(int sequences) const {
     return sequences *
-           KvStore::pages_for(std::min<int64_t>(workload_.tokens, config_.max_positions));
+           KvStore::pages_for(std::clamp<int64_t>(workload_.tokens, 1, config_.max_positions));
+  }
+
+  int64_t longest_pages() const {
+    return KvStore::pages_for(std::clamp<int64_t>(workload_.longest, 1, config_.max_positions));
+  }
+
+  // Whatever the memory, one of the longest sequences has room beside usual ones: a request must
+  // not fail in one placement and be served in another.
+  int64_t pages_wanted(int sequences) const {
+    return usual_pages(sequences - 1) + std::max(usual_pages(1), longest_pages());
   }
 
   uint64_t activations(const Stage::Sizes& sizes) const {
@@ -68,7 +80,7 @@ class Planner {
            kRounding * (kLinkBuffers + 3);
   }
 
-  // Bytes of weights of which each sequence's token needs all.
+  // Norms and biases, which are always in memory.
   uint64_t vectors() const { return WeightStore::vector_bytes(layout_) + kRounding; }
 
   StagePlan start(const Stage::Sizes& sizes) const {
@@ -90,9 +102,8 @@ class Planner {
     if (limits_.kv_memory > 0) room = std::min(room, std::max(limits_.kv_memory, page_));
     plan.sizes.kv_pages = std::min(useful, static_cast<int64_t>(room / page_));
     plan.kv = Stage::kv_bytes(config_, layout_.range, plan.sizes);
-    const int64_t a_sequence = std::max<int64_t>(1, pages_wanted(1));
     const auto sequences = static_cast<int>(
-        std::clamp<int64_t>(plan.sizes.kv_pages / a_sequence, 1, workload_.sequences));
+        std::clamp<int64_t>(plan.sizes.kv_pages / usual_pages(1), 1, workload_.sequences));
     predict(plan, sequences);
     return plan;
   }
@@ -100,18 +111,9 @@ class Planner {
   // `step` eighths of the KV cache of `sequences` sequences in memory.
   std::optional<StagePlan> partly_on_disk(int sequences, int step) const {
     if (limits_.disk == 0) return std::nullopt;
-    Stage::Sizes sizes = sizes_;
-    sizes.slots = sequences;
+    Stage::Sizes sizes = kv_sizes(sequences, step);
     sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, kMicroBatchRows);
-    const int64_t wanted = std::max<int64_t>(1, pages_wanted(sequences));
-    sizes.kv_pages = wanted * step / kKvSteps;
-    sizes.kv_disk_pages = wanted - sizes.kv_pages;
-    if (sizes.kv_disk_pages > 0) {
-      const int64_t longest = std::clamp<int64_t>(workload_.longest, 1, config_.max_positions);
-      sizes.kv_staging_pages =
-          std::min(wanted, std::max(KvStore::pages_for(longest), kUsefulStaging / stride_pages()));
-    }
-    const uint64_t kv = Stage::kv_bytes(config_, layout_.range, sizes) + 2 * kRounding;
+    const uint64_t kv = kv_bytes(sizes);
     if (limits_.kv_memory > 0 && kv > std::max(limits_.kv_memory, page_)) return std::nullopt;
     for (const bool head_streamed : {false, true}) {
       sizes.logit_rows =
@@ -124,17 +126,15 @@ class Planner {
       plan.placement = place_weights(layout_, limits_.host_memory - fixed, kReadAhead);
       const bool streams_head =
           layout_.range.is_last && plan.placement.streamed[layout_.head_unit()] != 0;
-      if (streams_head != head_streamed) continue;
+      if (streams_head && !head_streamed) continue;
       plan.kv = kv;
       plan.weights = resident_bytes(layout_, plan.placement) + vectors();
       plan.ring = ring_bytes(plan.placement);
       plan.streamed = streamed_bytes(layout_, plan.placement);
       if (!plan.placement.all_resident()) plan.disk += OffloadFile::file_bytes(layout_);
       if (sizes.kv_disk_pages > 0) {
-        plan.disk += KvDisk::file_bytes(
-            sizes.kv_disk_pages, sizes.slots,
-            io_aligned(Stage::page_shape(config_, sizes_.kv_format).page_bytes()),
-            layout_.range.layers());
+        plan.disk += KvDisk::file_bytes(sizes.kv_disk_pages, sizes.slots,
+                                        static_cast<size_t>(page_stride()), layout_.range.layers());
       }
       if (plan.disk > limits_.disk) continue;
       predict(plan, sequences);
@@ -143,9 +143,27 @@ class Planner {
     return std::nullopt;
   }
 
-  // Staging memory of a visit that lets the disk work well, in bytes.
-  static constexpr int64_t kUsefulStaging = 4 << 20;
-  int64_t stride_pages() const {
+  Stage::Sizes kv_sizes(int sequences, int step) const {
+    // Staging memory of a visit that lets the disk work well.
+    constexpr int64_t kUsefulStaging = 4 << 20;
+    Stage::Sizes sizes = sizes_;
+    sizes.slots = sequences;
+    const int64_t wanted = pages_wanted(sequences);
+    sizes.kv_pages = wanted * step / kKvSteps;
+    sizes.kv_disk_pages = wanted - sizes.kv_pages;
+    if (sizes.kv_disk_pages > 0) {
+      sizes.kv_staging_pages =
+          std::min(wanted, std::max(longest_pages(), kUsefulStaging / page_stride()));
+    }
+    return sizes;
+  }
+
+  uint64_t kv_bytes(const Stage::Sizes& sizes) const {
+    return Stage::kv_bytes(config_, layout_.range, sizes) + 2 * kRounding;
+  }
+
+  // Bytes of a page of a layer, on disk and in memory where a disk is used.
+  int64_t page_stride() const {
     return static_cast<int64_t>(
         io_aligned(Stage::page_shape(config_, sizes_.kv_format).page_bytes()));
   }
@@ -155,7 +173,7 @@ class Planner {
     const double groups = std::min(workload_.groups, sequences);
     // Over a sequence's life three quarters of its pages are there on average where the prompt is
     // as long as the answer.
-    const double pages = 0.75 * static_cast<double>(pages_wanted(sequences));
+    const double pages = 0.75 * static_cast<double>(usual_pages(sequences));
     const double on_disk = std::max(0.0, pages - static_cast<double>(plan.sizes.kv_pages));
     const double page = static_cast<double>(page_);
     plan.compute_s = groups * rates_.compute_s(compute_bytes(), sequences / groups) +
@@ -182,35 +200,80 @@ class Planner {
     return bytes;
   }
 
-  std::string refusal() const {
-    Stage::Sizes one = sizes_;
-    const bool stream = limits_.disk > 0;
-    one.slots = 1;
-    one.kv_pages = std::max<int64_t>(1, stream ? pages_wanted(1) : 1);
-    if (stream) {
-      one.micro_batch_rows = std::min(one.micro_batch_rows, kMicroBatchRows);
-      one.logit_rows = 1;
-    }
-    StagePlan plan = start(one);
-    const uint64_t weights = stream ? smallest_placement(layout_) + vectors() : plan.all_weights;
-    const uint64_t kv = Stage::kv_bytes(config_, layout_.range, one);
-    const uint64_t least = weights + plan.activations + kv + kRounding * (layout_.units.size() + 4);
-    std::string text =
-        "host memory is too small for this stage (" + describe(plan) + ")\n  weights      " +
-        format_bytes(weights) +
-        (stream ? " of " + format_bytes(plan.all_weights) + ", the rest from disk" : "") +
-        "\n  activations  " + format_bytes(plan.activations) + "\n  KV cache     " +
-        format_bytes(kv) + " at least\n  needed       " + format_bytes(least) +
-        "\n  budget       " + format_bytes(limits_.host_memory);
-    if (stream && least <= limits_.host_memory) {
-      text += "\n  disk         " + format_bytes(OffloadFile::file_bytes(layout_)) +
-              " needed, budget " + format_bytes(limits_.disk) +
-              "\ngive more --disk-budget, or free space in --disk";
-      return text;
-    }
-    return text + "\nuse more ranks, a machine with more memory, or --host-memory " +
-           std::to_string((least >> 20) + 1) + "MiB where the machine has it";
+  Planner with(uint64_t host_memory, uint64_t disk) const {
+    Planner other(*this);
+    other.limits_.host_memory = host_memory;
+    other.limits_.disk = disk;
+    return other;
   }
+
+  // For one sequence, with as little as it takes; nothing if that does not fit.
+  std::optional<StagePlan> least() const {
+    for (int step = kKvSteps; step >= 0; --step) {
+      if (auto plan = partly_on_disk(1, step)) return plan;
+    }
+    return all_in_memory(1);
+  }
+
+  // The least budget in whole MiB, and what it would be used for.
+  std::pair<uint64_t, StagePlan> smallest_budget() const {
+    constexpr uint64_t kMiB = 1 << 20;
+    uint64_t low = limits_.host_memory / kMiB, high = low + 1;  // too little; enough
+    while (!with(high * kMiB, limits_.disk).least()) high *= 2;
+    while (high - low > 1) {
+      const uint64_t middle = (low + high) / 2;
+      (with(middle * kMiB, limits_.disk).least() ? high : low) = middle;
+    }
+    return {high, *with(high * kMiB, limits_.disk).least()};
+  }
+
+  static std::string table(const char* what, const StagePlan& plan) {
+    return std::string(what) + " is too small for this stage (" + describe(plan) +
+           ")\n  weights      " + format_bytes(plan.weights + plan.ring) +
+           (plan.placement.all_resident()
+                ? std::string()
+                : " of " + format_bytes(plan.all_weights) + ", the rest from disk") +
+           "\n  activations  " + format_bytes(plan.activations) + "\n  KV cache     " +
+           format_bytes(plan.kv) + " at least";
+  }
+
+  // The KV cache of one sequence where it takes least.
+  uint64_t least_kv() const {
+    const uint64_t memory = kv_bytes(kv_sizes(1, kKvSteps));
+    return limits_.disk > 0 ? std::min(memory, kv_bytes(kv_sizes(1, 0))) : memory;
+  }
+
+  std::string refusal() const {
+    if (limits_.kv_memory > 0) {
+      Planner other(*this);
+      other.limits_.kv_memory = 0;
+      if (const auto fits = other.least()) {
+        return table("--kv-memory", *fits) + "\n  given        " + format_bytes(limits_.kv_memory) +
+               "\ngive --kv-memory " + std::to_string((least_kv() >> 20) + 1) +
+               "MiB or more, or leave it out";
+      }
+    }
+    const auto [mebibytes, plan] = smallest_budget();
+    const std::string larger =
+        "--host-memory " + std::to_string(mebibytes) + "MiB where the machine has it";
+    if (limits_.disk > 0) {
+      if (const auto streamed = with(limits_.host_memory, UINT64_MAX).least()) {
+        return table("the disk", *streamed) + "\n  disk         " + format_bytes(streamed->disk) +
+               " needed, " + format_bytes(limits_.disk) +
+               " there\ngive more --disk-budget, free space in --disk (headrace clean), use more "
+               "ranks, or " +
+               larger;
+      }
+    }
+    return table("host memory", plan) + "\n  needed       " +
+           format_bytes(plan.weights + plan.ring + plan.activations + plan.kv) +
+           "\n  budget       " + format_bytes(limits_.host_memory) +
+           "\nuse more ranks, a machine with more memory, or " + larger +
+           (plan.needs_disk() ? "" : "; or let weights stream from a disk (--disk, --disk-budget)");
+  }
+
+  // Rounded up, as an option takes it.
+  static std::string mebibytes(uint64_t bytes) { return std::to_string((bytes >> 20) + 1) + "MiB"; }
 
   const ModelConfig& config_;
   const WeightLayout& layout_;

@@ -1,7 +1,6 @@
 #include "runtime/plan/rates.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <vector>
@@ -15,7 +14,7 @@ namespace {
 constexpr uint64_t kSampleBytes = 8 << 20;  // of weights
 constexpr int64_t kManyRows = 32;
 constexpr size_t kReadPart = 1 << 20;
-constexpr int kReads = 16;                  // under way
+constexpr size_t kMostReads = 16;           // under way
 constexpr uint64_t kProbeBytes = 64 << 20;  // of the file, over and over
 // What comes first may be quicker than what a disk or a limit on it can keep up.
 constexpr double kSettleSeconds = 0.2;
@@ -37,8 +36,9 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
   const PlacedMatrix& placed = *std::max_element(
       unit.matrices.begin(), unit.matrices.end(),
       [](const PlacedMatrix& a, const PlacedMatrix& b) { return a.bytes() < b.bytes(); });
-  const auto panels = static_cast<int64_t>(std::clamp<uint64_t>(
-      kSampleBytes / placed.panel_bytes, 1, static_cast<uint64_t>(placed.panels())));
+  const auto panels = static_cast<int64_t>(
+      std::clamp<uint64_t>(std::min(kSampleBytes, budget.available()) / placed.panel_bytes, 1,
+                           static_cast<uint64_t>(placed.panels())));
   const uint64_t bytes = static_cast<uint64_t>(panels) * placed.panel_bytes;
   Buffer weights = budget.allocate(bytes, "measuring");
   pack_image(checkpoint, unit, placed.offset, {weights.data(), bytes}, cpu.threads);
@@ -64,15 +64,16 @@ double measure_read(const File& file, MemoryBudget& budget) {
   const uint64_t bytes = std::min(kProbeBytes, file.size() / kReadPart * kReadPart);
   if (bytes == 0) return 0;
   const uint64_t most = kMostPasses * bytes / kReadPart;
-  Buffer memory = budget.allocate(kReads * kReadPart, "measuring");
-  const auto queue = make_io_queue(kReads);
-  std::array<IoTicket, kReads> tickets = {};
+  const auto reads = std::clamp<size_t>(budget.available() / kReadPart, 1, kMostReads);
+  Buffer memory = budget.allocate(reads * kReadPart, "measuring");
+  const auto queue = make_io_queue(static_cast<int>(reads));
+  std::vector<IoTicket> tickets(reads);
   double time = 0, from_time = 0;
   uint64_t from = 0, done = 0;
   const auto begin = std::chrono::steady_clock::now();
   for (uint64_t started = 0; done < most && time < kProbeSeconds; ++started) {
-    const size_t slot = started % kReads;
-    if (started >= kReads) {
+    const size_t slot = started % reads;
+    if (started >= reads) {
       queue->wait(tickets[slot]);
       ++done;
       time = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -89,12 +90,13 @@ double measure_read(const File& file, MemoryBudget& budget) {
   return static_cast<double>((done - from) * kReadPart) / (time - from_time);
 }
 
-double measure_disk(const std::string& directory, MemoryBudget& budget) {
+double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget) {
+  const uint64_t bytes = std::clamp<uint64_t>(most / kReadPart * kReadPart, kReadPart, kProbeBytes);
   File file(directory, File::Mode::kTemporary);
-  file.allocate(kProbeBytes);
+  file.allocate(bytes);
   {
     const Buffer content = budget.allocate(kReadPart, "measuring");
-    for (uint64_t at = 0; at < kProbeBytes; at += kReadPart) {
+    for (uint64_t at = 0; at < bytes; at += kReadPart) {
       write_now(file, at, {content.data(), kReadPart});
     }
   }

@@ -31,7 +31,8 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
 // Bytes per second of large reads, several under way, once the rate has settled. `file` has
 // content; reads its first 64 MiB again and again. Takes a second.
 double measure_read(const File& file, MemoryBudget& budget);
-// The same with a temporary file in the directory. Throws IoError.
-double measure_disk(const std::string& directory, MemoryBudget& budget);
+// The same with a temporary file of up to `most` bytes (but at least 1 MiB) in the directory.
+// Throws IoError.
+double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget);
 
 }  // namespace headrace

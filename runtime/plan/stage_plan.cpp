@@ -1,7 +1,6 @@
 #include "runtime/plan/stage_plan.h"
 
 #include <algorithm>
-#include <fstream>
 #include <limits>
 #include <numeric>
 
@@ -62,12 +61,6 @@ std::vector<int> balance(const std::vector<double>& layer_costs, double first_co
   return result;
 }
 
-uint64_t read_number(const char* path) {
-  std::ifstream file(path);
-  uint64_t value = 0;
-  return file >> value ? value : std::numeric_limits<uint64_t>::max();
-}
-
 }  // namespace
 
 std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
@@ -104,27 +97,6 @@ std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
 
 size_t link_buffer_bytes(const ModelConfig& config, int64_t step_rows) {
   return static_cast<size_t>(step_rows * config.d_model) * sizeof(float);
-}
-
-uint64_t available_host_memory() {
-  uint64_t available = std::numeric_limits<uint64_t>::max();
-  std::ifstream meminfo("/proc/meminfo");
-  for (std::string key, unit; meminfo >> key;) {
-    uint64_t kib = 0;
-    meminfo >> kib;
-    std::getline(meminfo, unit);
-    if (key == "MemAvailable:") available = kib << 10;
-  }
-  // The limits of the cgroup a process sees as its root: version 2, then version 1.
-  const std::pair<const char*, const char*> groups[] = {
-      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-      {"/sys/fs/cgroup/memory/memory.limit_in_bytes",
-       "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
-  for (const auto& [limit_path, used_path] : groups) {
-    const uint64_t limit = read_number(limit_path), used = read_number(used_path);
-    if (limit < (uint64_t{1} << 60) && used < limit) available = std::min(available, limit - used);
-  }
-  return available;
 }
 
 }  // namespace headrace

@@ -21,7 +21,4 @@ std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
 // Bytes of one link buffer.
 size_t link_buffer_bytes(const ModelConfig& config, int64_t step_rows);
 
-// Memory a process may still take on this machine: MemAvailable, and less if a cgroup limits it.
-uint64_t available_host_memory();
-
 }  // namespace headrace

@@ -66,6 +66,7 @@ struct Tokenizer::Impl {
       if (token.special) special[static_cast<size_t>(token.id)] = true;
     }
     tokens = std::count(data->present.begin(), data->present.end(), true);
+    std::vector<std::string>().swap(data->contents);  // `bytes` and `ids` have them
   }
 
   bool known(int id) const { return id >= 0 && static_cast<size_t>(id) < bytes.size(); }

@@ -142,7 +142,7 @@ class Mistakes(BenchTest):
     def test_a_batch_that_does_not_fit(self):
         for ranks in (None, 2):
             self.refused(DOES_NOT_FIT, "--model", LLAMA, "--batch", "1,900", "--prompt-tokens", 300,
-                         "--host-memory", "40MiB", ranks=ranks,
+                         "--host-memory", "40MiB", "--disk-budget", 0, ranks=ranks,
                          says=["batch 900", "budget", "up to", "--host-memory"])
 
     def test_a_model_that_does_not_fit(self):

@@ -40,7 +40,7 @@ class OddBatches(harness.ProgramTest):
         requests.append({"custom_id": "big", "prompt": ids(400), "max_tokens": 100})
         size = self.least_memory()
         results = self.generate(MODEL, requests, "--threads", 1, "--host-memory", size + 200_000,
-                                expect=harness.SOME_FAILED)
+                                "--disk-budget", 0, expect=harness.SOME_FAILED)
         self.assertEqual(results.pop("big")["response"]["status_code"], 400)
         plenty = self.generate(MODEL, requests[:-1], "--threads", 1)
         self.assert_same_results(plenty, results)
@@ -48,7 +48,7 @@ class OddBatches(harness.ProgramTest):
     def least_memory(self):
         """What the refusal asks for, in bytes."""
         log = self.run_program("generate", "--model", MODEL, "--input", "-", "--output", "-",
-                               "--host-memory", "1KiB", expect=73).log()
+                               "--host-memory", "1KiB", "--disk-budget", 0, expect=73).log()
         self.assertIn("--host-memory", log)
         table = next(line for line in log.splitlines() if line.strip().startswith("needed"))
         value, unit = table.split()[1:3]

@@ -136,10 +136,13 @@ TEST(PlanStage, DoesNotFitSaysWhatIsNeeded) {
           "\n  needed ", "\n  budget       ", "use more ranks"}) {
       EXPECT_NE(text.find(part), std::string::npos) << "no \"" << part << "\" in: " << text;
     }
-    // What it advises is enough, and not far from the least.
-    limits.host_memory = advised(text);
-    EXPECT_EQ(refusal(*checkpoint, layout, {}, limits), "");
-    limits.host_memory = advised(text) - (uint64_t{8} << 20);
+    // What it advises is enough, and the least.
+    const uint64_t least = advised(text);
+    for (limits.host_memory = least; limits.host_memory < 2 * least;
+         limits.host_memory += least / 64) {
+      EXPECT_EQ(refusal(*checkpoint, layout, {}, limits), "");
+    }
+    limits.host_memory = least - (uint64_t{1} << 20);
     EXPECT_NE(refusal(*checkpoint, layout, {}, limits), "");
   }
 }
@@ -151,7 +154,61 @@ TEST(PlanStage, TooLittleDiskIsSaid) {
   limits.host_memory = 100 << 20;
   limits.disk = 50 << 20;
   const std::string text = refusal(*checkpoint, layout, {}, limits);
-  EXPECT_NE(text.find("--disk-budget"), std::string::npos) << text;
+  for (const char* part : {"the disk is too small", "needed, 50.0 MiB there", "--disk-budget"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << "no \"" << part << "\" in: " << text;
+  }
+}
+
+TEST(PlanStage, TooLittleKvMemoryIsSaid) {
+  const auto checkpoint = Checkpoint::open("synthetic:smollm2-135m:q8");
+  const WeightLayout layout = weight_layout(*checkpoint, {0, 30, true, true});
+  PlanLimits limits;
+  limits.host_memory = 100 << 20;  // not enough for all weights
+  limits.disk = UINT64_MAX;
+  limits.kv_memory = 1 << 20;
+  const std::string text = refusal(*checkpoint, layout, {}, limits);
+  EXPECT_EQ(advised(text), 0) << text;
+  const size_t at = text.find("give --kv-memory ");
+  ASSERT_NE(at, std::string::npos) << text;
+  limits.kv_memory = std::stoull(text.substr(at + 17)) << 20;
+  EXPECT_EQ(refusal(*checkpoint, layout, {}, limits), "");
+  limits.kv_memory -= 1 << 20;
+  EXPECT_NE(refusal(*checkpoint, layout, {}, limits), "");
+}
+
+// Also where a resident head fits beside the logits of one row but not of many.
+TEST(PlanStage, AShortSequenceStaysInMemoryWhateverTheBudget) {
+  const auto checkpoint = Checkpoint::open("synthetic:smollm2-135m:q8");
+  const WeightLayout layout = weight_layout(*checkpoint, {0, 30, true, true});
+  Stage::Sizes sizes;
+  sizes.slots = 1;
+  PlanLimits limits;
+  limits.disk = UINT64_MAX;
+  const uint64_t least = advised(refusal(*checkpoint, layout, sizes, limits));
+  ASSERT_GT(least, 0);
+  for (uint64_t more = 0; more < uint64_t{120} << 20; more += 256 << 10) {
+    limits.host_memory = least + more;
+    const StagePlan plan =
+        plan_stage(checkpoint->config(), layout, sizes, workload_of(sizes, 64), limits, kRates);
+    EXPECT_EQ(plan.sizes.kv_disk_pages, 0) << more << ": " << describe(plan);
+  }
+}
+
+TEST(PlanStage, TheLongestSequenceHasRoomWhateverTheMemory) {
+  const auto checkpoint = Checkpoint::open("synthetic:smollm2-135m:q8");
+  const WeightLayout layout = weight_layout(*checkpoint, {0, 30, true, true});
+  const int64_t longest = KvStore::pages_for(6000);
+  PlanLimits limits;
+  limits.disk = UINT64_MAX;
+  for (const bool exact : {false, true}) {
+    for (const uint64_t mebibytes : {60, 100, 160, 200, 400}) {
+      limits.host_memory = mebibytes << 20;
+      const StagePlan plan =
+          plan_stage(checkpoint->config(), layout, {}, {4, exact, 40, 6000, 1}, limits, kRates);
+      EXPECT_GE(plan.kv_pages(), longest) << mebibytes;
+      EXPECT_TRUE(plan.sizes.kv_disk_pages == 0 || plan.sizes.kv_staging_pages >= longest);
+    }
+  }
 }
 
 // Qwen2.5-1.5B in 8 bits does not fit in 900 MiB.
