@@ -95,7 +95,8 @@ uint64_t streamed_bytes(const WeightLayout& layout, const WeightPlacement& place
   return bytes;
 }
 
-WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, uint64_t ahead) {
+WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, uint64_t ahead,
+                              bool keep_head) {
   const auto takes = [&](const WeightPlacement& p) {
     return resident_bytes(layout, p) + ring_bytes(p);
   };
@@ -106,6 +107,7 @@ WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, uint64
       if (takes(all_layers) <= bytes) return all_layers;
     }
     for (const bool head : {true, false}) {
+      if (head && !keep_head) continue;
       // The least share of the layers that must be streamed.
       double low = 0.0, high = 1.0;
       if (takes(placer.place(high, head, false)) > bytes) continue;

@@ -44,8 +44,10 @@ inline constexpr int kLookups = 32;
 // The most useful placement that takes at most `bytes` of memory for resident weights, ring and
 // look-ups (vectors not counted), that reads at most `ahead` bytes ahead; all resident if that
 // fits. What is resident, in this order: positions and projections, the head, the same share of
-// every layer, the embedding. Needs smallest_placement(layout).
-WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, uint64_t ahead);
+// every layer, the embedding. Where layers are streamed and `keep_head` is false, so is the head.
+// Needs smallest_placement(layout).
+WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, uint64_t ahead,
+                              bool keep_head = true);
 
 // Bytes of the placement that streams whatever can be.
 uint64_t smallest_placement(const WeightLayout& layout);
