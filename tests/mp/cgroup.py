@@ -36,7 +36,11 @@ class Cgroup:
 
     def failures(self):
         """How often the limit was reached; the kernel then drops pages of files."""
-        return self._number("memory.failcnt") if self.version == 1 else self._key("memory.events", "max")
+        if self.version == 2:
+            return self._key("memory.events", "max")
+        # Where swap is accounted, its limit is the same and is asked first.
+        counters = [name for name in ("memory.failcnt", "memory.memsw.failcnt") if (self.path / name).exists()]
+        return sum(self._number(name) for name in counters)
 
     def killed(self):
         return self._key("memory.oom_control" if self.version == 1 else "memory.events", "oom_kill")
