@@ -18,7 +18,8 @@ class Cgroup:
             if version == 1:
                 self._write("memory.limit_in_bytes", limit)
                 with contextlib.suppress(OSError):  # only where swap is accounted
-                    self._write("memory.memsw.limit_in_bytes", limit)
+                    # A little more: an equal limit is asked first and does not count its failures.
+                    self._write("memory.memsw.limit_in_bytes", limit + (1 << 20))
             else:
                 self._write("memory.max", limit)
                 with contextlib.suppress(OSError):
@@ -36,11 +37,7 @@ class Cgroup:
 
     def failures(self):
         """How often the limit was reached; the kernel then drops pages of files."""
-        if self.version == 2:
-            return self._key("memory.events", "max")
-        # Where swap is accounted, its limit is the same and is asked first.
-        counters = [name for name in ("memory.failcnt", "memory.memsw.failcnt") if (self.path / name).exists()]
-        return sum(self._number(name) for name in counters)
+        return self._number("memory.failcnt") if self.version == 1 else self._key("memory.events", "max")
 
     def killed(self):
         return self._key("memory.oom_control" if self.version == 1 else "memory.events", "oom_kill")
