@@ -246,7 +246,7 @@ class Planner {
       Planner other(*this);
       other.limits_.kv_memory = 0;
       if (const auto fits = other.least()) {
-        return table("--kv-memory", *fits) + "\n  given        " + format_bytes(limits_.kv_memory) +
+        return table("--kv-memory", *fits) + "\n  budget       " + format_bytes(limits_.kv_memory) +
                "\ngive --kv-memory " + std::to_string((least_kv() >> 20) + 1) +
                "MiB or more, or leave it out";
       }
