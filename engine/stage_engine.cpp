@@ -100,6 +100,7 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
       }
       const Span span(Track::kCompute, "layer", {Arg::kLayer, index},
                       {Arg::kRows, micro_batch.rows});
+      last_use_ = m + 1 == micro_batches.size();
       layer(w, micro_batch, hidden + micro_batch.first_row * config_.d_model);
       kv_.release(index - range.first_layer, m);
     }
@@ -144,12 +145,13 @@ void StageEngine::attention_block(const LayerWeights& w, const MicroBatch& batch
 
 void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x) {
   const Span span(Track::kCompute, "mlp");
-  project(w.up, x, rows, up_);
   if (config_.gated_mlp) {
     project(w.gate, x, rows, gate_);
+    project(w.up, x, rows, up_);
     silu_multiply(cpu_, gate_, up_, rows, config_.d_ffn);
     project(w.down, gate_, rows, out_);
   } else {
+    project(w.up, x, rows, up_);
     relu(cpu_, up_, rows, config_.d_ffn);
     project(w.down, up_, rows, out_);
   }
@@ -208,8 +210,10 @@ void StageEngine::apply_norm(const Norm& norm, const float* x, int64_t rows, flo
   }
 }
 
-void StageEngine::project(const Linear& w, const float* x, int64_t rows, float* y) const {
+void StageEngine::project(const Linear& w, const float* x, int64_t rows, float* y) {
+  weights_.await(w);
   linear(cpu_, x, rows, w.weight, w.bias, y);
+  if (last_use_) weights_.done_with(w);
 }
 
 }  // namespace headrace

@@ -49,13 +49,14 @@ class StageEngine {
   void attention_block(const LayerWeights& w, const MicroBatch& batch, const float* x);
   void mlp_block(const LayerWeights& w, int64_t rows, const float* x);
   void apply_norm(const Norm& norm, const float* x, int64_t rows, float* y) const;
-  void project(const Linear& w, const float* x, int64_t rows, float* y) const;
+  void project(const Linear& w, const float* x, int64_t rows, float* y);
 
   const ModelConfig& config_;
   WeightStore& weights_;
   KvStore& kv_;
   Cpu cpu_;
   int64_t micro_batch_rows_;
+  bool last_use_ = true;  // no other micro-batch of the sweep needs the layer after this one
   std::vector<float> frequencies_;  // [head_dim/2]
   RopeTable rope_;                  // of the step's rows
   Buffer scratch_;

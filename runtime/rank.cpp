@@ -43,6 +43,8 @@ Stage::Sizes stage_sizes(const RunOptions& options, const ModelConfig& config) {
     const int64_t wanted = options.prefill_chunk == 0 ? kLongestStep : options.prefill_chunk;
     sizes.step_rows = std::clamp<int64_t>(std::min<int64_t>(wanted, config.max_positions),
                                           kStepRows, kLongestStep);
+  } else if (options.max_batch > 0) {
+    sizes.step_rows = std::min(kStepRows, options.max_batch * options.prefill_chunk);
   }
   sizes.micro_batch_rows = std::min<int64_t>(256, sizes.step_rows);
   sizes.kv_format = options.kv_format;

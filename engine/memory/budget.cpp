@@ -1,5 +1,7 @@
 #include "engine/memory/budget.h"
 
+#include <sys/mman.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
@@ -9,10 +11,34 @@
 #include "engine/error.h"
 
 namespace headrace {
+namespace {
+
+constexpr size_t kPage = 4096;
+
+std::byte* plain_memory(size_t size) {
+  return static_cast<std::byte*>(std::aligned_alloc(kPage, size));
+}
+
+// The same pages at two places: mremap of 0 bytes of a shared mapping maps it once more.
+std::byte* twofold_memory(size_t size) {
+  void* place = ::mmap(nullptr, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (place == MAP_FAILED) return nullptr;
+  auto* const memory = static_cast<std::byte*>(place);
+  const bool mapped =
+      ::mmap(memory, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
+          MAP_FAILED &&
+      ::mremap(memory, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, memory + size) != MAP_FAILED;
+  if (mapped) return memory;
+  ::munmap(memory, 2 * size);
+  return nullptr;
+}
+
+}  // namespace
 
 Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
+      is_ring_(std::exchange(other.is_ring_, false)),
       budget_(std::exchange(other.budget_, nullptr)),
       purpose_(std::move(other.purpose_)) {}
 
@@ -20,6 +46,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   Buffer taken(std::move(other));  // gives back what this held when it goes
   std::swap(data_, taken.data_);
   std::swap(size_, taken.size_);
+  std::swap(is_ring_, taken.is_ring_);
   std::swap(budget_, taken.budget_);
   std::swap(purpose_, taken.purpose_);
   return *this;
@@ -27,7 +54,11 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 Buffer::~Buffer() {
   if (!data_) return;
-  std::free(data_);
+  if (is_ring_) {
+    ::munmap(data_, 2 * size_);
+  } else {
+    std::free(data_);
+  }
   budget_->release(size_, purpose_);
 }
 
@@ -35,9 +66,19 @@ MemoryBudget::MemoryBudget(std::string name, uint64_t limit)
     : name_(std::move(name)), limit_(limit) {}
 
 Buffer MemoryBudget::allocate(size_t bytes, const std::string& purpose) {
+  return take(bytes, purpose, plain_memory);
+}
+
+Buffer MemoryBudget::allocate_ring(size_t bytes, const std::string& purpose) {
+  Buffer buffer = take(bytes, purpose, twofold_memory);
+  buffer.is_ring_ = true;
+  return buffer;
+}
+
+Buffer MemoryBudget::take(size_t bytes, const std::string& purpose,
+                          std::byte* (*get)(size_t size)) {
   Buffer buffer;
   if (bytes == 0) return buffer;
-  constexpr size_t kPage = 4096;
   constexpr size_t kMost = std::numeric_limits<size_t>::max() / kPage * kPage;
   const size_t size = bytes > kMost ? kMost : (bytes + kPage - 1) / kPage * kPage;
   {
@@ -53,7 +94,7 @@ Buffer MemoryBudget::allocate(size_t bytes, const std::string& purpose) {
     used_ += size;
     by_purpose_[purpose] += size;
   }
-  buffer.data_ = static_cast<std::byte*>(std::aligned_alloc(kPage, size));
+  buffer.data_ = get(size);
   if (!buffer.data_) {
     release(size, purpose);
     throw DoesNotFit("the operating system refused " + format_bytes(size) + " for " + purpose +

@@ -37,6 +37,7 @@ class Buffer {
   friend class MemoryBudget;
   std::byte* data_ = nullptr;
   size_t size_ = 0;
+  bool is_ring_ = false;
   MemoryBudget* budget_ = nullptr;
   std::string purpose_;
 };
@@ -50,6 +51,9 @@ class MemoryBudget {
   // Throws DoesNotFit (with the table of what is in use) if the limit would be exceeded, and
   // std::bad_alloc never: a refusal by the operating system is DoesNotFit, too.
   Buffer allocate(size_t bytes, const std::string& purpose);
+  // Memory that is there twice, one after the other: data()[i] and data()[size() + i] are the same
+  // byte for i < size(), so that what runs over the end goes on at the start.
+  Buffer allocate_ring(size_t bytes, const std::string& purpose);
 
   uint64_t limit() const { return limit_; }
   uint64_t used() const;
@@ -59,6 +63,7 @@ class MemoryBudget {
 
  private:
   friend class Buffer;
+  Buffer take(size_t bytes, const std::string& purpose, std::byte* (*get)(size_t size));
   void release(size_t bytes, const std::string& purpose);
 
   std::string name_;

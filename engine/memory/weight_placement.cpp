@@ -34,8 +34,7 @@ uint64_t most_streamed(const WeightUnit& unit) {
 
 class Placer {
  public:
-  Placer(const WeightLayout& layout, int slots)
-      : layout_(layout), slots_(std::clamp(layout.range.layers() - 1, 1, slots)) {}
+  Placer(const WeightLayout& layout, uint64_t ahead) : layout_(layout), ahead_(ahead) {}
 
   // Everything resident but: `share` of each layer; the head and the embedding, if not wanted.
   WeightPlacement place(double share, bool head_resident, bool embedding_resident) const {
@@ -49,8 +48,7 @@ class Placer {
         case WeightUnit::Kind::kLayer:
           p.streamed[u] =
               panel_border(unit, static_cast<uint64_t>(share * static_cast<double>(most)));
-          p.slot_bytes =
-              std::max(p.slot_bytes, std::min(round_up(p.streamed[u]), round_up(unit.image_bytes)));
+          p.piece_bytes = std::max(p.piece_bytes, round_up(p.streamed[u]));
           break;
         case WeightUnit::Kind::kEmbedding:
           p.streamed[u] = (shared ? head_resident : embedding_resident) ? 0 : most;
@@ -64,9 +62,11 @@ class Placer {
     if (layout_.range.is_last && p.streamed[layout_.head_unit()] != 0) {
       constexpr uint64_t kUsefulPiece = 4 << 20;
       const uint64_t panel = layout_.units[layout_.head_unit()].matrices.front().panel_bytes;
-      p.slot_bytes = std::max({p.slot_bytes, round_up(panel) + 2 * kReadBlock, kUsefulPiece});
+      p.piece_bytes = std::max({p.piece_bytes, round_up(panel) + 2 * kReadBlock, kUsefulPiece});
     }
-    if (p.slot_bytes != 0) p.slots = slots_;
+    // Two layers are far enough, and the last layer has nothing to read ahead but the first.
+    const int pieces = std::clamp(layout_.range.layers() - 2, 0, 2);
+    p.ahead_bytes = std::min(round_down(ahead_), static_cast<uint64_t>(pieces) * p.piece_bytes);
     return p;
   }
 
@@ -76,7 +76,7 @@ class Placer {
   }
 
   const WeightLayout& layout_;
-  int slots_;
+  uint64_t ahead_;
 };
 
 }  // namespace
@@ -95,17 +95,19 @@ uint64_t streamed_bytes(const WeightLayout& layout, const WeightPlacement& place
   return bytes;
 }
 
-WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, int slots) {
+WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, uint64_t ahead,
+                              bool keep_head) {
   const auto takes = [&](const WeightPlacement& p) {
     return resident_bytes(layout, p) + ring_bytes(p);
   };
-  for (int n = slots; n >= 1; --n) {
-    const Placer placer(layout, n);
+  for (const uint64_t tried : {ahead, ahead / 2, uint64_t{0}}) {
+    const Placer placer(layout, tried);
     for (const bool embedding : {true, false}) {
       const WeightPlacement all_layers = placer.place(0.0, true, embedding);
       if (takes(all_layers) <= bytes) return all_layers;
     }
     for (const bool head : {true, false}) {
+      if (head && !keep_head) continue;
       // The least share of the layers that must be streamed.
       double low = 0.0, high = 1.0;
       if (takes(placer.place(high, head, false)) > bytes) continue;
@@ -116,13 +118,13 @@ WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, int sl
       return placer.place(high, head, false);
     }
   }
-  return Placer(layout, 1).place(1.0, false, false);
+  return Placer(layout, 0).place(1.0, false, false);
 }
 
 uint64_t smallest_placement(const WeightLayout& layout) {
   uint64_t smallest = layout.image_bytes();
   for (const bool head : {true, false}) {
-    const WeightPlacement p = Placer(layout, 1).place(1.0, head, false);
+    const WeightPlacement p = Placer(layout, 0).place(1.0, head, false);
     smallest = std::min(smallest, resident_bytes(layout, p) + ring_bytes(p));
   }
   return smallest;
@@ -139,7 +141,7 @@ std::vector<WeightPiece> pieces_of(const WeightLayout& layout, const WeightPlace
   const WeightUnit& unit = layout.units[layout.head_unit()];
   const PlacedMatrix& head = unit.matrices.front();
   const auto panels_per_piece =
-      static_cast<int64_t>((placement.slot_bytes - 2 * kReadBlock) / head.panel_bytes);
+      static_cast<int64_t>((placement.piece_bytes - 2 * kReadBlock) / head.panel_bytes);
   for (int64_t first = 0; first < head.panels(); first += panels_per_piece) {
     const int64_t end = std::min(first + panels_per_piece, head.panels());
     const uint64_t from = round_down(static_cast<uint64_t>(first) * head.panel_bytes);

@@ -17,16 +17,18 @@ inline constexpr uint64_t kReadBlock = 256 << 10;
 
 struct WeightPlacement {
   std::vector<uint64_t> streamed;  // per unit of the layout, at a panel border
-  int slots = 0;                   // of the ring that streamed pieces are read into
-  uint64_t slot_bytes = 0;         // a multiple of kReadBlock
-  uint64_t lookup_bytes = 0;       // where rows of a streamed embedding are read to
+  // The ring that streamed pieces are read into: the largest piece, and what is read ahead while
+  // all of that one is in use. Multiples of kReadBlock.
+  uint64_t piece_bytes = 0;
+  uint64_t ahead_bytes = 0;
+  uint64_t lookup_bytes = 0;  // where rows of a streamed embedding are read to
 
-  bool all_resident() const { return slots == 0 && lookup_bytes == 0; }
+  bool all_resident() const { return piece_bytes == 0 && lookup_bytes == 0; }
   // Rows of the embedding are read one by one.
   bool embedding_streamed() const { return lookup_bytes != 0; }
 };
 
-// What a sweep acquires at once: bytes [from, to) of a unit's image, which fit in a slot. A layer
+// What a sweep acquires at once: bytes [from, to) of a unit's image, at most piece_bytes. A layer
 // is one piece; the head is one or more, each with panels [first_panel, end_panel) of its matrix.
 struct WeightPiece {
   size_t unit = 0;
@@ -40,10 +42,12 @@ struct WeightPiece {
 inline constexpr int kLookups = 32;
 
 // The most useful placement that takes at most `bytes` of memory for resident weights, ring and
-// look-ups (vectors not counted), with at most `slots` slots; all resident if that fits. What is
-// resident, in this order: positions and projections, the head, the same share of every layer, the
-// embedding. Needs smallest_placement(layout).
-WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, int slots);
+// look-ups (vectors not counted), that reads at most `ahead` bytes ahead; all resident if that
+// fits. What is resident, in this order: positions and projections, the head, the same share of
+// every layer, the embedding. Where layers are streamed and `keep_head` is false, so is the head.
+// Needs smallest_placement(layout).
+WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, uint64_t ahead,
+                              bool keep_head = true);
 
 // Bytes of the placement that streams whatever can be.
 uint64_t smallest_placement(const WeightLayout& layout);
@@ -54,7 +58,7 @@ std::vector<WeightPiece> pieces_of(const WeightLayout& layout, const WeightPlace
 // Memory that a placement takes.
 uint64_t resident_bytes(const WeightLayout& layout, const WeightPlacement& placement);
 inline uint64_t ring_bytes(const WeightPlacement& p) {
-  return static_cast<uint64_t>(p.slots) * p.slot_bytes + p.lookup_bytes;
+  return p.piece_bytes + p.ahead_bytes + p.lookup_bytes;
 }
 // Bytes that a step reads from disk, look-ups not counted.
 uint64_t streamed_bytes(const WeightLayout& layout, const WeightPlacement& placement);

@@ -16,9 +16,9 @@ WeightPlacement all_resident(const WeightLayout& layout) {
 // Enough for the disk to be busy while resident parts are copied into place, where there is room.
 WeightPlacement loading_ring(const MemoryBudget& budget) {
   WeightPlacement placement;
-  placement.slots = budget.available() >= 2 * kReadBlock ? 2 : 1;
-  const uint64_t blocks = budget.available() / (placement.slots * kReadBlock);
-  placement.slot_bytes = std::clamp<uint64_t>(blocks, 1, 8) * kReadBlock;
+  const uint64_t blocks = std::clamp<uint64_t>(budget.available() / kReadBlock, 1, 16);
+  placement.ahead_bytes = blocks / 2 * kReadBlock;
+  placement.piece_bytes = blocks * kReadBlock - placement.ahead_bytes;
   return placement;
 }
 
@@ -54,7 +54,7 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
     : WeightStore(checkpoint, range, budget, offload.placement) {
   load_resident(offload, budget, threads);
   file_ = &offload.file;
-  if (placement_.slots > 0) {
+  if (placement_.piece_bytes > 0) {
     const std::vector<WeightPiece> pieces = pieces_of(layout_, placement_);
     piece_of_unit_.assign(layout_.units.size(), -1);
     for (size_t i = 0; i < pieces.size(); ++i) {
@@ -85,10 +85,11 @@ void WeightStore::load_resident(const WeightOffload& offload, MemoryBudget& budg
     const uint64_t from = unit.kind == WeightUnit::Kind::kEmbedding ? 0 : streamed;
     if (from == unit.image_bytes) continue;
     loader.read_through(
-        u, from, unit.image_bytes, [&](uint64_t at, const std::byte* bytes, uint64_t count) {
-          const uint64_t skip = at < streamed ? std::min(streamed - at, count) : 0;
-          if (skip == count) return;
-          std::memcpy(resident_[u].data() + (at + skip - streamed), bytes + skip, count - skip);
+        u, from, unit.image_bytes, [&](uint64_t at, std::span<const std::byte> bytes) {
+          const uint64_t skip = at < streamed ? std::min<uint64_t>(streamed - at, bytes.size()) : 0;
+          if (skip == bytes.size()) return;
+          std::memcpy(resident_[u].data() + (at + skip - streamed), bytes.data() + skip,
+                      bytes.size() - skip);
         });
   }
 }
@@ -138,7 +139,11 @@ Norm WeightStore::norm(size_t unit, Role weight, Role bias) const {
 
 LayerWeights WeightStore::layer_views(size_t unit, const std::byte* streamed) const {
   const auto linear = [&](Role weight, Role bias) -> Linear {
-    return {view(unit, weight, streamed), vector(unit, bias)};
+    const PlacedMatrix* placed = layout_.units[unit].find(weight);
+    const uint64_t border = placement_.streamed[unit];
+    const bool is_streamed = placed && placed->offset < border;
+    return {view(unit, weight, streamed), vector(unit, bias),
+            is_streamed ? std::min(placed->offset + placed->bytes(), border) : 0};
   };
   LayerWeights w;
   w.attn_norm = norm(unit, Role::kAttnNorm, Role::kAttnNormBias);
@@ -162,6 +167,14 @@ const LayerWeights& WeightStore::acquire_layer(int layer) {
   return weights;
 }
 
+void WeightStore::await(const Linear& linear) {
+  if (linear.streamed_end != 0) stream_->await(linear.streamed_end);
+}
+
+void WeightStore::done_with(const Linear& linear) {
+  if (linear.streamed_end != 0) stream_->done(linear.streamed_end);
+}
+
 void WeightStore::release_layer(int layer) {
   const size_t unit = layout_.layer_unit(layer);
   if (placement_.streamed[unit] != 0) stream_->release(piece_of_unit_[unit]);
@@ -173,6 +186,7 @@ HeadPiece WeightStore::acquire_head(int piece) {
   if (head_pieces_ == 0) return {view(unit, placed.role, nullptr), 0, placed.panels()};
   const WeightPiece& there = stream_->pieces()[first_head_piece_ + piece];
   const std::byte* bytes = stream_->acquire(first_head_piece_ + piece);
+  stream_->await(there.to - there.from);
   HeadPiece head{{placed.tensor->dtype, placed.tensor->rows, placed.tensor->cols},
                  there.first_panel,
                  there.end_panel};

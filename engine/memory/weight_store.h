@@ -23,6 +23,7 @@ namespace headrace {
 struct Linear {
   PackedMatrix weight;
   const float* bias = nullptr;
+  uint64_t streamed_end = 0;  // bytes of the layer that are read from disk until all of it is there
 };
 
 // `weight` is null where the model has no such norm; `bias` is null for RMS norms.
@@ -81,8 +82,14 @@ class WeightStore {
               MemoryBudget& budget, ThreadPool& threads);
 
   // The weights of a layer of the range (numbered over the whole model), until it is released.
-  // Waits for the disk. Layers are acquired in order, one at a time. Throws IoError.
+  // Layers are acquired in order, one at a time. A matrix is there after await(). Throws IoError.
   const LayerWeights& acquire_layer(int layer);
+  // Waits for the disk until a matrix of the acquired layer is there, with those before it. Throws
+  // IoError.
+  void await(const Linear& linear);
+  // Neither this matrix nor those before it are used again before the release: gate comes before
+  // up, else they are numbered as in LayerWeights.
+  void done_with(const Linear& linear);
   void release_layer(int layer);
 
   // The head in pieces, in order; a step acquires all or none.

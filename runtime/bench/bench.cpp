@@ -56,8 +56,13 @@ Bytes facts_of(const Rank& rank, double load_s) {
       {"end_layer", rank.range().end_layer},
       {"load_s", load_s},
       {"peak_bytes", peak_memory()},
-      {"budget_bytes",
-       rank.budget().limit()}}.dump(-1, ' ', false, json::error_handler_t::replace);
+      {"budget_bytes", rank.budget().limit()},
+      {"streamed_bytes", rank.plan().streamed},
+      {"disk_rate", rank.plan().needs_disk() ? rank.rates().disk : 0.0},
+      {"expected_compute_s", rank.plan().compute_s},
+      {"expected_disk_s", rank.plan().disk_s},
+      {"expected_round_s",
+       rank.plan().round_s}}.dump(-1, ' ', false, json::error_handler_t::replace);
   Bytes bytes(text.size());
   std::memcpy(bytes.data(), text.data(), text.size());
   return bytes;
@@ -76,6 +81,11 @@ BenchRank rank_from(const Bytes& bytes) {
   facts.at("load_s").get_to(rank.load_s);
   facts.at("peak_bytes").get_to(rank.peak_bytes);
   facts.at("budget_bytes").get_to(rank.budget_bytes);
+  facts.at("streamed_bytes").get_to(rank.streamed_bytes);
+  facts.at("disk_rate").get_to(rank.disk_rate);
+  facts.at("expected_compute_s").get_to(rank.expected_compute_s);
+  facts.at("expected_disk_s").get_to(rank.expected_disk_s);
+  facts.at("expected_round_s").get_to(rank.expected_round_s);
   return rank;
 }
 

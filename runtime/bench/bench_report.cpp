@@ -56,7 +56,12 @@ Json json_of(const BenchRank& rank, size_t number) {
           {"layers", {rank.first_layer, rank.end_layer}},
           {"load_s", rank.load_s},
           {"peak_memory_bytes", rank.peak_bytes},
-          {"host_memory_bytes", rank.budget_bytes}};
+          {"host_memory_bytes", rank.budget_bytes},
+          {"streamed_bytes", rank.streamed_bytes},
+          {"disk_bytes_per_s", rank.disk_rate},
+          {"expected_compute_s", rank.expected_compute_s},
+          {"expected_disk_s", rank.expected_disk_s},
+          {"expected_round_s", rank.expected_round_s}};
 }
 
 Json json_of(const BenchRun& run) {

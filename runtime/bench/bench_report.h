@@ -25,6 +25,11 @@ struct BenchRank {
   double load_s = 0;          // from the start of the rank until its weights are in memory
   uint64_t peak_bytes = 0;    // VmHWM: most memory the process had resident
   uint64_t budget_bytes = 0;  // host memory it might take
+  // Of the plan, made for the largest batch; 0: nothing comes from disk, or it was not predicted.
+  uint64_t streamed_bytes = 0;  // of weights, in a step
+  double disk_rate = 0;         // bytes per second, measured at the start
+  // Seconds of a round, in which each sequence gets a token.
+  double expected_compute_s = 0, expected_disk_s = 0, expected_round_s = 0;
 };
 
 struct BenchReport {

@@ -14,8 +14,11 @@ namespace headrace {
 namespace {
 
 constexpr uint64_t kRounding = 4096;  // of each buffer
-constexpr int kRingSlots = 3;
+// Read ahead at least: what a fast disk brings while the matrices of an attention are computed.
+constexpr uint64_t kReadAhead = 8 << 20;
 constexpr int64_t kLogitRows = 16;
+// Where weights come from disk, memory is better used for weights than for larger micro-batches.
+constexpr int64_t kMicroBatchRows = 128;
 constexpr int64_t kMostLogitRows = 128;  // where a head on disk is read once for so many
 constexpr int kKvSteps = 8;              // shares of the KV cache in memory that are tried
 
@@ -105,38 +108,48 @@ class Planner {
     return plan;
   }
 
-  // `step` eighths of the KV cache of `sequences` sequences in memory.
+  // `step` eighths of the KV cache of `sequences` sequences in memory. The head takes least in
+  // memory, but while it is computed no weights are used up and the disk may have to wait.
   std::optional<StagePlan> partly_on_disk(int sequences, int step) const {
+    auto plan = partly_on_disk(sequences, step, false);
+    if (plan && !layout_.range.is_last) return plan;
+    auto other = partly_on_disk(sequences, step, true);
+    const bool better = !plan || (other && other->tokens_per_s > 1.01 * plan->tokens_per_s);
+    return better ? other : plan;
+  }
+
+  std::optional<StagePlan> partly_on_disk(int sequences, int step, bool head_streamed) const {
     if (limits_.disk == 0) return std::nullopt;
     Stage::Sizes sizes = kv_sizes(sequences, step);
+    sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, kMicroBatchRows);
     const uint64_t kv = kv_bytes(sizes);
     if (limits_.kv_memory > 0 && kv > std::max(limits_.kv_memory, page_)) return std::nullopt;
-    for (const bool head_streamed : {false, true}) {
-      sizes.logit_rows =
-          head_streamed ? std::min<int64_t>({sequences, kMostLogitRows, sizes.micro_batch_rows})
-                        : kLogitRows;
-      StagePlan plan = start(sizes);
-      const uint64_t fixed =
-          plan.activations + vectors() + kv + kRounding * (layout_.units.size() + 2);
-      if (fixed + smallest_placement(layout_) > limits_.host_memory) continue;
-      plan.placement = place_weights(layout_, limits_.host_memory - fixed, kRingSlots);
-      const bool streams_head =
-          layout_.range.is_last && plan.placement.streamed[layout_.head_unit()] != 0;
-      if (streams_head && !head_streamed) continue;
-      plan.kv = kv;
-      plan.weights = resident_bytes(layout_, plan.placement) + vectors();
-      plan.ring = ring_bytes(plan.placement);
-      plan.streamed = streamed_bytes(layout_, plan.placement);
-      if (!plan.placement.all_resident()) plan.disk += OffloadFile::file_bytes(layout_);
-      if (sizes.kv_disk_pages > 0) {
-        plan.disk += KvDisk::file_bytes(sizes.kv_disk_pages, sizes.slots,
-                                        static_cast<size_t>(page_stride()), layout_.range.layers());
-      }
-      if (plan.disk > limits_.disk) continue;
-      predict(plan, sequences);
-      return plan;
+    sizes.logit_rows = head_streamed
+                           ? std::min<int64_t>({sequences, kMostLogitRows, sizes.micro_batch_rows})
+                           : std::min<int64_t>(sequences, kLogitRows);
+    StagePlan plan = start(sizes);
+    const uint64_t fixed =
+        plan.activations + vectors() + kv + kRounding * (layout_.units.size() + 2);
+    if (fixed + smallest_placement(layout_) > limits_.host_memory) return std::nullopt;
+    plan.placement =
+        place_weights(layout_, limits_.host_memory - fixed, kReadAhead, !head_streamed);
+    if (streams_head(plan) && !head_streamed) return std::nullopt;
+    plan.kv = kv;
+    plan.weights = resident_bytes(layout_, plan.placement) + vectors();
+    plan.ring = ring_bytes(plan.placement);
+    plan.streamed = streamed_bytes(layout_, plan.placement);
+    if (!plan.placement.all_resident()) plan.disk += OffloadFile::file_bytes(layout_);
+    if (sizes.kv_disk_pages > 0) {
+      plan.disk += KvDisk::file_bytes(sizes.kv_disk_pages, sizes.slots,
+                                      static_cast<size_t>(page_stride()), layout_.range.layers());
     }
-    return std::nullopt;
+    if (plan.disk > limits_.disk) return std::nullopt;
+    predict(plan, sequences);
+    return plan;
+  }
+
+  bool streams_head(const StagePlan& plan) const {
+    return layout_.range.is_last && plan.placement.streamed[layout_.head_unit()] != 0;
   }
 
   Stage::Sizes kv_sizes(int sequences, int step) const {
@@ -178,12 +191,22 @@ class Planner {
       plan.disk_s = (groups * static_cast<double>(plan.streamed) +
                      (plan.sizes.kv_disk_pages > 0 ? on_disk * page : 0.0)) /
                     rates_.disk;
+      if (limits_.overlapped && plan.streamed > 0) {
+        plan.disk_s += groups * waits_for_head(plan, sequences / groups);
+      }
     }
-    // A ring of one slot is read into only when nothing computes with it.
-    const bool overlapped = limits_.overlapped && plan.placement.slots != 1;
     plan.round_s =
-        overlapped ? std::max(plan.compute_s, plan.disk_s) : plan.compute_s + plan.disk_s;
+        limits_.overlapped ? std::max(plan.compute_s, plan.disk_s) : plan.compute_s + plan.disk_s;
     plan.tokens_per_s = sequences / plan.round_s;
+  }
+
+  // Seconds of a step in which the disk has nothing to do: the ring is full, and the head is
+  // computed more slowly than what there is of it to read.
+  double waits_for_head(const StagePlan& plan, double rows) const {
+    if (!layout_.range.is_last) return 0;
+    const uint64_t head = layout_.units[layout_.head_unit()].matrices.front().bytes();
+    const double read = static_cast<double>(plan.ring + (streams_head(plan) ? head : 0));
+    return std::max(0.0, rates_.compute_s(head, rows) - read / rates_.disk);
   }
 
   // Packed weights that a row passes: all but an embedding that is not the head, too.
@@ -332,9 +355,7 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
            format_bytes(plan.streamed) + " read from disk per step" +
            (plan.placement.embedding_streamed() ? ", rows of the embedding as needed" : ""));
   if (plan.ring > 0) {
-    line("ring", format_bytes(plan.ring) + " for weights on their way (" +
-                     std::to_string(plan.placement.slots) +
-                     (plan.placement.slots == 1 ? " slot)" : " slots)"));
+    line("ring", format_bytes(plan.ring) + " for weights on their way");
   }
   line("KV cache", format_bytes(plan.kv) + " in memory; room for " +
                        std::to_string(plan.kv_pages() * kPageTokens) + " tokens, " +

@@ -14,8 +14,12 @@ namespace {
 constexpr uint64_t kSampleBytes = 8 << 20;  // of weights
 constexpr int64_t kManyRows = 32;
 constexpr size_t kReadPart = 1 << 20;
-constexpr size_t kMostReads = 16;  // under way
-constexpr uint64_t kProbeBytes = 64 << 20;
+constexpr size_t kMostReads = 16;           // under way
+constexpr uint64_t kProbeBytes = 64 << 20;  // of the file, over and over
+// What comes first may be quicker than what a disk or a limit on it can keep up.
+constexpr double kSettleSeconds = 0.2;
+constexpr double kProbeSeconds = 1.0;
+constexpr uint64_t kMostPasses = 32;
 
 template <typename F>
 double seconds(F&& f) {
@@ -59,19 +63,31 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
 double measure_read(const File& file, MemoryBudget& budget) {
   const uint64_t bytes = std::min(kProbeBytes, file.size() / kReadPart * kReadPart);
   if (bytes == 0) return 0;
+  const uint64_t most = kMostPasses * bytes / kReadPart;
   const auto reads = std::clamp<size_t>(budget.available() / kReadPart, 1, kMostReads);
   Buffer memory = budget.allocate(reads * kReadPart, "measuring");
   const auto queue = make_io_queue(static_cast<int>(reads));
-  const double time = seconds([&] {
-    std::vector<IoTicket> tickets;
-    for (uint64_t at = 0; at < bytes; at += kReadPart) {
-      const size_t slot = at / kReadPart % reads;
-      if (at / kReadPart >= reads) queue->wait(tickets[at / kReadPart - reads]);
-      tickets.push_back(queue->read(file, at, {memory.data() + slot * kReadPart, kReadPart}));
+  std::vector<IoTicket> tickets(reads);
+  double time = 0, from_time = 0;
+  uint64_t from = 0, done = 0;
+  const auto begin = std::chrono::steady_clock::now();
+  for (uint64_t started = 0; done < most && time < kProbeSeconds; ++started) {
+    const size_t slot = started % reads;
+    if (started >= reads) {
+      queue->wait(tickets[slot]);
+      ++done;
+      time = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      if (from == 0 && time >= kSettleSeconds) {
+        from = done;
+        from_time = time;
+      }
     }
-    for (const IoTicket ticket : tickets) queue->wait(ticket);
-  });
-  return static_cast<double>(bytes) / time;
+    tickets[slot] = queue->read(file, started * kReadPart % bytes,
+                                {memory.data() + slot * kReadPart, kReadPart});
+  }
+  for (const IoTicket ticket : tickets) queue->wait(ticket);
+  if (done == from) from_time = 0, from = 0;  // a single read took all the time
+  return static_cast<double>((done - from) * kReadPart) / (time - from_time);
 }
 
 double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget) {

@@ -28,7 +28,8 @@ struct Rates {
 void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, const Cpu& cpu,
                      MemoryBudget& budget, Rates& rates);
 
-// Bytes per second of large reads, several under way. `file` has content; at most 64 MiB are read.
+// Bytes per second of large reads, several under way, once the rate has settled. `file` has
+// content; reads its first 64 MiB again and again. Takes a second.
 double measure_read(const File& file, MemoryBudget& budget);
 // The same with a temporary file of up to `most` bytes (but at least 1 MiB) in the directory.
 // Throws IoError.

@@ -17,7 +17,7 @@ import harness
 WEIGHTS = "synthetic:smollm2-135m:q8"  # 136 MiB of weights
 KV = "synthetic:tiny-opt"
 STREAMED = ("--host-memory", "40MiB", "--max-batch", 8, "--threads", 1)
-KV_ON_DISK = ("--host-memory", "16MiB", "--kv-memory", "11MiB", "--max-batch", 64, "--threads", 1)
+KV_ON_DISK = ("--host-memory", "16MiB", "--kv-memory", "12MiB", "--max-batch", 96, "--threads", 1)
 
 
 def requests(count, most_prompt, most_tokens, vocabulary=300):
@@ -312,8 +312,8 @@ class Together(Offload):
             self.check_results(WEIGHTS, FEW, f"{least} and {most}")
             self.forget_results()
         # One has its KV cache on disk, the other in memory.
-        own = [["--host-memory", "16MiB", "--kv-memory", "11MiB"], ["--host-memory", "300MiB"]]
-        log = self.run_offloaded(KV, MANY_KV, "--threads", 1, "--max-batch", 64, ranks=own).log()
+        own = [["--host-memory", "16MiB", "--kv-memory", "12MiB"], ["--host-memory", "300MiB"]]
+        log = self.run_offloaded(KV, MANY_KV, "--threads", 1, "--max-batch", 96, ranks=own).log()
         self.assertEqual(log.count("of them on disk"), 1, log)
         self.check_results(KV, MANY_KV)
 

@@ -31,7 +31,7 @@ struct RunShape {
   // Percent of the way from the least memory that weights can do with to all of it; none: all of
   // them in memory, without an offload file.
   std::optional<int> weight_memory = {};
-  int ring_slots = 2;
+  uint64_t read_ahead = 1 << 20;
   // KV pages that stay in memory, the others go to disk; none: all of them, without a disk.
   std::optional<int> kv_memory_pages = {};
   int kv_staging_pages = 4;
@@ -52,8 +52,8 @@ std::vector<RunShape> all_runs(int layers) {
 std::vector<RunShape> offloaded_runs(int layers) {
   std::vector<RunShape> runs;
   for (const int memory : {0, 30, 60, 95, 100}) {
-    for (const int slots : {1, 2, 3}) {
-      runs.push_back({.chunk = 9, .weight_memory = memory, .ring_slots = slots});
+    for (const uint64_t ahead : {uint64_t{0}, kReadBlock, 8 * kReadBlock}) {
+      runs.push_back({.chunk = 9, .weight_memory = memory, .read_ahead = ahead});
     }
   }
   for (const IoMethod io : {IoMethod::kAuto, IoMethod::kThreads}) {
@@ -90,7 +90,7 @@ std::string describe(const RunShape& run) {
   for (const int cut : run.stages) text += ", cut before layer " + std::to_string(cut);
   if (run.weight_memory) {
     text += ", weights " + std::to_string(*run.weight_memory) + " % in memory, " +
-            std::to_string(run.ring_slots) + " slots";
+            format_bytes(run.read_ahead) + " ahead";
   }
   if (run.kv_memory_pages) {
     text += ", " + std::to_string(*run.kv_memory_pages) + " KV pages in memory, staging of " +
@@ -148,7 +148,7 @@ struct EngineStage {
     const uint64_t least = smallest_placement(layout), all = layout.image_bytes();
     const uint64_t bytes = least + (all - least) * static_cast<uint64_t>(*run.weight_memory) / 100;
     return WeightStore(checkpoint, range,
-                       {place_weights(layout, bytes, run.ring_slots), *offload,
+                       {place_weights(layout, bytes, run.read_ahead), *offload,
                         [&run] { return make_io_queue(8, run.io); }, run.ahead},
                        budget, cpu.threads);
   }

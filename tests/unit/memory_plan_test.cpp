@@ -129,7 +129,7 @@ TEST(PlanStage, DoesNotFitSaysWhatIsNeeded) {
   PlanLimits limits;
   for (const bool disk : {false, true}) {
     limits.disk = disk ? UINT64_MAX : 0;
-    limits.host_memory = disk ? 12 << 20 : 100 << 20;
+    limits.host_memory = disk ? 8 << 20 : 100 << 20;
     const std::string text = refusal(*checkpoint, layout, {}, limits);
     for (const char* part :
          {"layers 0-29, embedding, head", "\n  weights ", "\n  activations ", "\n  KV cache ",

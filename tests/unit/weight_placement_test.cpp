@@ -10,6 +10,8 @@
 namespace headrace {
 namespace {
 
+constexpr uint64_t kAhead = 8 << 20;
+
 struct Case {
   std::string model;
   StageRange range;
@@ -48,29 +50,30 @@ TEST_P(WeightPlacementTest, KeepsItsBudgetFromTheSmallestToAll) {
   WeightPlacement before;
   for (int i = 0; i <= 40; ++i) {
     const uint64_t budget = least + (all - least) * static_cast<uint64_t>(i) / 40;
-    for (const int slots : {1, 2, 3}) {
-      const WeightPlacement p = place_weights(layout_, budget, slots);
-      EXPECT_LE(takes(p), budget) << i << "/40 of the way, " << slots << " slots";
-      EXPECT_LE(p.slots, slots);
-      if (slots != 2) continue;
-      // More memory, less to read, where it does not pay for another slot or a resident head. (Up
-      // to a panel, and a block at either end of a piece.)
+    for (const uint64_t ahead : {uint64_t{0}, kAhead / 4, kAhead}) {
+      const WeightPlacement p = place_weights(layout_, budget, ahead);
+      EXPECT_LE(takes(p), budget) << i << "/40 of the way, " << ahead << " ahead";
+      EXPECT_LE(p.ahead_bytes, ahead);
+      if (ahead != kAhead / 4) continue;
+      // More memory, less to read, where it does not pay for reading further ahead or a resident
+      // head. (Up to a panel, and a block at either end of a piece.)
       const uint64_t grain = layout_.units.size() * 4 * kReadBlock;
-      if (i > 0 && p.slots == before.slots && p.streamed.back() == before.streamed.back()) {
+      if (i > 0 && p.ahead_bytes == before.ahead_bytes &&
+          p.streamed.back() == before.streamed.back()) {
         EXPECT_LE(streamed_bytes(layout_, p), streamed_bytes(layout_, before) + grain) << i;
       }
       before = p;
     }
   }
-  EXPECT_TRUE(place_weights(layout_, all, 3).all_resident());
-  EXPECT_EQ(streamed_bytes(layout_, place_weights(layout_, all, 3)), 0u);
+  EXPECT_TRUE(place_weights(layout_, all, kAhead).all_resident());
+  EXPECT_EQ(streamed_bytes(layout_, place_weights(layout_, all, kAhead)), 0u);
 }
 
 TEST_P(WeightPlacementTest, EveryByteOfAMatrixIsResidentOrRead) {
   for (const int percent : {0, 10, 35, 60, 90, 99}) {
     const uint64_t least = smallest_placement(layout_);
     const uint64_t budget = least + (layout_.image_bytes() - least) * percent / 100;
-    const WeightPlacement p = place_weights(layout_, budget, 3);
+    const WeightPlacement p = place_weights(layout_, budget, kAhead);
     const std::vector<WeightPiece> pieces = pieces_of(layout_, p);
     for (size_t u = 0; u < layout_.units.size(); ++u) {
       const WeightUnit& unit = layout_.units[u];
@@ -93,7 +96,7 @@ TEST_P(WeightPlacementTest, EveryByteOfAMatrixIsResidentOrRead) {
       for (const WeightPiece& piece : pieces) {
         if (piece.unit != u) continue;
         EXPECT_LE(piece.from, covered) << unit.name();
-        EXPECT_LE(piece.to - piece.from, p.slot_bytes) << unit.name();
+        EXPECT_LE(piece.to - piece.from, p.piece_bytes) << unit.name();
         EXPECT_EQ(piece.from % kReadBlock, 0u);
         EXPECT_TRUE(piece.to % kReadBlock == 0 || piece.to == unit.image_bytes);
         if (piece.end_panel != 0) {
@@ -115,7 +118,7 @@ TEST_P(WeightPlacementTest, EveryByteOfAMatrixIsResidentOrRead) {
 
 TEST_P(WeightPlacementTest, LayersStreamTheSameShare) {
   const uint64_t least = smallest_placement(layout_);
-  const WeightPlacement p = place_weights(layout_, (least + layout_.image_bytes()) / 2, 3);
+  const WeightPlacement p = place_weights(layout_, (least + layout_.image_bytes()) / 2, kAhead);
   double low = 1.0, high = 0.0, grain = 0.0;
   for (size_t u = 0; u < layout_.units.size(); ++u) {
     const WeightUnit& unit = layout_.units[u];
