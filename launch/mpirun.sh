@@ -1,9 +1,10 @@
 #!/bin/bash
 # Starts headrace under Open MPI with settings that suit it:
-#   launch/mpirun.sh [MPIRUN OPTIONS] generate [HEADRACE OPTIONS]
+#   launch/mpirun.sh [MPIRUN OPTIONS] generate|bench|plan [HEADRACE OPTIONS]
 #   launch/mpirun.sh -np 2 generate --model m.gguf --input in.jsonl --output out.jsonl
 #   launch/mpirun.sh --host node1,node2 generate --config cluster-configs/two-node.toml ...
-# What stands before "generate" goes to mpirun, the rest to headrace. On several machines the
+#   launch/mpirun.sh -np 2 bench --model m.gguf --batch 1,16 --json bench.json
+# What stands before the command goes to mpirun, the rest to headrace. On several machines the
 # program and the model have the same path everywhere, and ssh needs no password.
 # HEADRACE names another program than build/release/headrace. OMPI_MCA_... variables that are
 # already set are kept.
@@ -12,7 +13,7 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=${HEADRACE:-$repository/build/release/headrace}
 
 for_mpirun=()
-while [[ $# -gt 0 && $1 != generate ]]; do
+while [[ $# -gt 0 && $1 != generate && $1 != bench && $1 != plan ]]; do
   if [[ $1 == --help || $1 == -h ]]; then
     sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     exit 0
@@ -21,9 +22,11 @@ while [[ $# -gt 0 && $1 != generate ]]; do
   shift
 done
 if [[ $# == 0 ]]; then
-  echo "mpirun.sh: give \"generate\" and its options after those of mpirun; see mpirun.sh --help" >&2
+  echo "mpirun.sh: give generate, bench or plan and its options after those of mpirun; see" \
+    "mpirun.sh --help" >&2
   exit 2
 fi
+command=$1
 shift
 if ! command -v mpirun >/dev/null || [[ ! -x $program ]]; then
   echo "mpirun.sh: mpirun or $program is not there; run launch/quickstart.sh first, or set HEADRACE" >&2
@@ -44,8 +47,8 @@ fi
 
 # The ranks write to a pipe; whether a terminal is at its end is known here.
 progress=()
-if [[ -t 2 ]]; then progress=(--progress line); fi
+if [[ $command == generate && -t 2 ]]; then progress=(--progress line); fi
 
 # A rank has several threads, so it is not bound to one core.
 exec mpirun --bind-to none --oversubscribe "${for_mpirun[@]}" \
-  "$program" generate "${progress[@]}" "$@"
+  "$program" "$command" "${progress[@]}" "$@"

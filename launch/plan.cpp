@@ -36,7 +36,7 @@ std::vector<std::string> gather_plans(const Rank& rank, Communicator& ranks) {
 int plan(PlanArguments& a) {
   return run_as_rank(a.shared.peer_timeout, [&](const Wires& wires) {
     finish_run_options(a.run, a.shared);
-    const RequestSizes requests{a.tokens, a.tokens};
+    const RequestSizes requests{a.tokens, a.tokens, 0};
     const Rank rank(a.run, wires, requests, false);
     const auto plans = gather_plans(rank, wires.communicator);
     for (size_t r = 0; r < plans.size(); ++r) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "engine/error.h"
 #include "engine/io/directory.h"
 #include "headrace/version.h"
 #include "runtime/open_model.h"
@@ -96,21 +97,35 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
     disk_room_ = OffloadFile::room(place, *checkpoint_, range_, layout_, ranks.ranks_on_host());
   }
   const Workload wanted = workload(requests);
-  // Refuses what does not fit before anything is measured.
-  plan_stage(checkpoint_->config(), layout_, stage_sizes(options, checkpoint_->config()), wanted,
-             plan_limits(), {});
+  refuse_what_does_not_fit(wanted);
   measure_compute(*checkpoint_, layout_, {threads_, kernels_}, budget_, rates_);
   settle(wanted, build);
   say_plan();
 }
 
+void Rank::refuse_what_does_not_fit(const Workload& wanted) const {
+  const ModelConfig& config = checkpoint_->config();
+  try {
+    plan_stage(config, layout_, stage_sizes(options_, config), wanted, plan_limits(), {});
+  } catch (const DoesNotFit&) {
+    // A directory that cannot be used is the better reason.
+    if (!options_.disk.empty() && disk_room_ == 0 && options_.disk_budget > 0) {
+      make_writable_directory(options_.disk);
+    }
+    throw;
+  }
+}
+
 Workload Rank::workload(const RequestSizes& requests) const {
   RequestSizes sizes = from_rank_0(wires_.communicator, requests);
   const int64_t context = checkpoint_->config().max_positions;
-  if (options_.max_tokens > 0) sizes = {options_.max_tokens, options_.max_tokens};
-  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens};
+  if (options_.max_tokens > 0) sizes = {options_.max_tokens, options_.max_tokens, 0};
+  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens, 0};
   Workload workload;
   workload.sequences = stage_sizes(options_, checkpoint_->config()).slots;
+  if (sizes.sequences > 0 && sizes.sequences < workload.sequences) {
+    workload.sequences = static_cast<int>(sizes.sequences);
+  }
   workload.exact = options_.max_batch > 0;
   workload.tokens = std::min(sizes.usual, context);
   workload.longest = std::min(sizes.longest, context);
@@ -222,6 +237,8 @@ void Rank::load() {
                      WeightOffload{plan_.placement, *offload_,
                                    [] { return make_io_queue(kWeightReads); }, !options_.serial},
                      budget_, threads_);
+    // What fingerprint, vectors and measurements were read from, and what the kernel read ahead.
+    checkpoint_->drop_all_cache();
   }
   stage_.emplace(
       config, *weights_, Cpu{threads_, kernels_}, budget_, plan_.sizes,

@@ -61,6 +61,7 @@ class Rank {
   Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
        int cores);
   Workload workload(const RequestSizes& requests) const;
+  void refuse_what_does_not_fit(const Workload& wanted) const;
   PlanLimits plan_limits() const;
   StagePlan make_plan(const Workload& workload, bool build);
   void open_offload_file();

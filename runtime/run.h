@@ -23,7 +23,7 @@ struct RunOptions {
   int threads = 0;              // 0: the node's cores over its ranks
   std::vector<int> split;       // layers per stage; empty: by cost
   int64_t prefill_chunk = 128;  // 0: whole prompts
-  uint64_t host_memory = 0;     // bytes; 0: 90 % of what is available, shared by the node's ranks
+  uint64_t host_memory = 0;     // bytes; 0: see default_host_memory()
   uint64_t kv_memory = 0;       // of them, for KV pages; 0: what is best
   std::string disk;             // directory for what does not fit in memory; empty: none
   uint64_t disk_budget = UINT64_MAX;  // bytes that a rank may take there

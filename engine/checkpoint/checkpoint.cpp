@@ -190,6 +190,10 @@ void Checkpoint::finish(const std::string& source) {
 
 void Checkpoint::drop_cache(const TensorInfo&, uint64_t, uint64_t) const {}
 
+void Checkpoint::drop_all_cache() const {
+  for (const TensorInfo& tensor : tensors_) drop_cache(tensor, 0, tensor.bytes);
+}
+
 std::string Checkpoint::fingerprint() const {
   constexpr uint64_t kSample = 4096;
   Hasher hash;

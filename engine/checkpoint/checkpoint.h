@@ -65,6 +65,8 @@ class Checkpoint {
   // Says that these bytes of the tensor will not be read again soon: the kernel may take them out
   // of its page cache, which else counts against the memory limit of whoever reads. Any thread.
   virtual void drop_cache(const TensorInfo& tensor, uint64_t offset, uint64_t bytes) const;
+  // The same for all tensors.
+  void drop_all_cache() const;
 
   // 16 hex digits that identify format, configuration, tensor table and (by samples of 4 KiB per
   // tensor and the file sizes) the contents. The same on every machine.

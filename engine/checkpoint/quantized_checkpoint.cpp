@@ -99,6 +99,19 @@ class QuantizedCheckpoint : public Checkpoint {
     }
   }
 
+  void drop_cache(const TensorInfo& tensor, uint64_t offset, uint64_t bytes) const override {
+    const TensorInfo& source = inner_->tensors()[index_of_.at(tensor.name)];
+    if (source.dtype != tensor.dtype) {
+      const auto block_bytes = static_cast<uint64_t>(dtype_info(tensor.dtype).block_bytes);
+      const uint64_t source_bytes =
+          kQuantGroup * static_cast<uint64_t>(dtype_info(source.dtype).block_bytes);
+      const uint64_t end = (offset + bytes + block_bytes - 1) / block_bytes;
+      offset = offset / block_bytes * source_bytes;
+      bytes = end * source_bytes - offset;
+    }
+    inner_->drop_cache(source, offset, bytes);
+  }
+
  protected:
   std::vector<std::string> names(Role role, int layer) const override {
     const TensorInfo* tensor = inner_->find(role, layer);

@@ -269,7 +269,7 @@ class Planner {
       Planner other(*this);
       other.limits_.kv_memory = 0;
       if (const auto fits = other.least()) {
-        return table("--kv-memory", *fits) + "\n  given        " + format_bytes(limits_.kv_memory) +
+        return table("--kv-memory", *fits) + "\n  budget       " + format_bytes(limits_.kv_memory) +
                "\ngive --kv-memory " + std::to_string((least_kv() >> 20) + 1) +
                "MiB or more, or leave it out";
       }
@@ -292,9 +292,6 @@ class Planner {
            "\nuse more ranks, a machine with more memory, or " + larger +
            (plan.needs_disk() ? "" : "; or let weights stream from a disk (--disk, --disk-budget)");
   }
-
-  // Rounded up, as an option takes it.
-  static std::string mebibytes(uint64_t bytes) { return std::to_string((bytes >> 20) + 1) + "MiB"; }
 
   const ModelConfig& config_;
   const WeightLayout& layout_;
@@ -353,8 +350,10 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
   line("layers",
        std::to_string(plan.range.first_layer) + "-" + std::to_string(plan.range.end_layer - 1) +
            (plan.range.is_first ? ", embedding" : "") + (plan.range.is_last ? ", head" : ""));
-  line("weights", format_bytes(plan.all_weights) + ": " + format_bytes(plan.weights) +
-                      " in memory, " + format_bytes(plan.streamed) + " read from disk per step");
+  line("weights",
+       format_bytes(plan.all_weights) + ": " + format_bytes(plan.weights) + " in memory, " +
+           format_bytes(plan.streamed) + " read from disk per step" +
+           (plan.placement.embedding_streamed() ? ", rows of the embedding as needed" : ""));
   if (plan.ring > 0) {
     line("ring", format_bytes(plan.ring) + " for weights on their way");
   }

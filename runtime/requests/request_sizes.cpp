@@ -18,7 +18,7 @@ RequestSizes sizes_of(const Prompt& prompt, int max_tokens) {
   int64_t bytes = 0, messages = 0;
   if (const auto* ids = std::get_if<std::vector<int>>(&prompt)) {
     const int64_t tokens = std::ssize(*ids) + max_tokens;
-    return {tokens, tokens};
+    return {tokens, tokens, 0};
   }
   if (const auto* text = std::get_if<std::string>(&prompt)) bytes = std::ssize(*text);
   if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&prompt)) {
@@ -26,13 +26,15 @@ RequestSizes sizes_of(const Prompt& prompt, int max_tokens) {
     messages = std::ssize(*chat) + 1;
   }
   const int64_t rest = messages * kTemplateTokens + max_tokens + 1;
-  return {bytes / kBytesPerToken + rest, bytes + rest};
+  return {bytes / kBytesPerToken + rest, bytes + rest, 0};
 }
 
 }  // namespace
 
 RequestSizes sizes_of_prompt(const std::string& prompt, const RequestDefaults& defaults) {
-  return sizes_of(std::vector<ChatMessage>{{"user", prompt}}, defaults.max_tokens);
+  RequestSizes sizes = sizes_of(std::vector<ChatMessage>{{"user", prompt}}, defaults.max_tokens);
+  sizes.sequences = 1;
+  return sizes;
 }
 
 RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& defaults) {
@@ -40,13 +42,18 @@ RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& 
   RequestReader reader(input, defaults);
   std::vector<int64_t> usual;
   RequestSizes sizes;
+  int64_t sequences = 0;
   for (int i = 0; i < kLines; ++i) {
     const auto item = reader.next();
-    if (!item) break;
+    if (!item) {
+      sizes.sequences = sequences;
+      break;
+    }
     const auto* request = std::get_if<Request>(&*item);
     if (!request) continue;
     const RequestSizes one = sizes_of(request->prompt, request->max_tokens);
     usual.push_back(one.usual);
+    sequences += request->n;
     sizes.longest = std::max(sizes.longest, one.longest);
   }
   if (usual.empty()) return {};

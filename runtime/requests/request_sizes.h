@@ -9,10 +9,12 @@
 
 namespace headrace {
 
-// Prompt and generated tokens of a sequence; 0: not known.
+// 0: not known.
 struct RequestSizes {
-  int64_t usual = 0;    // rather more than less
-  int64_t longest = 0;  // no request that was looked at has more
+  // Prompt and generated tokens of a sequence.
+  int64_t usual = 0;      // rather more than less
+  int64_t longest = 0;    // no request that was looked at has more
+  int64_t sequences = 0;  // that the whole input has
 };
 
 // Looks at the first thousand lines of a batch file. Nothing is known of standard input. Throws

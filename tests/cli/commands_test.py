@@ -1,9 +1,12 @@
 """What a user types: help, inspect, tokenize, config files, and what each mistake says."""
 import json
+import os
 import pathlib
+import re
 import subprocess
 
 import harness
+import wide_models
 
 BAD_MODEL, DOES_NOT_FIT, IO = 65, 73, 74
 # perf/quality.txt on the SmolLM2 file: transformers in float32, windows of 512 tokens.
@@ -13,6 +16,7 @@ TINY_GGUF = harness.TINY / "llama-rope3.F32.gguf"
 REQUEST = {"prompt": [1, 2, 3], "max_tokens": 3}
 
 
+CONFIGS = pathlib.Path(__file__).parents[2] / "cluster-configs"
 COMMANDS = ("bench", "clean", "generate", "inspect", "perplexity", "plan", "synthesize", "tokenize")
 
 
@@ -51,14 +55,15 @@ class Help(CommandTest):
         for command in COMMANDS:
             self.assertIn("Example", self.run_text(command, "--help"))
 
-    def test_every_option_of_generate_is_in_the_config_readme(self):
-        readme = pathlib.Path(__file__).parents[2] / "cluster-configs" / "README.md"
-        keys = [line.split("`")[1] for line in readme.read_text().splitlines()
-                if line.startswith("| `") and ".toml" not in line]
-        options = [word.split()[0].split("=")[0].rstrip(",")[2:]
-                   for word in self.run_text("generate", "--help").splitlines()
-                   for word in [word.strip()] if word.startswith("--")]
-        self.assertEqual(sorted(options), sorted([*keys, "config"]))
+    def test_every_option_is_in_the_config_readme(self):
+        sections = (CONFIGS / "README.md").read_text().split("\n## Keys of ")[1:]
+        keys = {section.partition("\n")[0]: re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
+                for section in sections}
+        common = keys.pop("generate, bench and plan")
+        self.assertEqual(["bench", "generate", "plan"], sorted(keys))
+        for command, own in keys.items():
+            options = re.findall(r"^ +--([a-z-]+)", self.run_text(command, "--help"), re.MULTILINE)
+            self.assertEqual(sorted(options), sorted([*common, *own, "config"]), command)
 
     def test_version(self):
         self.assertRegex(self.run_text("--version"), r"^headrace \d+\.\d+\.\d+ \(.+\)\n$")
@@ -147,6 +152,95 @@ class Mistakes(CommandTest):
         cure = log.partition("--host-memory ")[2].split()[0]
         self.run_program("generate", "--model", TINY, "--input", self.batch(), "--output", "-",
                          "--host-memory", cure)
+
+
+class Plan(CommandTest):
+    """headrace plan, on a model whose weights can be read from disk."""
+    def setUp(self):
+        super().setUp()
+        self.model = wide_models.write(self.folder / "llama", "llama")
+        self.disk = self.folder / "disk"
+        self.common = ["plan", "--model", self.model, "--disk", self.disk, "--max-batch", 8,
+                       "--tokens", 200]
+
+    def test_in_memory(self):
+        text = self.run_text(*self.common)
+        self.assertRegex(text, r"^stage 1 of 1 on \S+\n  layers +0-11, embedding, head\n")
+        for line in (r"weights +31\.\d MiB: 31\.\d MiB in memory, 0 B read from disk per step",
+                     r"KV cache .* 0 of them on disk", "activations ", "memory ",
+                     "sequences +up to 8 in flight", r"expected .*8 sequences: .* tokens/s"):
+            self.assertRegex(text, rf"\n  {line}")
+        for word in ("\n  disk", "\n  ring"):
+            self.assertNotIn(word, text)
+        self.assertFalse(self.disk.exists())
+
+    def test_on_disk_and_nothing_is_built(self):
+        for ranks, stages in ((None, ["0-11, embedding, head"]), (2, ["0-5, embedding", "6-11, head"])):
+            with self.subTest(ranks=ranks):
+                text = self.run_text(*self.common, "--host-memory", "14MiB", "--split",
+                                     "6,6" if ranks else "12", ranks=ranks)
+                self.assertEqual(stages, re.findall(r"^  layers +(.*)$", text, re.MULTILINE))
+                self.assertRegex(text, r"\n  ring .* slots?\)")
+                self.assertRegex(text, r"\n  disk +\d.* measured at \d+ MB/s")
+                self.assertRegex(text, r"weights .*, [1-9][\d.]* MiB read from disk per step")
+                memory = [float(n) for n in re.findall(r"\n  memory +([\d.]+) MiB", text)]
+                self.assertEqual(len(stages), len(memory))
+                self.assertLessEqual(max(memory), 14)
+                self.assertEqual([], list(self.disk.iterdir()))
+
+    def test_what_it_advises_is_enough(self):
+        for cause, option, more in (
+                (["--host-memory", "1MiB"], "--host-memory", []),
+                (["--host-memory", "1MiB", "--disk-budget", 0], "--host-memory", ["--disk-budget", 0]),
+                (["--host-memory", "20MiB", "--kv-memory", 4096], "--kv-memory",
+                 ["--host-memory", "20MiB"])):
+            with self.subTest(cause=cause):
+                log = self.refused(DOES_NOT_FIT, *self.common, *cause,
+                                   says=["weights", "activations", "KV cache", option])
+                advice = re.findall(rf"{option} (\d+)MiB", log.splitlines()[-1])
+                self.assertEqual(1, len(advice), log)
+                text = self.run_text(*self.common, *more, option, f"{advice[0]}MiB")
+                self.assertIn("stage 1 of 1", text)
+
+    def test_kv_memory_sends_pages_to_disk(self):
+        text = self.run_text(*self.common, "--max-batch", 24, "--tokens", 416, "--kv-memory", "24MiB")
+        on_disk = int(re.search(r"(\d+) of them on disk", text)[1])
+        self.assertGreater(on_disk, 0)
+        kv = float(re.search(r"KV cache +([\d.]+) MiB in memory", text)[1])
+        self.assertLessEqual(kv, 24)
+
+    def test_disk_budget(self):
+        tight = [*self.common, "--host-memory", "14MiB", "--disk-budget"]
+        self.assertIn("read from disk", self.run_text(*tight, "100MiB"))
+        self.refused(DOES_NOT_FIT, *tight, "5MiB", says=["the disk is too small", "--disk-budget", "5.0 MiB there"])
+        self.refused(DOES_NOT_FIT, *tight, "0", says=["host memory is too small"])
+
+    def test_disk_that_cannot_be_used(self):
+        (self.folder / "file").write_text("")
+        for place in (self.folder / "file", self.folder / "file" / "below"):
+            with self.subTest(place=place):
+                self.refused(IO, *self.common, "--host-memory", "14MiB", "--disk", place,
+                             says=[str(place), "--disk"])
+
+    def test_default_directory(self):
+        home = self.folder / "home"
+        arguments = [*self.common, "--host-memory", "14MiB"]
+        at = arguments.index("--disk")
+        arguments[at:at + 2] = []
+        done = subprocess.run([harness.program(), *map(str, arguments)], capture_output=True, text=True,
+                              env={**os.environ, "XDG_CACHE_HOME": str(home)}, timeout=60)
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertTrue((home / "headrace" / "offload").is_dir())
+
+    def test_schedule(self):
+        self.refused(harness.USAGE, *self.common, "--schedule", "lazy",
+                     says=["--schedule", "lazy", "overlapped", "serial"])
+        self.assertIn("expected", self.run_text(*self.common, "--schedule", "serial"))
+
+    def test_sizes(self):
+        for option in ("--kv-memory", "--disk-budget", "--host-memory"):
+            with self.subTest(option=option):
+                self.refused(harness.USAGE, *self.common, option, "many", says=[f"{option} many", "900MiB"])
 
 
 class Models(CommandTest):
@@ -265,13 +359,30 @@ class Config(CommandTest):
         self.refused(harness.USAGE, "generate", "--config", "/nowhere.toml", says=["/nowhere.toml"])
 
     def test_shipped_files(self):
-        for name in ("laptop.toml", "two-node.toml"):
+        names = [path.name for path in CONFIGS.glob("*.toml")]
+        self.assertLessEqual({"laptop.toml", "two-node.toml", "larger-than-memory.toml"}, set(names))
+        readme = (CONFIGS / "README.md").read_text()
+        for name in names:
             with self.subTest(name=name):
-                path = pathlib.Path(__file__).parents[2] / "cluster-configs" / name
+                self.assertIn(f"| `{name}` |", readme)
                 output = self.folder / f"{name}.jsonl"
-                self.run_program("generate", "--config", path, "--model", TINY, "--input",
+                self.run_program("generate", "--config", CONFIGS / name, "--model", TINY, "--input",
                                  self.batch(), "--output", output, ranks=2)
                 self.assertEqual(["line-1"], list(harness.read_results(output)))
+
+    def test_values_that_shipped_files_suggest(self):
+        """Lines of shipped files that are comments and become options when the # is taken away."""
+        for path in CONFIGS.glob("*.toml"):
+            suggested = re.findall(r"^# +([a-z-]+ = .*)$", path.read_text(), re.MULTILINE)
+            options = set(re.findall(r"^ +--([a-z-]+)", self.run_text("generate", "--help"), re.MULTILINE))
+            with self.subTest(path=path.name):
+                self.assertLessEqual({line.split()[0] for line in suggested}, options)
+                lines = [line for line in suggested if not line.startswith(("disk", "split"))]
+                self.run_config("\n".join([f'model = "{TINY}"', *lines]) + "\n")
+
+    def test_plan_of_a_shipped_file(self):
+        text = self.run_text("plan", "--config", CONFIGS / "larger-than-memory.toml", "--model", TINY)
+        self.assertIn("up to 64 in flight", text)
 
 
 class Perplexity(CommandTest):

@@ -94,6 +94,31 @@ class Scripts(harness.ProgramTest):
         self.assertEqual({"line-1": 200, "line-2": 400},
                          {name: r["response"]["status_code"] for name, r in records.items()})
 
+    def test_mpirun_starts_bench_and_plan(self):
+        environment = dict(HEADRACE=harness.program(), TMPDIR=str(self.folder))
+        plan = self.script(LAUNCH / "mpirun.sh", "-np", "2", "plan", "--model", TINY, **environment)
+        self.assertEqual(2, plan.stdout.count(" of 2 on "), plan.stdout)
+        bench = self.script(LAUNCH / "mpirun.sh", "-np", "2", "bench", "--model", TINY, "--batch", "2",
+                            "--prompt-tokens", "3", "--generate-tokens", "2", **environment)
+        self.assertIn("prefill", bench.stdout)
+
+    def test_slurm_job(self):
+        """What the batch job gives to srun; here a script that says what it was given."""
+        srun = self.folder / "srun"
+        srun.write_text('#!/bin/sh\necho "srun: $*"\nexit ${SRUN_CODE:-0}\n')
+        srun.chmod(0o755)
+        environment = dict(PATH=f"{self.folder}:{os.environ['PATH']}", HEADRACE=harness.program())
+        for arguments, says in ((["--model", "m"], "generate --resume --model m"),
+                                (["generate", "--model", "m"], "generate --resume --model m"),
+                                (["bench", "--model", "m"], "bench --model m"),
+                                (["plan", "--config", "f"], "plan --config f")):
+            with self.subTest(arguments=arguments):
+                done = self.script("bash", LAUNCH / "slurm.sbatch", *arguments, **environment)
+                self.assertIn(f"{harness.program()} {says}\n", done.stdout)
+        done = self.script("bash", LAUNCH / "slurm.sbatch", "--model", "m", SRUN_CODE="75",
+                           SLURM_JOB_ID="12", expect=75, **environment)
+        self.assertIn("scontrol requeue 12", done.stdout)
+
     def test_quickstart_batch_has_one_bad_line_and_its_table_fits(self):
         model = harness.real_model(harness.SMOL)
         output = self.folder / "out.jsonl"

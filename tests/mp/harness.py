@@ -20,7 +20,7 @@ TINY = DATA / "models"
 SMOL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 QWEN = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 
-DONE, SOME_FAILED, USAGE, TRY_AGAIN = 0, 1, 2, 75
+DONE, SOME_FAILED, USAGE, DOES_NOT_FIT, IO, TRY_AGAIN = 0, 1, 2, 73, 74, 75
 
 
 def program():
@@ -66,15 +66,24 @@ def processes_of(session):
 
 
 class Job:
-    """One start of the program. Standard error goes to a file, so nothing waits for a reader."""
+    """One start of the program. Standard error goes to a file, so nothing waits for a reader.
 
-    def __init__(self, arguments, ranks=None, stdin=subprocess.DEVNULL, folder=None):
+    ranks: how many under mpirun, or a list of what each rank gets as further arguments. prefix: a
+    command that runs the program with some limit, or one for each rank.
+    """
+
+    def __init__(self, arguments, ranks=None, stdin=subprocess.DEVNULL, folder=None, prefix=()):
         self.ranks = ranks
         self.folder = pathlib.Path(folder or tempfile.gettempdir())
-        command = [program(), *map(str, arguments)]
+        command = [*prefix, program(), *map(str, arguments)]
         if ranks is not None:
+            each = ranks if isinstance(ranks, list) else None
             command = ["mpirun", "--bind-to", "none", "--oversubscribe", "--mca", "mpi_yield_when_idle",
-                       "1", "-np", str(ranks), *command]
+                       "1", "-np", "1" if each else str(ranks)]
+            for rank, more in enumerate(each or [()]):
+                command += [":", "-np", "1"] * (rank > 0)
+                command += prefix[rank] if prefix and not isinstance(prefix[0], str) else prefix
+                command += [program(), *map(str, arguments), *map(str, more)]
         environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
                            TMPDIR=str(self.folder))
         handle, self._log = tempfile.mkstemp(prefix="log.", dir=self.folder)
@@ -211,13 +220,13 @@ class ProgramTest(unittest.TestCase):
         self.jobs = []
         self.addCleanup(lambda: [job.kill() for job in self.jobs])
 
-    def start(self, *arguments, ranks=None, stdin=subprocess.DEVNULL):
-        job = Job(arguments, ranks, stdin, self.folder)
+    def start(self, *arguments, ranks=None, stdin=subprocess.DEVNULL, prefix=()):
+        job = Job(arguments, ranks, stdin, self.folder, prefix)
         self.jobs.append(job)
         return job
 
-    def run_program(self, *arguments, ranks=None, expect=DONE, limit=60):
-        job = self.start(*arguments, ranks=ranks)
+    def run_program(self, *arguments, ranks=None, expect=DONE, limit=60, prefix=()):
+        job = self.start(*arguments, ranks=ranks, prefix=prefix)
         code = job.wait(limit)
         if expect is not None and code != expect:
             self.fail(f"exit code {code}, not {expect}: {job.process.args}\n{job.log()}")

@@ -9,6 +9,7 @@
 
 #include "runtime/error.h"
 #include "runtime/requests/id_set.h"
+#include "runtime/requests/request_sizes.h"
 
 namespace headrace {
 namespace {
@@ -110,6 +111,25 @@ TEST_F(Reader, LineThatIsTooLongIsPassedOver) {
 TEST_F(Reader, InputThatCannotBeOpened) {
   EXPECT_THROW(RequestReader("/nonexistent/in.jsonl", {}), UsageError);
   EXPECT_THROW(RequestReader(::testing::TempDir(), {}), UsageError);
+}
+
+TEST_F(Reader, SizesOfAWholeInputAndOfALongOne) {
+  const std::string ids = R"({"prompt":[1,2,3],"max_tokens":5,"n":2})"
+                          "\n";
+  const std::string text = R"({"prompt":")" + std::string(300, 'x') +
+                           R"(","max_tokens":9})"
+                           "\n";
+  std::ofstream(path_) << ids << text << "no request\n";
+  const RequestSizes few = sizes_of_requests(path_, {});
+  EXPECT_EQ(few.sequences, 3);
+  EXPECT_EQ(few.longest, 300 + 9 + 1);
+  EXPECT_EQ(few.usual, 300 / 3 + 9 + 1);
+  std::ofstream many(path_);
+  for (int i = 0; i < 1000; ++i) many << ids;
+  many.close();
+  EXPECT_EQ(sizes_of_requests(path_, {}).sequences, 0);  // there may be more of them
+  EXPECT_EQ(sizes_of_requests(path_, {}).usual, 8);
+  EXPECT_EQ(sizes_of_requests("-", {}).sequences, 0);
 }
 
 TEST(IdSet, HoldsWhatWasPutIn) {
