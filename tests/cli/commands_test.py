@@ -180,7 +180,7 @@ class Plan(CommandTest):
                 text = self.run_text(*self.common, "--host-memory", "14MiB", "--split",
                                      "6,6" if ranks else "12", ranks=ranks)
                 self.assertEqual(stages, re.findall(r"^  layers +(.*)$", text, re.MULTILINE))
-                self.assertRegex(text, r"\n  ring .* slots?\)")
+                self.assertRegex(text, r"\n  ring +[1-9].* for weights on their way\n")
                 self.assertRegex(text, r"\n  disk +\d.* measured at \d+ MB/s")
                 self.assertRegex(text, r"weights .*, [1-9][\d.]* MiB read from disk per step")
                 memory = [float(n) for n in re.findall(r"\n  memory +([\d.]+) MiB", text)]

@@ -18,7 +18,8 @@ class Cgroup:
             if version == 1:
                 self._write("memory.limit_in_bytes", limit)
                 with contextlib.suppress(OSError):  # only where swap is accounted
-                    self._write("memory.memsw.limit_in_bytes", limit)
+                    # A little more: an equal limit is asked first and does not count its failures.
+                    self._write("memory.memsw.limit_in_bytes", limit + (1 << 20))
             else:
                 self._write("memory.max", limit)
                 with contextlib.suppress(OSError):

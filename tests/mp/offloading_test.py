@@ -63,7 +63,8 @@ class Offloading(same_tokens_test.SameTokens):
                 advised = max(map(int, re.findall(r"--host-memory (\d+)MiB", job.log())))
                 self.assertGreater(advised, mebibytes, job.log())
                 mebibytes = advised
-                weights = max(weights, *map(float, re.findall(r" of ([\d.]+) MiB, the rest", job.log())))
+                whole = re.findall(r" of ([\d.]+) MiB, the rest", job.log())
+                weights = max([weights, *map(float, whole)])
             self.least[key] = mebibytes, math.ceil(weights)
         return self.least[key]
 
