@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import limits
 
@@ -41,6 +42,7 @@ class Lab:
         """A round, during which nobody else holds --lock."""
         with contextlib.ExitStack() as stack:
             if self.options.lock:
+                time.sleep(2)  # a lock that is taken again at once is never had by those who wait
                 lock = stack.enter_context(open(self.options.lock, "a"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
             self.say(f"round {number + 1} of {self.options.rounds}")
