@@ -1,7 +1,6 @@
 // headrace plan: what a run would put where, and how fast it should be.
 
 #include <cstdio>
-#include <cstring>
 #include <memory>
 
 #include "launch/config_file.h"
@@ -10,6 +9,7 @@
 #include "launch/ranks.h"
 #include "launch/run_options.h"
 #include "launch/subcommands.h"
+#include "runtime/json_bytes.h"
 #include "runtime/rank.h"
 
 namespace headrace {
@@ -23,11 +23,8 @@ struct PlanArguments {
 
 // The plans of all stages, on rank 0.
 std::vector<std::string> gather_plans(const Rank& rank, Communicator& ranks) {
-  const std::string text = plan_table(rank.plan(), rank.rates());
-  Bytes bytes(text.size());
-  std::memcpy(bytes.data(), text.data(), text.size());
   std::vector<std::string> plans;
-  for (const Bytes& plan : gather(ranks, std::move(bytes))) {
+  for (const Bytes& plan : gather(ranks, text_bytes(plan_table(rank.plan(), rank.rates())))) {
     plans.emplace_back(reinterpret_cast<const char*>(plan.data()), plan.size());
   }
   return plans;

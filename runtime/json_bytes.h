@@ -15,7 +15,10 @@ inline Bytes text_bytes(const std::string& text) {
   return bytes;
 }
 
-inline Bytes to_bytes(const nlohmann::json& value) { return text_bytes(value.dump()); }
+// What is not UTF-8 (a host's or processor's name may be anything) becomes U+FFFD.
+inline Bytes to_bytes(const nlohmann::json& value) {
+  return text_bytes(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+}
 
 inline nlohmann::json from_bytes(const Bytes& bytes) {
   const auto* text = reinterpret_cast<const char*>(bytes.data());

@@ -186,11 +186,16 @@ void Rank::settle(Workload workload, bool build) {
     workload.sequences = static_cast<int>(agreed.slots);
     workload.exact = true;
     plan_ = make_plan(workload, build);
-    plan_.sizes.slots = workload.sequences;
+    plan_.sizes.slots = std::min(plan_.sizes.slots, workload.sequences);
   }
   if (plan_.sizes.kv_disk_pages == 0 && agreed.kv_pages < plan_.sizes.kv_pages) {
     plan_.sizes.kv_pages = agreed.kv_pages;
     plan_.kv = Stage::kv_bytes(checkpoint_->config(), range_, plan_.sizes);
+  }
+  if (plan_.kv_pages() < agreed.kv_pages || plan_.sizes.slots < agreed.slots) {
+    throw DoesNotFit("this stage has no room for the " + std::to_string(agreed.slots) +
+                     " sequences that the other ranks settled on; give --max-batch " +
+                     std::to_string(plan_.sizes.slots) + " on all ranks, or more --host-memory");
   }
   limits_.slots = plan_.sizes.slots;
   limits_.groups = std::min(wires_.communicator.size(), limits_.slots);

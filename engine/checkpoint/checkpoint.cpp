@@ -194,7 +194,12 @@ void Checkpoint::drop_all_cache() const {
   for (const TensorInfo& tensor : tensors_) drop_cache(tensor, 0, tensor.bytes);
 }
 
-std::string Checkpoint::fingerprint() const {
+const std::string& Checkpoint::fingerprint() const {
+  std::call_once(fingerprint_once_, [this] { fingerprint_ = compute_fingerprint(); });
+  return fingerprint_;
+}
+
+std::string Checkpoint::compute_fingerprint() const {
   constexpr uint64_t kSample = 4096;
   Hasher hash;
   hash.text(format());

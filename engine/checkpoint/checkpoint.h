@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -70,7 +71,8 @@ class Checkpoint {
 
   // 16 hex digits that identify format, configuration, tensor table and (by samples of 4 KiB per
   // tensor and the file sizes) the contents. The same on every machine.
-  std::string fingerprint() const;
+  // Read once, then kept. Any thread.
+  const std::string& fingerprint() const;
 
   // "GGUF v3", "safetensors", "synthetic".
   virtual std::string format() const = 0;
@@ -95,7 +97,10 @@ class Checkpoint {
   // layer by layer all roles.
   std::vector<int> index_;
   std::string source_;
+  mutable std::once_flag fingerprint_once_;
+  mutable std::string fingerprint_;
 
+  std::string compute_fingerprint() const;
   size_t slot(Role role, int layer) const;
   int locate(Role role, int layer, const std::unordered_map<std::string_view, int>& by_name) const;
   std::string tried(Role role, int layer) const;

@@ -122,22 +122,13 @@ struct NamedTensor {
 std::vector<NamedTensor> tensors_of(const Checkpoint& source, uint64_t& end) {
   const ModelConfig& config = source.config();
   std::vector<NamedTensor> tensors;
-  const auto add = [&](Role role, int layer) {
-    if (!has_role(config, role) || (role == Role::kHead && config.tied_head)) return;
+  for (const auto& [role, layer] : stored_roles(config)) {
     const bool rotated =
         role == Role::kQ || role == Role::kK || role == Role::kQBias || role == Role::kKBias;
     const int head = rotated && config.family == Family::kLlama ? config.head_dim : 0;
     const TensorInfo& tensor = source.require(role, layer);
     tensors.push_back({gguf_tensor_name(role, layer), {&tensor, end, head}});
     end = aligned(end + tensor.bytes);
-  };
-  for (const Role role : all_roles()) {
-    if (!is_layer_role(role)) add(role, 0);
-  }
-  for (int layer = 0; layer < config.n_layers; ++layer) {
-    for (const Role role : all_roles()) {
-      if (is_layer_role(role)) add(role, layer);
-    }
   }
   return tensors;
 }

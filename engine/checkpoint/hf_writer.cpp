@@ -59,20 +59,11 @@ struct NamedTensor {
 std::vector<NamedTensor> tensors_of(const Checkpoint& source) {
   const ModelConfig& config = source.config();
   std::vector<NamedTensor> tensors;
-  const auto add = [&](Role role, int layer) {
-    if (!has_role(config, role) || (role == Role::kHead && config.tied_head)) return;
+  for (const auto& [role, layer] : stored_roles(config)) {
     const TensorInfo& tensor = source.require(role, layer);
     const std::string reason = no_hf_directory_because(tensor.dtype);
     if (!reason.empty()) throw ModelError(config.name + ": " + reason);
     tensors.push_back({hf_tensor_name(config.family, role, layer), &tensor});
-  };
-  for (const Role role : all_roles()) {
-    if (!is_layer_role(role)) add(role, 0);
-  }
-  for (int layer = 0; layer < config.n_layers; ++layer) {
-    for (const Role role : all_roles()) {
-      if (is_layer_role(role)) add(role, layer);
-    }
   }
   return tensors;
 }

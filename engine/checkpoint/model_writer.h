@@ -42,7 +42,8 @@ std::string in_the_way(const std::string& out, bool is_directory, bool replace);
 // Writes the model beside `out` as "<out>.partial", syncs it and renames it, so that `out` is there
 // whole or not at all; on an error or exception the partial one is removed. What a killed run left
 // of it is written over. Takes about 1 MiB per thread. `progress` gets the tensor bytes written so
-// far, after each piece of about 1 MiB, from any thread, one at a time; an exception from it stops the writing.
+// far, after each piece of about 1 MiB, from any thread, one at a time; an exception from it stops
+// the writing.
 // Throws IoError (path, needed and free bytes, cure), ModelError.
 void write_model(const Checkpoint& source, const PlannedModel& plan, const std::string& out,
                  bool replace, ThreadPool& threads,

@@ -155,4 +155,18 @@ std::string hf_tensor_name(Family family, Role role, int layer) {
   return prefix + (is_layer_role(role) ? "layers." + std::to_string(layer) + "." : "") + name;
 }
 
+std::vector<StoredRole> stored_roles(const ModelConfig& config) {
+  std::vector<StoredRole> roles;
+  const auto add = [&](bool of_layers, int layer) {
+    for (const Role role : all_roles()) {
+      if (is_layer_role(role) != of_layers || !has_role(config, role)) continue;
+      if (role == Role::kHead && config.tied_head) continue;
+      roles.push_back({role, layer});
+    }
+  };
+  add(false, 0);
+  for (int layer = 0; layer < config.n_layers; ++layer) add(true, layer);
+  return roles;
+}
+
 }  // namespace headrace

@@ -68,7 +68,6 @@ class KvStore {
 
   const KvPageShape& shape() const { return shape_; }
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
-  const KvDisk* disk() const { return disk_ ? &*disk_ : nullptr; }
 
  private:
   struct Sequence {

@@ -104,8 +104,6 @@ class WeightStore {
   const EmbeddingWeights& embedding() const { return embedding_; }
   const HeadWeights& head() const { return head_; }
   const StageRange& range() const { return layout_.range; }
-  // So far, from the offload file.
-  uint64_t bytes_read() const { return stream_ ? stream_->bytes_read() : 0; }
 
   // What the first constructor will take from the budget.
   static uint64_t bytes_needed(const Checkpoint& checkpoint, const StageRange& range);

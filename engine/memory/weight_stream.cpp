@@ -101,7 +101,6 @@ void WeightStream::read_ahead() {
         queue_->read(file_.file(), file_.offset(piece.unit) + piece.from + (started_ - begin),
                      {memory(started_), bytes});
     reads_.push_back({started_ + bytes, ticket, started_ == begin, Timeline::now()});
-    bytes_read_ += bytes;
     started_ += bytes;
     if (started_ == end) ++read_visit_;
   }
@@ -146,7 +145,6 @@ void WeightStream::read_through(size_t unit, uint64_t from, uint64_t to, const T
     queue_->wait(tickets.front());
     tickets.pop_front();
     const std::span bytes(memory_of(at), std::min(part, to - at));
-    bytes_read_ += bytes.size();
     check(bytes.data(), unit, at, at + bytes.size());
     take(at, bytes);
   }

@@ -48,8 +48,6 @@ class WeightStream {
   using Take = std::function<void(uint64_t at, std::span<const std::byte> bytes)>;
   void read_through(size_t unit, uint64_t from, uint64_t to, const Take& take);
 
-  uint64_t bytes_read() const { return bytes_read_; }
-
  private:
   // The pieces of all sweeps, one after the other, make a stream; places count its bytes from the
   // start. The byte at a place is in the ring at the place modulo the ring's size.
@@ -87,7 +85,6 @@ class WeightStream {
   int64_t piece_begin_ = 0;     // of the piece that comes in
   std::vector<bool> checked_;   // per piece: its bytes were compared with the checksums
   uint64_t checked_bytes_ = 0;  // of the acquired piece
-  uint64_t bytes_read_ = 0;
 };
 
 }  // namespace headrace

@@ -6,15 +6,15 @@
 #include <algorithm>
 #include <chrono>
 #include <climits>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "engine/error.h"
 #include "engine/memory/kv_store.h"
 #include "headrace/version.h"
 #include "runtime/error.h"
+#include "runtime/json_bytes.h"
 #include "runtime/rank.h"
+#include "runtime/report/host_facts.h"
 
 namespace headrace {
 namespace {
@@ -25,31 +25,15 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// The value after "<key>:" in a file of /proc; empty if there is none.
-std::string proc_value(const char* path, const std::string& key) {
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    if (!line.starts_with(key)) continue;
-    const size_t value = line.find_first_not_of(" \t", line.find(':') + 1);
-    return value == line.npos ? "" : line.substr(value);
-  }
-  return "";
-}
-
-uint64_t peak_memory() {
-  const std::string kib = proc_value("/proc/self/status", "VmHWM");
-  return std::strtoull(kib.c_str(), nullptr, 10) << 10;
-}
-
 std::string host_name() {
   char name[HOST_NAME_MAX + 1] = "";
   return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
 }
 
 Bytes facts_of(const Rank& rank, double load_s) {
-  const std::string text = json{
+  return to_bytes({
       {"host", host_name()},
-      {"cpu", proc_value("/proc/cpuinfo", "model name")},
+      {"cpu", cpu_model()},
       {"threads", rank.threads()},
       {"target", rank.target()},
       {"first_layer", rank.range().first_layer},
@@ -61,16 +45,12 @@ Bytes facts_of(const Rank& rank, double load_s) {
       {"disk_rate", rank.plan().needs_disk() ? rank.rates().disk : 0.0},
       {"expected_compute_s", rank.plan().compute_s},
       {"expected_disk_s", rank.plan().disk_s},
-      {"expected_round_s",
-       rank.plan().round_s}}.dump(-1, ' ', false, json::error_handler_t::replace);
-  Bytes bytes(text.size());
-  std::memcpy(bytes.data(), text.data(), text.size());
-  return bytes;
+      {"expected_round_s", rank.plan().round_s},
+  });
 }
 
 BenchRank rank_from(const Bytes& bytes) {
-  const auto* text = reinterpret_cast<const char*>(bytes.data());
-  const json facts = json::parse(text, text + bytes.size());
+  const json facts = from_bytes(bytes);
   BenchRank rank;
   facts.at("host").get_to(rank.host);
   facts.at("cpu").get_to(rank.cpu);

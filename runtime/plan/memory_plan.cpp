@@ -302,10 +302,16 @@ class Planner {
   uint64_t page_;  // in all layers
 };
 
-std::string text_of(const char* format, double a, double b = 0, double c = 0) {
+std::string text_of(const char* format, double value) {
   char text[128];
-  std::snprintf(text, sizeof text, format, a, b, c);
+  std::snprintf(text, sizeof text, format, value);
   return text;
+}
+
+// "0-14, embedding"
+std::string layers_of(const StageRange& range) {
+  return std::to_string(range.first_layer) + "-" + std::to_string(range.end_layer - 1) +
+         (range.is_first ? ", embedding" : "") + (range.is_last ? ", head" : "");
 }
 
 }  // namespace
@@ -317,11 +323,8 @@ StagePlan plan_stage(const ModelConfig& config, const WeightLayout& layout,
 }
 
 std::string describe(const StagePlan& plan) {
-  std::string text = "layers " + std::to_string(plan.range.first_layer) + "-" +
-                     std::to_string(plan.range.end_layer - 1);
-  if (plan.range.is_first) text += ", embedding";
-  if (plan.range.is_last) text += ", head";
-  text += ": weights " + format_bytes(plan.all_weights);
+  std::string text =
+      "layers " + layers_of(plan.range) + ": weights " + format_bytes(plan.all_weights);
   if (!plan.placement.all_resident()) {
     text += " (" + format_bytes(plan.weights) + " in memory, " + format_bytes(plan.streamed) +
             " read per step through a ring of " + format_bytes(plan.ring) + ")";
@@ -347,16 +350,12 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
     text.append(14 - std::min<size_t>(13, std::strlen(name)), ' ');
     text += value + "\n";
   };
-  line("layers",
-       std::to_string(plan.range.first_layer) + "-" + std::to_string(plan.range.end_layer - 1) +
-           (plan.range.is_first ? ", embedding" : "") + (plan.range.is_last ? ", head" : ""));
+  line("layers", layers_of(plan.range));
   line("weights",
        format_bytes(plan.all_weights) + ": " + format_bytes(plan.weights) + " in memory, " +
            format_bytes(plan.streamed) + " read from disk per step" +
            (plan.placement.embedding_streamed() ? ", rows of the embedding as needed" : ""));
-  if (plan.ring > 0) {
-    line("ring", format_bytes(plan.ring) + " for weights on their way");
-  }
+  if (plan.ring > 0) line("ring", format_bytes(plan.ring) + " for weights on their way");
   line("KV cache", format_bytes(plan.kv) + " in memory; room for " +
                        std::to_string(plan.kv_pages() * kPageTokens) + " tokens, " +
                        std::to_string(plan.sizes.kv_disk_pages * kPageTokens) + " of them on disk");
