@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 
+#include "tests/reference/block_fields.h"
 #include "tests/reference/dequantize.h"
 
 namespace headrace {
@@ -38,27 +39,6 @@ uint32_t random_f32_bits(Random& random) {
   }
 }
 
-// Where the f16 fields of a block of codes are.
-std::vector<int> f16_fields(DType dtype) {
-  switch (dtype) {
-    case DType::kQ4_1:
-    case DType::kQ5_1:
-    case DType::kQ4_K:
-    case DType::kQ5_K:
-    case DType::kG8:
-    case DType::kG4:
-      return {0, 2};
-    case DType::kQ2_K:
-      return {80, 82};
-    case DType::kQ3_K:
-      return {108};
-    case DType::kQ6_K:
-      return {208};
-    default:
-      return {0};
-  }
-}
-
 void fill_block(DType dtype, Random& random, std::byte* block) {
   if (dtype == DType::kF32 || dtype == DType::kBF16) {
     const uint32_t bits = random_f32_bits(random);
@@ -75,7 +55,7 @@ void fill_block(DType dtype, Random& random, std::byte* block) {
   for (int i = 0; i < dtype_info(dtype).block_bytes; ++i) {
     block[i] = static_cast<std::byte>(random.bits() >> 32);
   }
-  for (const int at : f16_fields(dtype)) put_f16(at);
+  for (const int at : reference::f16_fields(dtype)) put_f16(at);
 }
 
 }  // namespace

@@ -6,34 +6,10 @@
 #include <stdexcept>
 
 #include "engine/half.h"
+#include "tests/reference/block_fields.h"
 
 namespace headrace::test {
 namespace {
-
-// Where the f16 scales of a block lie.
-std::vector<int> scale_offsets(DType dtype) {
-  switch (dtype) {
-    case DType::kQ8_0:
-    case DType::kQ4_0:
-    case DType::kQ5_0:
-      return {0};
-    case DType::kQ4_1:
-    case DType::kQ5_1:
-    case DType::kQ4_K:
-    case DType::kQ5_K:
-    case DType::kG8:
-    case DType::kG4:
-      return {0, 2};
-    case DType::kQ2_K:
-      return {80, 82};
-    case DType::kQ3_K:
-      return {108};
-    case DType::kQ6_K:
-      return {208};
-    default:
-      return {};
-  }
-}
 
 // Values of about this size, so that a model of them neither dies out nor overflows.
 float scale_of(DType dtype) {
@@ -107,7 +83,7 @@ MemoryCheckpoint::MemoryCheckpoint(const ModelConfig& config, Options options)
         continue;
       }
       for (size_t i = 0; i < block; ++i) data[at + i] = static_cast<std::byte>(random() >> 32);
-      for (const int offset : scale_offsets(tensor.dtype)) {
+      for (const int offset : reference::f16_fields(tensor.dtype)) {
         const uint16_t half = f32_to_f16(scale_of(tensor.dtype) * uniform());
         std::memcpy(data.data() + at + static_cast<size_t>(offset), &half, sizeof half);
       }

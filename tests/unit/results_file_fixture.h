@@ -2,7 +2,6 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -16,11 +15,13 @@
 #include <utility>
 
 #include "runtime/results/results_file.h"
+#include "tests/unit/child_process.h"
 
 namespace headrace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
+using test::in_child;
 
 class ResultsFileTest : public ::testing::Test {
  protected:
@@ -86,33 +87,6 @@ class ResultsFileTest : public ::testing::Test {
     for (const std::string& word : words) {
       EXPECT_NE(text.find(word), std::string::npos) << "no \"" << word << "\" in: " << text;
     }
-  }
-
-  // Runs `action` in a process of its own; its text is empty if all went well.
-  static std::string in_child(const std::function<std::string()>& action) {
-    int ends[2];
-    if (::pipe(ends) != 0) return "no pipe";
-    const pid_t child = ::fork();
-    if (child == 0) {
-      std::string text;
-      try {
-        text = action();
-      } catch (const std::exception& error) {
-        text = std::string("threw: ") + error.what();
-      }
-      (void)!::write(ends[1], text.data(), text.size());
-      ::_exit(0);
-    }
-    ::close(ends[1]);
-    std::string text;
-    char buffer[4096];
-    for (ssize_t n = 0; (n = ::read(ends[0], buffer, sizeof buffer)) > 0;) {
-      text.append(buffer, static_cast<size_t>(n));
-    }
-    ::close(ends[0]);
-    int status = 0;
-    ::waitpid(child, &status, 0);
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? text : "the child died: " + text;
   }
 
   fs::path directory_, path_;
