@@ -213,7 +213,7 @@ void Rank::say_plan() const {
   spdlog::info("stage {} expects, for {}", ranks.rank() + 1, describe_prediction(plan_));
   if (plan_.needs_disk()) {
     spdlog::info("stage {} reads {} at {:.0f} MB/s, through {}", ranks.rank() + 1, options_.disk,
-                 rates_.disk / 1e6, make_io_queue(1)->description());
+                 rates_.disk / 1e6, make_io_queue(kWeightReads)->description());
   }
   if (options_.host_memory > available_host_memory() + budget_.used()) {
     spdlog::warn(

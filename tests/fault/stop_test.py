@@ -27,6 +27,8 @@ def requests(count=300):
 
 
 class Stop(harness.ProgramTest):
+    undisturbed = None
+
     def setUp(self):
         super().setUp()
         self.input, self.output = self.folder / "in.jsonl", self.folder / "out.jsonl"
@@ -37,7 +39,9 @@ class Stop(harness.ProgramTest):
                 "--peer-timeout", TIMEOUT, "--output", self.output, *arguments]
 
     def expected(self):
-        return self.generate(MODEL, requests(), "--max-batch", 8, "--threads", 1)
+        if Stop.undisturbed is None:
+            Stop.undisturbed = self.generate(MODEL, requests(), "--max-batch", 8, "--threads", 1)
+        return Stop.undisturbed
 
     def resume_and_compare(self, ranks):
         """What was written is whole, and --resume gives what an undisturbed run gives."""

@@ -183,8 +183,9 @@ class WideModels(Offloading):
 
 
 class RealModel(Offloading):
-    WAYS = (("half", None, "overlapped"), ("least", 2, "overlapped"), ("kv", 3, "overlapped"),
-            ("both", 2, "serial"), ("kv", None, "serial"), ("half", 3, "serial"))
+    # That any two settings meet is for the models above.
+    WAYS = (("half", None, "overlapped"), ("least", 2, "serial"), ("kv", 3, "overlapped"),
+            ("both", 2, "overlapped"))
 
     def test_smollm2(self):
         runs = [dict(place=place, ranks=ranks, schedule=schedule, batch=12, chunk=(64, 100)[i % 2],

@@ -111,7 +111,8 @@ class RealModel(SameTokens):
         model = harness.real_model(harness.SMOL)
         requests = text_requests()
         fast = [t for t in harness.targets() if t != "scalar"]
-        runs = covering_runs(dict(OPTIONS, target=tuple(fast)))
+        # The other numbers of ranks are tried with the tiny models.
+        runs = covering_runs(dict(OPTIONS, ranks=(None, 2, 4), target=tuple(fast)))
         self.check_variety(expected := self.run_one_way(model, self.LAYERS, requests, runs[0]))
         self.check_runs(model, self.LAYERS, requests, runs[1:], expected)
         # The scalar path is slow: a few short requests.
