@@ -170,7 +170,7 @@ WeightLayout weight_layout(const Checkpoint& checkpoint, const StageRange& range
 void pack_image(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t from,
                 std::span<std::byte> out, ThreadPool& threads) {
   const uint64_t to = from + out.size();
-  std::memset(out.data(), 0, out.size());
+  std::fill(out.begin(), out.end(), std::byte{0});
   for (const PlacedMatrix& matrix : unit.matrices) {
     const uint64_t begin = std::max(from, matrix.offset);
     const uint64_t end = std::min(to, matrix.offset + matrix.bytes());

@@ -24,6 +24,8 @@ class Cgroup:
                 self._write("memory.max", limit)
                 with contextlib.suppress(OSError):
                     self._write("memory.swap.max", 0)
+                if not (path / "memory.peak").exists():
+                    raise OSError(f"{path} has no memory.peak; Linux 5.19 is needed")
         except OSError:
             path.rmdir()
             raise
@@ -62,16 +64,29 @@ class Cgroup:
         raise AssertionError(f"{self.path / name} has no {key}")
 
 
+def lacks(version, root):
+    """Why no memory group of this version can be made below root; empty if nothing is known."""
+    if version == 1:
+        return "" if (root / "memory.usage_in_bytes").exists() else f"{root} has no memory controller of version 1"
+    if not (root / "cgroup.controllers").exists():
+        return f"{root} is not a cgroup file system of version 2"
+    # Groups get the controllers that their parent hands down, and a parent with processes of its
+    # own, as in most containers, may hand down none.
+    if "memory" not in (root / "cgroup.subtree_control").read_text().split():
+        return f"{root}/cgroup.subtree_control does not hand down the memory controller"
+    return ""
+
+
 def make(name, limit):
     """A group; skips the test where none can be made."""
     reasons = []
-    for version, root in ((1, "/sys/fs/cgroup/memory"), (2, "/sys/fs/cgroup")):
-        path = pathlib.Path(root) / f"headrace-test-{os.getpid()}-{name}"
-        if not (pathlib.Path(root) / ("memory.usage_in_bytes" if version == 1 else "cgroup.controllers")).exists():
-            reasons.append(f"{root} has none of version {version}")
-            continue
-        try:
-            return Cgroup(path, limit, version)
-        except OSError as error:
-            reasons.append(str(error))
+    for version, folder in ((1, "/sys/fs/cgroup/memory"), (2, "/sys/fs/cgroup")):
+        root = pathlib.Path(folder)
+        reason = lacks(version, root)
+        if not reason:
+            try:
+                return Cgroup(root / f"headrace-test-{os.getpid()}-{name}", limit, version)
+            except OSError as error:
+                reason = str(error)
+        reasons.append(reason)
     raise unittest.SkipTest("no memory cgroup can be made: " + "; ".join(reasons))

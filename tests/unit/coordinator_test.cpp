@@ -1,3 +1,4 @@
+// Which sequences the coordinator puts into which step.
 #include "runtime/schedule/coordinator.h"
 
 #include <gtest/gtest.h>
@@ -8,147 +9,17 @@
 #include <string>
 
 #include "runtime/schedule/stream_key.h"
-#include "tests/unit/fake_pipeline.h"
-#include "tests/unit/text_test_util.h"
+#include "tests/unit/coordinator_bench.h"
 
 namespace headrace {
 namespace {
 
-using test::FakeModel;
-using test::FakePipeline;
+using test::Bench;
+using test::expect_right;
 using test::hashed_token;
-
-PreparedRequest request(const std::string& id, int prompt_tokens, int max_tokens, int n = 1) {
-  PreparedRequest made;
-  made.request.custom_id = id;
-  made.request.max_tokens = max_tokens;
-  made.request.n = n;
-  for (int i = 0; i < prompt_tokens; ++i) made.prompt.push_back((i * 31 + prompt_tokens) % 100);
-  return made;
-}
-
-ScheduleLimits limits_of(int slots, int groups) {
-  ScheduleLimits limits;
-  limits.slots = slots;
-  limits.groups = groups;
-  limits.kv_pages = 100000;
-  limits.order = Order::kInput;
-  return limits;
-}
-
-// A coordinator, its requests, the pipeline that it drives, and what came of them.
-struct Bench {
-  Bench(const ScheduleLimits& schedule, std::vector<PreparedRequest> all,
-        FakeModel model = hashed_token, std::vector<int> eos = {}, const Tokenizer* tok = nullptr)
-      : limits(schedule),
-        requests(std::move(all)),
-        pipeline(schedule, std::move(model), prompts()),
-        coordinator(
-            schedule, tok, std::move(eos), [this](bool idle) { return next(idle); },
-            [this](const RequestResult& result) {
-              EXPECT_TRUE(done.emplace(result.custom_id, result).second) << "finished twice";
-              order_done.push_back(result.custom_id);
-            },
-            [this](const BadLine& line) {
-              EXPECT_TRUE(failed.emplace(line.custom_id, line).second) << "failed twice";
-            }) {}
-
-  std::map<uint64_t, std::vector<int32_t>> prompts() const {
-    std::map<uint64_t, std::vector<int32_t>> by_stream;
-    for (const PreparedRequest& r : requests) {
-      for (int c = 0; c < r.request.n; ++c) {
-        by_stream[stream_key(r.request.custom_id, c)] = r.prompt;
-      }
-    }
-    return by_stream;
-  }
-
-  Coordinator::Fed next(bool idle) {
-    asked_idle = idle;
-    if (fed == held_back) return Coordinator::NothingYet{};
-    if (fed == requests.size()) return Coordinator::NoMore{};
-    return requests[fed++];
-  }
-
-  // Forms steps until none can be formed; their messages.
-  std::vector<StepMessage> form_all() {
-    std::vector<StepMessage> formed;
-    while (std::optional<StepMessage> step = coordinator.next_step()) {
-      pipeline.take(*step);
-      formed.push_back(std::move(*step));
-      if (testing::Test::HasFatalFailure()) break;
-    }
-    return formed;
-  }
-  void answer_one() { coordinator.accept(pipeline.answer()); }
-
-  // As runtime/pipeline does it. False if nothing moves any more.
-  bool run(int most_turns = 1000000) {
-    while (!coordinator.finished()) {
-      form_all();
-      if (testing::Test::HasFatalFailure() || most_turns-- == 0) return false;
-      if (pipeline.under_way() > 0) {
-        answer_one();
-      } else if (!coordinator.finished()) {
-        ADD_FAILURE() << "requests wait and nothing is under way";
-        return false;
-      }
-    }
-    return true;
-  }
-
-  ScheduleLimits limits;
-  std::vector<PreparedRequest> requests;
-  size_t fed = 0;
-  FakePipeline pipeline;
-  std::map<std::string, RequestResult> done;
-  std::map<std::string, BadLine> failed;
-  std::vector<std::string> order_done;
-  size_t held_back = SIZE_MAX;  // requests that are there; more come later
-  bool asked_idle = false;      // what the feed was told last
-  Coordinator coordinator;
-};
-
-// What a request must give under hashed_token, generated alone.
-ChoiceResult expected_choice(const PreparedRequest& r, int choice, const std::vector<int>& eos) {
-  ChoiceResult expected;
-  std::vector<int32_t> tokens = r.prompt;
-  expected.finish_reason = "length";
-  while (std::ssize(expected.token_ids) < r.request.max_tokens) {
-    const int token = *hashed_token(stream_key(r.request.custom_id, choice), tokens);
-    tokens.push_back(token);
-    expected.token_ids.push_back(token);
-    if (!r.request.ignore_eos && std::count(eos.begin(), eos.end(), token) > 0) {
-      expected.finish_reason = "stop";
-      break;
-    }
-  }
-  return expected;
-}
-
-void expect_right(const PreparedRequest& r, const RequestResult& result,
-                  const std::vector<int>& eos) {
-  EXPECT_EQ(result.custom_id, r.request.custom_id);
-  EXPECT_EQ(result.prompt_tokens, std::ssize(r.prompt));
-  ASSERT_EQ(std::ssize(result.choices), r.request.n);
-  for (int c = 0; c < r.request.n; ++c) {
-    const ChoiceResult& got = result.choices[static_cast<size_t>(c)];
-    const ChoiceResult expected = expected_choice(r, c, eos);
-    ASSERT_EQ(got.token_ids, expected.token_ids) << r.request.custom_id << ", choice " << c;
-    EXPECT_EQ(got.finish_reason, expected.finish_reason);
-    const bool reported = r.request.sampling.top_logprobs.has_value();
-    EXPECT_EQ(got.logprobs.size(), reported ? got.token_ids.size() : 0);
-    EXPECT_EQ(got.alternatives.size(), reported ? got.token_ids.size() : 0);
-  }
-}
-
-std::vector<PreparedRequest> requests_of(int count, int prompt_tokens, int max_tokens) {
-  std::vector<PreparedRequest> all;
-  for (int i = 0; i < count; ++i) {
-    all.push_back(request("r" + std::to_string(i), prompt_tokens, max_tokens));
-  }
-  return all;
-}
+using test::limits_of;
+using test::request;
+using test::requests_of;
 
 TEST(Coordinator, AnEmptyInputIsFinishedAtOnce) {
   Bench bench(limits_of(4, 2), {});
@@ -348,101 +219,6 @@ TEST(Coordinator, ARequestAsLargeAsTheWholeCacheIsServed) {
   Bench bench(limits, {request("small", 3, 4), request("whole", 40, 40), request("last", 3, 4)});
   ASSERT_TRUE(bench.run());
   EXPECT_EQ(bench.done.size(), 3u);
-}
-
-TEST(Coordinator, EndOfSequenceStopsUnlessIgnored) {
-  // Every token is 42; 42 ends a sequence.
-  const FakeModel model = [](uint64_t, const std::vector<int32_t>&) { return 42; };
-  std::vector<PreparedRequest> all = {request("stops", 3, 10), request("goes on", 3, 10)};
-  all[1].request.ignore_eos = true;
-  Bench bench(limits_of(2, 1), all, model, {7, 42});
-  ASSERT_TRUE(bench.run());
-  EXPECT_EQ(bench.done.at("stops").choices[0].token_ids, (std::vector{42}));
-  EXPECT_EQ(bench.done.at("stops").choices[0].finish_reason, "stop");
-  EXPECT_EQ(bench.done.at("goes on").choices[0].token_ids, std::vector<int>(10, 42));
-  EXPECT_EQ(bench.done.at("goes on").choices[0].finish_reason, "length");
-}
-
-TEST(Coordinator, StopStringsEndASequenceAcrossTokenBorders) {
-  const auto tokenizer = Tokenizer::open(test::text_data("gpt2").string());
-  const std::vector<int> answer = tokenizer->encode("One two. STOP three");
-  const FakeModel model = [&](uint64_t, const std::vector<int32_t>& tokens) {
-    return answer.at(tokens.size() - 3);
-  };
-  std::vector<PreparedRequest> all = {request("cut", 3, static_cast<int>(answer.size())),
-                                      request("whole", 3, static_cast<int>(answer.size()))};
-  all[0].request.stop = {"never", "o. ST"};
-  Bench bench(limits_of(2, 1), all, model, {}, tokenizer.get());
-  ASSERT_TRUE(bench.run());
-  const ChoiceResult& cut = bench.done.at("cut").choices[0];
-  EXPECT_EQ(cut.text, "One tw");
-  EXPECT_EQ(cut.finish_reason, "stop");
-  EXPECT_LT(cut.token_ids.size(), answer.size());
-  const ChoiceResult& whole = bench.done.at("whole").choices[0];
-  EXPECT_EQ(whole.text, "One two. STOP three");
-  EXPECT_EQ(whole.finish_reason, "length");
-}
-
-TEST(Coordinator, LogprobsAreKeptWhereAskedFor) {
-  std::vector<PreparedRequest> all = {request("with", 3, 4), request("without", 3, 4)};
-  all[0].request.sampling.top_logprobs = 2;
-  Bench bench(limits_of(2, 1), all);
-  ASSERT_TRUE(bench.run());
-  for (const PreparedRequest& r : all) expect_right(r, bench.done.at(r.request.custom_id), {});
-  const ChoiceResult& choice = bench.done.at("with").choices[0];
-  EXPECT_EQ(choice.logprobs[2].token, choice.token_ids[2]);
-  EXPECT_EQ(choice.alternatives[2].size(), 2u);
-}
-
-TEST(Coordinator, EveryChoiceHasItsOwnStream) {
-  Bench bench(limits_of(3, 2), {request("many", 4, 6, 8), request("one", 4, 6)});
-  ASSERT_TRUE(bench.run());
-  expect_right(bench.requests[0], bench.done.at("many"), {});
-  std::set<std::vector<int>> distinct;
-  for (const ChoiceResult& choice : bench.done.at("many").choices) {
-    distinct.insert(choice.token_ids);
-  }
-  EXPECT_EQ(distinct.size(), 8u);
-}
-
-TEST(Coordinator, LogitsThatAreNotFiniteFailTheirRequestOnly) {
-  for (const int bad_choice : {0, 2, 4}) {
-    std::vector<PreparedRequest> all = requests_of(12, 4, 6);
-    all.insert(all.begin() + 3, request("bad", 4, 6, 5));
-    const uint64_t bad = stream_key("bad", bad_choice);
-    const FakeModel model = [&](uint64_t stream, const std::vector<int32_t>& tokens) {
-      return stream == bad && tokens.size() == 7 ? std::nullopt : hashed_token(stream, tokens);
-    };
-    // Three slots: of the failed request, some choices run, some wait.
-    Bench bench(limits_of(3, 2), all, model);
-    ASSERT_TRUE(bench.run());
-    ASSERT_EQ(bench.failed.size(), 1u);
-    const BadLine& line = bench.failed.at("bad");
-    EXPECT_EQ(line.code, "model_error");
-    EXPECT_NE(line.message.find("not finite"), std::string::npos) << line.message;
-    EXPECT_NE(line.message.find("after 7 tokens"), std::string::npos) << line.message;
-    EXPECT_EQ(bench.done.size(), 12u);
-    for (const PreparedRequest& r : all) {
-      if (r.request.custom_id != "bad") expect_right(r, bench.done.at(r.request.custom_id), {});
-    }
-    EXPECT_EQ(bench.coordinator.counts().active, 0);
-  }
-}
-
-// Its other choices are given up: those that run when their next token comes, those that wait
-// without getting a slot.
-TEST(Coordinator, AFailedRequestTakesNothingMore) {
-  std::vector<PreparedRequest> all = {request("bad", 4, 20, 6), request("good", 4, 20)};
-  const std::map<uint64_t, std::vector<int32_t>> good = {{stream_key("good", 0), {}}};
-  const FakeModel model = [&](uint64_t stream, const std::vector<int32_t>& tokens) {
-    return tokens.size() >= 7 && !good.contains(stream) ? std::nullopt
-                                                        : hashed_token(stream, tokens);
-  };
-  Bench bench(limits_of(3, 1), all, model);
-  ASSERT_TRUE(bench.run());
-  EXPECT_EQ(bench.failed.size(), 1u);
-  expect_right(all[1], bench.done.at("good"), {});
-  EXPECT_EQ(bench.pipeline.admitted().size(), 4u) << "choices 0, 1 and 2, then the good one";
 }
 
 TEST(Coordinator, StopDrainsWhatIsUnderWay) {
