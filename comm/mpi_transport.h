@@ -6,6 +6,7 @@
 // 200 us) because Open MPI's own waiting burns a core.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -49,6 +50,8 @@ class MpiTransport final : public Communicator, public ActivationLink {
 
  private:
   struct Impl;
+  const std::chrono::duration<double> timeout_;
+  const Stuck stuck_;
   std::unique_ptr<Impl> impl_;
 };
 
