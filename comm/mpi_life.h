@@ -40,16 +40,17 @@ class MpiLife {
     MPI_Request receive = MPI_REQUEST_NULL;
     MPI_Request send = MPI_REQUEST_NULL;
   };
+  bool hear(PeerWatch::Time now);
   bool hear(int rank, PeerWatch::Time now);
   void post(int rank);
   void tell();
 
   const int rank_, size_;
-  const PeerWatch::Seconds period_;
+  const PeerWatch::Seconds period_;  // of telling
   PeerWatch watch_;
   std::vector<Peer> peers_;
   std::function<uint64_t()> progress_;
-  PeerWatch::Time last_told_{};
+  PeerWatch::Time last_told_{}, last_heard_{};
 };
 
 }  // namespace headrace

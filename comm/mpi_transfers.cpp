@@ -28,9 +28,10 @@ bool MpiTransfers::start_sends() {
     sending_.push_back(std::move(queued_.front()));
     queued_.pop_front();
     Sending& op = sending_.back();
-    const void* data = op.buffer >= 0 ? buffers_[op.buffer].memory.data() : op.message.data();
-    check_mpi(MPI_Isend(data, static_cast<int>(op.bytes), MPI_BYTE, op.to, op.tag, MPI_COMM_WORLD,
-                        &op.request),
+    const bool hidden = op.buffer >= 0;
+    const void* data = hidden ? buffers_[op.buffer].memory.data() : op.message.data();
+    check_mpi(MPI_Isend(data, static_cast<int>(op.bytes), MPI_BYTE, op.to, op.tag,
+                        hidden ? MPI_COMM_WORLD : messages_, &op.request),
               "send");
     moved = true;
   }
@@ -52,23 +53,25 @@ bool MpiTransfers::end_sends() {
   return moved;
 }
 
-// Starts to receive the messages that have come.
+// Starts to receive the messages that have come. A probe looks first and drives transfers on after
+// that, so what it finds out only the next one tells.
 void MpiTransfers::probe() {
-  for (const Channel channel : {Channel::kSetup, Channel::kStep, Channel::kTokens}) {
-    const int tag = static_cast<int>(channel);
-    for (;;) {
-      int flag = 0, bytes = 0;
-      MPI_Message message;
-      MPI_Status status;
-      check_mpi(MPI_Improbe(MPI_ANY_SOURCE, tag, MPI_COMM_WORLD, &flag, &message, &status),
-                "probe");
-      if (!flag) break;
-      MPI_Get_count(&status, MPI_BYTE, &bytes);
-      arriving_.push_back({status.MPI_SOURCE, tag, Bytes(static_cast<size_t>(bytes)), last_turn_});
-      check_mpi(MPI_Imrecv(arriving_.back().message.data(), bytes, MPI_BYTE, &message,
-                           &arriving_.back().request),
-                "receive");
+  for (int misses = 0; misses < 2;) {
+    int flag = 0, bytes = 0;
+    MPI_Message message;
+    MPI_Status status;
+    check_mpi(MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, messages_, &flag, &message, &status),
+              "probe");
+    if (!flag) {
+      ++misses;
+      continue;
     }
+    MPI_Get_count(&status, MPI_BYTE, &bytes);
+    arriving_.push_back(
+        {status.MPI_SOURCE, status.MPI_TAG, Bytes(static_cast<size_t>(bytes)), last_turn_});
+    check_mpi(MPI_Imrecv(arriving_.back().message.data(), bytes, MPI_BYTE, &message,
+                         &arriving_.back().request),
+              "receive");
   }
 }
 

@@ -17,14 +17,20 @@ namespace headrace {
 
 // No lock: one call at once, and none beside other calls of MPI. Buffers and messages are MPI's
 // until cancel(), or until the job is aborted. What fails throws PeerLost.
+//
+// Calls of MPI are few in a turn that finds nothing: each drives all transfers on and gives the
+// core away. So messages have a communicator to themselves, where one probe finds any of them.
 class MpiTransfers {
  public:
   using HiddenBuffer = ActivationLink::HiddenBuffer;
 
-  explicit MpiTransfers(int rank) : rank_(rank) {}
+  // `messages`: of all ranks, for nothing else.
+  MpiTransfers(int rank, MPI_Comm messages) : rank_(rank), messages_(messages) {}
 
   // Drives everything on; true if something moved.
   bool turn();
+  // Something is half way, so the next turns should come soon.
+  bool under_way() const { return !sending_.empty() || !arriving_.empty(); }
   bool all_sent() const { return queued_.empty() && sending_.empty(); }
   // Gives up the receives that are posted.
   void cancel();
@@ -79,6 +85,7 @@ class MpiTransfers {
   void tell_observer(bool sent, int peer, int tag, size_t bytes, Clock::time_point begin) const;
 
   const int rank_;
+  const MPI_Comm messages_;
   Communicator::Observer observer_;
   Clock::time_point last_turn_ = Clock::now();
   std::map<std::pair<int, int>, std::deque<Bytes>> inbox_;  // (from, tag)

@@ -2,8 +2,8 @@
 //
 // One progress thread makes all MPI calls after construction that can take time: it drives sends
 // and posted receives on, collects messages, and exchanges signs of life, so transfers go on while
-// the caller computes. It polls with MPI_Test and a back-off (spin 50 us, then sleep, doubling to
-// 200 us) because Open MPI's own waiting burns a core.
+// the caller computes. It polls with a back-off (comm/backoff.h) because Open MPI's own waiting
+// burns a core.
 #pragma once
 
 #include <chrono>
