@@ -98,6 +98,7 @@ class Generate(Memory):
         job = self.generate_in_groups(harness.real_model(harness.SMOL), text_requests(40, 4, 12), [160],
                                       "--disk-budget", "0")
         self.assertNotIn("read per step", job.log())
+        self.assertEqual([0, 0], [group.failures() for group in self.groups], "the limit was reached")
 
     def test_qwen_coder_with_its_tokenizer(self):
         job = self.generate_in_groups(harness.real_model(harness.QWEN), text_requests(20, 4, 4), [200])
