@@ -2,10 +2,11 @@
 //
 // One progress thread makes all MPI calls after construction that can take time: it drives sends
 // and posted receives on, collects messages, and exchanges signs of life, so transfers go on while
-// the caller computes. It polls with MPI_Test and a back-off (spin 50 us, then sleep, doubling to
-// 200 us) because Open MPI's own waiting burns a core.
+// the caller computes. It polls with a back-off (comm/backoff.h) because Open MPI's own waiting
+// burns a core.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -49,6 +50,8 @@ class MpiTransport final : public Communicator, public ActivationLink {
 
  private:
   struct Impl;
+  const std::chrono::duration<double> timeout_;
+  const Stuck stuck_;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -3,6 +3,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <string_view>
@@ -30,6 +31,8 @@ void log_as_rank(const Communicator& communicator) {
                       communicator.host(communicator.rank()) + "] %v");
 }
 
-void wait_for_rank_0() { std::this_thread::sleep_for(std::chrono::seconds(3)); }
+void wait_for_rank_0(double peer_timeout) {
+  std::this_thread::sleep_for(std::chrono::duration<double>(std::min(3.0, peer_timeout / 2)));
+}
 
 }  // namespace headrace

@@ -11,7 +11,8 @@ bool is_first_of_job();
 // Where there are several ranks, each line carries its rank and host.
 void log_as_rank(const Communicator& communicator);
 // Time for rank 0 to write its results and to say what is wrong, which ends the job. A rank that
-// comes back from it is the only one that found anything, and says so itself.
-void wait_for_rank_0();
+// comes back from it is the only one that found anything, and says so itself: before the others,
+// which hear nothing from it meanwhile, call it lost after `peer_timeout` seconds.
+void wait_for_rank_0(double peer_timeout);
 
 }  // namespace headrace

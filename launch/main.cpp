@@ -6,6 +6,7 @@
 #include "headrace/version.h"
 #include "launch/exit_code.h"
 #include "launch/logging.h"
+#include "launch/run_options.h"
 #include "launch/subcommands.h"
 #include "runtime/error.h"
 
@@ -40,10 +41,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     const bool is_help = e.get_exit_code() == 0, first = headrace::is_first_of_job();
     if (is_help && !first) return headrace::kExitDone;
-    if (!first) headrace::wait_for_rank_0();
+    if (!first) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout);
     return app.exit(e) == 0 ? headrace::kExitDone : headrace::kExitUsage;
   } catch (const headrace::UsageError&) {
-    if (!headrace::is_first_of_job()) headrace::wait_for_rank_0();
+    if (!headrace::is_first_of_job()) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout);
     return headrace::report_error();
   } catch (...) {
     return headrace::report_error();

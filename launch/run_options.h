@@ -8,11 +8,13 @@
 
 namespace headrace {
 
+inline constexpr double kDefaultPeerTimeout = 60.0;  // seconds
+
 // Values as the command line writes them, until finish_run_options.
 struct RunArguments {
   std::string split, host_memory, kv_memory, disk_budget, prefill_chunk = "128";
   std::string schedule = "overlapped";
-  double peer_timeout = 60.0;  // seconds
+  double peer_timeout = kDefaultPeerTimeout;
 };
 
 // Adds --model, which must be given.

@@ -233,10 +233,20 @@ Expected Rank::expected() const {
   return expected;
 }
 
+// Beside what the ranks of this host still take under the budget they were given, the page cache of
+// the model has no room. Without a given budget the kernel may decide, and the next start is quick.
+bool Rank::memory_is_tight() const {
+  const auto ranks = static_cast<uint64_t>(wires_.communicator.ranks_on_host());
+  return options_.host_memory > 0 &&
+         available_host_memory() < ranks * (budget_.available() + plan_.all_weights);
+}
+
 void Rank::load() {
   const ModelConfig& config = checkpoint_->config();
   if (plan_.placement.all_resident()) {
-    weights_.emplace(*checkpoint_, range_, budget_, threads_);
+    const bool tight = memory_is_tight();
+    if (tight) checkpoint_->drop_all_cache();
+    weights_.emplace(*checkpoint_, range_, budget_, threads_, tight);
   } else {
     weights_.emplace(*checkpoint_, range_,
                      WeightOffload{plan_.placement, *offload_,

@@ -67,6 +67,7 @@ class Rank {
   void open_offload_file();
   void settle(Workload workload, bool build);
   void say_plan() const;
+  bool memory_is_tight() const;
 
   // Stops the communicator's own thread before what it reads and writes goes: all members above
   // `halt_`.

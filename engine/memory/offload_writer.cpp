@@ -78,20 +78,6 @@ class Progress {
   Clock::time_point start_ = Clock::now(), next_ = start_ + std::chrono::seconds(1);
 };
 
-// The bytes of the checkpoint that [from, to) of the unit's image was made of need not stay in the
-// page cache.
-void drop_sources(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t from,
-                  uint64_t to) {
-  for (const PlacedMatrix& m : unit.matrices) {
-    const uint64_t begin = std::max(from, m.offset), end = std::min(to, m.offset + m.bytes());
-    if (begin >= end) continue;
-    const uint64_t per_panel = kPanelRows * row_bytes(m.tensor->dtype, m.tensor->cols);
-    const uint64_t first = (begin - m.offset) / m.panel_bytes * per_panel;
-    const uint64_t last = ((end - 1 - m.offset) / m.panel_bytes + 1) * per_panel;
-    checkpoint.drop_cache(*m.tensor, first, std::min(last, m.tensor->bytes) - first);
-  }
-}
-
 class Builder {
  public:
   Builder(const File& file, const OffloadHeader& header, const Checkpoint& checkpoint,

@@ -192,6 +192,18 @@ void pack_image(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t f
   }
 }
 
+void drop_sources(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t from,
+                  uint64_t to) {
+  for (const PlacedMatrix& m : unit.matrices) {
+    const uint64_t begin = std::max(from, m.offset), end = std::min(to, m.offset + m.bytes());
+    if (begin >= end) continue;
+    const uint64_t per_panel = kPanelRows * row_bytes(m.tensor->dtype, m.tensor->cols);
+    const uint64_t first = (begin - m.offset) / m.panel_bytes * per_panel;
+    const uint64_t last = ((end - 1 - m.offset) / m.panel_bytes + 1) * per_panel;
+    checkpoint.drop_cache(*m.tensor, first, std::min(last, m.tensor->bytes) - first);
+  }
+}
+
 void read_vector(const Checkpoint& checkpoint, const PlacedVector& vector, std::span<float> out) {
   std::vector<std::byte> raw(vector.tensor->bytes);
   checkpoint.read(*vector.tensor, 0, raw);

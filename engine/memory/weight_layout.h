@@ -82,6 +82,10 @@ WeightLayout weight_layout(const Checkpoint& checkpoint, const StageRange& range
 void pack_image(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t from,
                 std::span<std::byte> out, ThreadPool& threads);
 
+// Says that the bytes of the checkpoint that [from, to) of a unit's image is made of need not stay
+// in the page cache.
+void drop_sources(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t from, uint64_t to);
+
 // out[tensor.cols]: a norm or bias as float32.
 void read_vector(const Checkpoint& checkpoint, const PlacedVector& vector, std::span<float> out);
 

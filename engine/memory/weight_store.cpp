@@ -7,6 +7,8 @@
 namespace headrace {
 namespace {
 
+constexpr uint64_t kDropEvery = 4 << 20;  // bytes of weights
+
 WeightPlacement all_resident(const WeightLayout& layout) {
   WeightPlacement placement;
   placement.streamed.assign(layout.units.size(), 0);
@@ -40,11 +42,18 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
 }
 
 WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
-                         MemoryBudget& budget, ThreadPool& threads)
+                         MemoryBudget& budget, ThreadPool& threads, bool drop_cache)
     : WeightStore(checkpoint, range, budget, std::nullopt) {
   for (size_t u = 0; u < layout_.units.size(); ++u) {
-    const uint64_t bytes = layout_.units[u].image_bytes;
-    pack_image(checkpoint, layout_.units[u], 0, {resident_[u].data(), bytes}, threads);
+    const WeightUnit& unit = layout_.units[u];
+    const uint64_t at_once = drop_cache ? kDropEvery : unit.image_bytes;
+    for (uint64_t from = 0; from < unit.image_bytes; from += at_once) {
+      const uint64_t bytes = std::min(at_once, unit.image_bytes - from);
+      pack_image(checkpoint, unit, from, {resident_[u].data() + from, bytes}, threads);
+      if (drop_cache) drop_sources(checkpoint, unit, from, from + bytes);
+    }
+    // What the kernel read ahead, beyond the end of one tensor and into another that was done.
+    if (drop_cache) drop_sources(checkpoint, unit, 0, unit.image_bytes);
   }
   make_views();
 }

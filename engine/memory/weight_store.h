@@ -73,9 +73,10 @@ struct WeightOffload {
 class WeightStore {
  public:
   // All in memory: reads and packs the range's tensors, and no others, on all threads. Throws
-  // ModelError, IoError, DoesNotFit.
+  // ModelError, IoError, DoesNotFit. `drop_cache`: no more than a few MiB of what is read stay in
+  // the page cache, where they count against a memory limit; the next start reads from the disk.
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, MemoryBudget& budget,
-              ThreadPool& threads);
+              ThreadPool& threads, bool drop_cache = false);
   // Resident parts and all that is streamed come from the offload file, which is checked as it is
   // read for the first time.
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, const WeightOffload& offload,

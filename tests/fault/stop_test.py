@@ -35,8 +35,9 @@ class Stop(harness.ProgramTest):
         harness.write_requests(self.input, requests())
 
     def options(self, *arguments):
+        timeout = [] if "--peer-timeout" in arguments else ["--peer-timeout", TIMEOUT]
         return ["generate", "--model", MODEL, "--max-batch", 3, "--threads", 1, "--token-ids",
-                "--peer-timeout", TIMEOUT, "--output", self.output, *arguments]
+                "--output", self.output, *timeout, *arguments]
 
     def expected(self):
         if Stop.undisturbed is None:
@@ -92,6 +93,23 @@ class Stop(harness.ProgramTest):
             time.sleep(0.3)
         self.assertEqual(job.wait(), harness.DONE, job.log())
         self.assert_same_results(self.expected(), harness.read_results(self.output))
+
+    # ---- a problem that only one rank has ----
+
+    def test_what_one_rank_finds_is_said_before_the_others_miss_it(self):
+        """The rank leaves rank 0 the first word, but for less long than the others wait for it."""
+        for timeout in (2, 20):
+            with self.subTest(timeout=timeout):
+                begin = time.monotonic()
+                job = self.start(*self.options("--input", self.input, "--peer-timeout", timeout),
+                                 ranks=[[], ["--host-memory", "64KiB", "--disk-budget", 0]])
+                code = job.wait(30)
+                seconds = time.monotonic() - begin
+                self.assertEqual(code, harness.DOES_NOT_FIT, job.log())
+                self.assertIn("--host-memory", job.log())
+                self.assertNotIn("gave no sign of life", job.log())
+                print(f"--peer-timeout {timeout}: over after {seconds:.1f} s", flush=True)
+                job.await_no_process()
 
     # ---- slow input ----
 
