@@ -8,6 +8,7 @@
 #include "comm/activation_link.h"
 #include "engine/error.h"
 #include "engine/memory/offload_file.h"
+#include "runtime/plan/prediction.h"
 #include "runtime/plan/stage_plan.h"
 
 namespace headrace {
@@ -133,7 +134,7 @@ class Planner {
     if (fixed + smallest_placement(layout_) > limits_.host_memory) return std::nullopt;
     plan.placement =
         place_weights(layout_, limits_.host_memory - fixed, kReadAhead, !head_streamed);
-    if (streams_head(plan) && !head_streamed) return std::nullopt;
+    if (streams_head(layout_, plan) && !head_streamed) return std::nullopt;
     plan.kv = kv;
     plan.weights = resident_bytes(layout_, plan.placement) + vectors();
     plan.ring = ring_bytes(plan.placement);
@@ -146,10 +147,6 @@ class Planner {
     if (plan.disk > limits_.disk) return std::nullopt;
     predict(plan, sequences);
     return plan;
-  }
-
-  bool streams_head(const StagePlan& plan) const {
-    return layout_.range.is_last && plan.placement.streamed[layout_.head_unit()] != 0;
   }
 
   Stage::Sizes kv_sizes(int sequences, int step) const {
@@ -178,47 +175,9 @@ class Planner {
   }
 
   void predict(StagePlan& plan, int sequences) const {
-    if (rates_.byte_s == 0) return;
-    const double groups = std::min(workload_.groups, sequences);
-    // Over a sequence's life three quarters of its pages are there on average where the prompt is
-    // as long as the answer.
-    const double pages = 0.75 * static_cast<double>(usual_pages(sequences));
-    const double on_disk = std::max(0.0, pages - static_cast<double>(plan.sizes.kv_pages));
-    const double page = static_cast<double>(page_);
-    plan.compute_s = groups * rates_.compute_s(compute_bytes(), sequences / groups) +
-                     pages * page * rates_.byte_s;
-    if (rates_.disk > 0) {
-      plan.disk_s = (groups * static_cast<double>(plan.streamed) +
-                     (plan.sizes.kv_disk_pages > 0 ? on_disk * page : 0.0)) /
-                    rates_.disk;
-      if (limits_.overlapped && plan.streamed > 0) {
-        plan.disk_s += groups * waits_for_head(plan, sequences / groups);
-      }
-    }
-    plan.round_s =
-        limits_.overlapped ? std::max(plan.compute_s, plan.disk_s) : plan.compute_s + plan.disk_s;
-    plan.tokens_per_s = sequences / plan.round_s;
-  }
-
-  // Seconds of a step in which the disk has nothing to do: the ring is full, and the head is
-  // computed more slowly than what there is of it to read.
-  double waits_for_head(const StagePlan& plan, double rows) const {
-    if (!layout_.range.is_last) return 0;
-    const uint64_t head = layout_.units[layout_.head_unit()].matrices.front().bytes();
-    const double read = static_cast<double>(plan.ring + (streams_head(plan) ? head : 0));
-    return std::max(0.0, rates_.compute_s(head, rows) - read / rates_.disk);
-  }
-
-  // Packed weights that a row passes: all but an embedding that is not the head, too.
-  uint64_t compute_bytes() const {
-    uint64_t bytes = 0;
-    for (const WeightUnit& unit : layout_.units) {
-      if (unit.kind != WeightUnit::Kind::kEmbedding) bytes += unit.image_bytes;
-    }
-    if (layout_.range.is_last && layout_.head_unit() == 0 && layout_.range.is_first) {
-      bytes += layout_.units[0].matrices.front().bytes();
-    }
-    return bytes;
+    headrace::predict(
+        layout_, rates_,
+        {sequences, workload_.groups, usual_pages(sequences), page_, limits_.overlapped}, plan);
   }
 
   Planner with(uint64_t host_memory, uint64_t disk) const {
