@@ -85,33 +85,38 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
   if (!frequencies_.empty()) rope_.compute(cpu_, frequencies_, positions);
 
   std::vector<MicroBatch> micro_batches = cut(batch);
-  std::vector<const KvMicroBatch*> kv_micro_batches;
-  for (const MicroBatch& m : micro_batches) kv_micro_batches.push_back(&m.items);
-  kv_.begin_sweep(kv_micro_batches);
+  begin_visits(micro_batches);
   const StageRange& range = weights_.range();
   for (int index = range.first_layer; index < range.end_layer; ++index) {
     const LayerWeights& w = weights_.acquire_layer(index);
-    for (size_t m = 0; m < micro_batches.size(); ++m) {
-      MicroBatch& micro_batch = micro_batches[m];
-      kv_.acquire(index - range.first_layer, m);
-      for (size_t i = 0; i < micro_batch.items.size(); ++i) {
-        micro_batch.sequences[i].pages =
-            kv_.pages(micro_batch.items[i].slot, index - range.first_layer);
-      }
+    for (MicroBatch& micro_batch : micro_batches) {
       const Span span(Track::kCompute, "layer", {Arg::kLayer, index},
                       {Arg::kRows, micro_batch.rows});
-      last_use_ = m + 1 == micro_batches.size();
-      layer(w, micro_batch, hidden + micro_batch.first_row * config_.d_model);
-      kv_.release(index - range.first_layer, m);
+      last_use_ = &micro_batch == &micro_batches.back();
+      run_layer(w, index - range.first_layer, micro_batch,
+                hidden + micro_batch.first_row * config_.d_model);
     }
     weights_.release_layer(index);
   }
 }
 
-void StageEngine::layer(const LayerWeights& w, const MicroBatch& batch, float* x) {
+void StageEngine::begin_visits(std::vector<MicroBatch>& micro_batches) {
+  std::vector<KvVisit> visits;
+  for (MicroBatch& m : micro_batches) {
+    m.first_visit = visits.size();
+    size_t begin = 0;
+    for (const size_t end : m.visit_ends) {
+      visits.push_back(KvVisit(m.items).subspan(begin, end - begin));
+      begin = end;
+    }
+  }
+  kv_.begin_sweep(std::move(visits));
+}
+
+void StageEngine::run_layer(const LayerWeights& w, int layer, MicroBatch& batch, float* x) {
   const int64_t rows = batch.rows, width = config_.d_model;
   if (config_.post_norm) {
-    attention_block(w, batch, x);
+    attention_block(w, layer, batch, x);
     add(cpu_, x, out_, rows, width);
     apply_norm(w.attn_norm, x, rows, x);
     mlp_block(w, rows, x);
@@ -119,7 +124,7 @@ void StageEngine::layer(const LayerWeights& w, const MicroBatch& batch, float* x
     apply_norm(w.mlp_norm, x, rows, x);
   } else {
     apply_norm(w.attn_norm, x, rows, normed_);
-    attention_block(w, batch, normed_);
+    attention_block(w, layer, batch, normed_);
     add(cpu_, x, out_, rows, width);
     apply_norm(w.mlp_norm, x, rows, normed_);
     mlp_block(w, rows, normed_);
@@ -127,7 +132,8 @@ void StageEngine::layer(const LayerWeights& w, const MicroBatch& batch, float* x
   }
 }
 
-void StageEngine::attention_block(const LayerWeights& w, const MicroBatch& batch, const float* x) {
+void StageEngine::attention_block(const LayerWeights& w, int layer, MicroBatch& batch,
+                                  const float* x) {
   const Span span(Track::kCompute, "attention");
   const int64_t rows = batch.rows;
   project(w.q, x, rows, q_);
@@ -137,10 +143,25 @@ void StageEngine::attention_block(const LayerWeights& w, const MicroBatch& batch
     apply_rope(cpu_, rope_, batch.first_row, q_, rows, config_.n_heads, config_.head_dim);
     apply_rope(cpu_, rope_, batch.first_row, k_, rows, config_.n_kv_heads, config_.head_dim);
   }
-  store_kv(cpu_, kv_.shape(), batch.sequences, k_, v_);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
-  attention(cpu_, kv_.shape(), batch.sequences, config_.n_heads, scale, q_, mixed_);
+  attend(layer, batch);
   project(w.o, mixed_, rows, out_);
+}
+
+void StageEngine::attend(int layer, MicroBatch& batch) {
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  size_t begin = 0;
+  for (size_t v = 0; v < batch.visit_ends.size(); ++v) {
+    const size_t end = batch.visit_ends[v];
+    kv_.acquire(layer, batch.first_visit + v);
+    for (size_t i = begin; i < end; ++i) {
+      batch.sequences[i].pages = kv_.pages(batch.items[i].slot, layer);
+    }
+    const auto sequences = std::span(batch.sequences).subspan(begin, end - begin);
+    store_kv(cpu_, kv_.shape(), sequences, k_, v_);
+    attention(cpu_, kv_.shape(), sequences, config_.n_heads, scale, q_, mixed_);
+    kv_.release(layer, batch.first_visit + v);
+    begin = end;
+  }
 }
 
 void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x) {
@@ -180,26 +201,32 @@ void StageEngine::logits(float* hidden, int64_t rows, float* out) {
 std::vector<StageEngine::MicroBatch> StageEngine::cut(std::span<const BatchItem> batch) const {
   std::vector<MicroBatch> micro_batches;
   int64_t next_row = 0;
-  const auto is_full = [&](const MicroBatch& m, int64_t disk_pages) {
-    return m.rows == micro_batch_rows_ || m.disk_pages + disk_pages > kv_.most_disk_pages();
-  };
   for (const BatchItem& item : batch) {
-    const int64_t disk_pages = kv_.disk_pages(item.slot);
     for (int64_t done = 0; done < item.rows;) {
-      if (micro_batches.empty() || is_full(micro_batches.back(), disk_pages)) {
-        micro_batches.push_back({next_row, 0, {}, 0, {}});
+      if (micro_batches.empty() || micro_batches.back().rows == micro_batch_rows_) {
+        micro_batches.emplace_back().first_row = next_row;
       }
       MicroBatch& current = micro_batches.back();
-      current.disk_pages += disk_pages;
       const int64_t rows = std::min(item.rows - done, micro_batch_rows_ - current.rows);
-      current.items.push_back({item.slot, item.first_position + done, rows});
-      current.sequences.push_back({current.rows, rows, item.first_position + done, nullptr});
-      current.rows += rows;
+      add_to(current, {item.slot, item.first_position + done, rows});
       next_row += rows;
       done += rows;
     }
   }
   return micro_batches;
+}
+
+void StageEngine::add_to(MicroBatch& batch, const BatchItem& item) const {
+  const int64_t pages = kv_.disk_pages(item.slot);
+  if (batch.items.empty() || batch.last_visit_pages + pages > kv_.visit_pages()) {
+    batch.visit_ends.push_back(batch.items.size());
+    batch.last_visit_pages = 0;
+  }
+  batch.last_visit_pages += pages;
+  batch.sequences.push_back({batch.rows, item.rows, item.first_position, nullptr});
+  batch.items.push_back(item);
+  batch.visit_ends.back() = batch.items.size();
+  batch.rows += item.rows;
 }
 
 void StageEngine::apply_norm(const Norm& norm, const float* x, int64_t rows, float* y) const {

@@ -39,14 +39,21 @@ class StageEngine {
   struct MicroBatch {
     int64_t first_row = 0;
     int64_t rows = 0;
-    KvMicroBatch items;
-    int64_t disk_pages = 0;                    // of a layer's KV
-    std::vector<AttentionSequence> sequences;  // first_row counts within the micro-batch
+    std::vector<BatchItem> items;
+    std::vector<AttentionSequence> sequences;  // of the items; first_row is of the micro-batch
+    // Attention visits the KV cache with a few sequences at a time.
+    size_t first_visit = 0;          // of the sweep
+    std::vector<size_t> visit_ends;  // one past the last item of each
+    int64_t last_visit_pages = 0;    // on disk, of a layer
   };
   std::vector<MicroBatch> cut(std::span<const BatchItem> batch) const;
+  void add_to(MicroBatch& batch, const BatchItem& item) const;
+  void begin_visits(std::vector<MicroBatch>& micro_batches);
 
-  void layer(const LayerWeights& w, const MicroBatch& batch, float* x);
-  void attention_block(const LayerWeights& w, const MicroBatch& batch, const float* x);
+  // `layer` counts within the stage.
+  void run_layer(const LayerWeights& w, int layer, MicroBatch& batch, float* x);
+  void attention_block(const LayerWeights& w, int layer, MicroBatch& batch, const float* x);
+  void attend(int layer, MicroBatch& batch);
   void mlp_block(const LayerWeights& w, int64_t rows, const float* x);
   void apply_norm(const Norm& norm, const float* x, int64_t rows, float* y) const;
   void project(const Linear& w, const float* x, int64_t rows, float* y);

@@ -98,7 +98,9 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   }
   const Workload wanted = workload(requests);
   refuse_what_does_not_fit(wanted);
-  measure_compute(*checkpoint_, layout_, {threads_, kernels_}, budget_, rates_);
+  const Cpu cpu{threads_, kernels_};
+  measure_compute(*checkpoint_, layout_, cpu, budget_, rates_);
+  measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_);
   settle(wanted, build);
   say_plan();
 }
@@ -160,6 +162,13 @@ StagePlan Rank::make_plan(const Workload& workload, bool build) {
     }
     plan = make();
   }
+  if (plan.sizes.kv_disk_pages > 0 && rates_.kv_disk == 0) {
+    make_writable_directory(options_.disk);
+    const uint64_t page = io_aligned(Stage::page_shape(config, options_.kv_format).page_bytes());
+    rates_.kv_disk = measure_disk(options_.disk, plan.disk, budget_,
+                                  {.part = KvDisk::kExtentPages * page, .scattered = true});
+    plan = make();
+  }
   if (build && !plan.placement.all_resident() && !offload_) open_offload_file();
   return plan;
 }
@@ -177,11 +186,12 @@ void Rank::settle(Workload workload, bool build) {
     return plan_.sizes.kv_disk_pages > 0 ? plan_.sizes.kv_staging_pages : plan_.kv_pages();
   };
   const Agreement agreed =
-      agree(wires_.communicator, {HEADRACE_VERSION,
-                                  checkpoint_->fingerprint(),
-                                  numerics(options_),
-                                  schedule_text(options_),
-                                  {plan_.kv_pages(), room_for_one(), plan_.sizes.slots}});
+      agree(wires_.communicator,
+            {HEADRACE_VERSION,
+             checkpoint_->fingerprint(),
+             numerics(options_),
+             schedule_text(options_),
+             {plan_.kv_pages(), room_for_one(), plan_.sizes.slots, plan_.sizes.step_rows}});
   if (agreed.slots < plan_.sizes.slots) {  // another rank has room for fewer
     workload.sequences = static_cast<int>(agreed.slots);
     workload.exact = true;
@@ -201,7 +211,7 @@ void Rank::settle(Workload workload, bool build) {
   limits_.groups = std::min(wires_.communicator.size(), limits_.slots);
   limits_.kv_pages = agreed.kv_pages;
   limits_.sequence_pages = agreed.sequence_pages;
-  limits_.step_rows = plan_.sizes.step_rows;
+  limits_.step_rows = agreed.step_rows;
   limits_.prefill_chunk = options_.prefill_chunk > 0 ? options_.prefill_chunk : limits_.step_rows;
 }
 
@@ -228,7 +238,7 @@ Expected Rank::expected() const {
   if (plan_.round_s > 0) expected.step_s = plan_.round_s / limits_.groups;
   if (plan_.needs_disk()) {
     expected.rates[static_cast<size_t>(Track::kWeightsIn)] = rates_.disk;
-    expected.rates[static_cast<size_t>(Track::kKvIn)] = rates_.disk;
+    expected.rates[static_cast<size_t>(Track::kKvIn)] = rates_.kv_rate();
   }
   return expected;
 }

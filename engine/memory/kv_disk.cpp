@@ -1,5 +1,6 @@
 #include "engine/memory/kv_disk.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "engine/timeline.h"
@@ -26,16 +27,10 @@ KvDisk::KvDisk(const KvDiskOptions& options, size_t stride, int layers, int slot
       staging_pages_(options.staging_pages),
       ahead_(options.ahead),
       file_(options.directory, File::Mode::kTemporary),
-      ring_(budget.allocate(
-          static_cast<size_t>(options.staging_slots * options.staging_pages) * stride,
-          "KV staging")),
+      ring_(budget.allocate(static_cast<size_t>(options.staging_pages) * stride, "KV staging")),
       queue_(options.make_queue()),
-      staging_(options.staging_slots),
       sequences_(slots) {
   file_.allocate(file_bytes(options.pages, slots, stride, layers));
-  for (size_t i = 0; i < staging_.size(); ++i) {
-    staging_[i].memory = ring_.data() + i * static_cast<size_t>(staging_pages_) * stride_;
-  }
   for (int64_t extent = extent_count_; extent-- > 0;) free_extents_.push_back(extent);
   queue_->register_memory({ring_.data(), ring_.size()});
   queue_->register_file(file_);
@@ -85,65 +80,97 @@ void KvDisk::release(int slot) {
   sequence = {};
 }
 
-void KvDisk::begin_sweep(const std::vector<std::vector<int>>& micro_batches) {
-  micro_batches_.clear();
-  for (const std::vector<int>& slots : micro_batches) {
-    std::vector<Part>& parts = micro_batches_.emplace_back();
-    for (const int slot : slots) parts.push_back({slot, sequences_[slot].pages});
+void KvDisk::begin_sweep(const std::vector<std::vector<int>>& visits) {
+  visits_.clear();
+  for (const std::vector<int>& slots : visits) {
+    Visit& visit = visits_.emplace_back();
+    for (const int slot : slots) {
+      const int64_t pages = sequences_[slot].pages;
+      if (pages > 0) visit.parts.push_back({slot, pages});
+      visit.pages += pages;
+    }
+    if (visit.pages > staging_pages_) {
+      throw std::logic_error("KvDisk: a visit to more pages than the staging memory has");
+    }
   }
-  next_visit_ = next_read_ = 0;
+  next_visit_ = read_visit_ = 0;
+  read_part_ = 0;
+  read_page_ = started_ = freed_ = 0;
+  opened_.clear();
   if (ahead_) read_ahead();
 }
 
 void KvDisk::read_ahead() {
-  const uint64_t end = next_visit_ + (ahead_ ? staging_.size() : 1);
-  for (; next_read_ < end && next_read_ < visits(); ++next_read_) start_visit(next_read_);
-}
-
-void KvDisk::start_visit(uint64_t visit) {
-  Staging& staging = staging_[visit % staging_.size()];
-  const auto layer = static_cast<int>(visit / micro_batches_.size());
-  staging.begin = Timeline::now();
-  staging.bytes = 0;
-  std::byte* to = staging.memory;
-  for (const Part& part : micro_batches_[visit % micro_batches_.size()]) {
-    const Sequence& sequence = sequences_[part.slot];
-    for (int64_t i = 0, run = 0; i < part.pages; i += run) {
-      const uint64_t from = offset(sequence, i, layer);
-      for (run = 1; i + run < part.pages; ++run) {
-        if (offset(sequence, i + run, layer) != from + static_cast<uint64_t>(run) * stride_) break;
-      }
-      const size_t bytes = static_cast<size_t>(run) * stride_;
-      if (to + bytes > staging.memory + static_cast<size_t>(staging_pages_) * stride_) {
-        throw std::logic_error("KvDisk: a micro-batch has more pages than the staging memory");
-      }
-      staging.tickets.push_back(queue_->read(file_, from, {to, bytes}));
-      staging.bytes += bytes;
-      to += bytes;
-    }
+  const uint64_t end = ahead_ ? sweep_visits() : next_visit_ + 1;
+  while (read_visit_ < end && read_on()) {
   }
 }
 
-std::byte* KvDisk::acquire(int layer, size_t micro_batch) {
-  if (next_visit_ != layer * micro_batches_.size() + micro_batch) {
+// Starts a read or goes on to the next part or visit; false if the ring has no room.
+bool KvDisk::read_on() {
+  const Visit& visit = visit_of(read_visit_);
+  if (opened_.size() == read_visit_ - next_visit_) opened_.push_back({{}, Timeline::now()});
+  if (read_part_ == visit.parts.size()) {
+    ++read_visit_;
+    read_part_ = 0;
+    return true;
+  }
+  const Part& part = visit.parts[read_part_];
+  const auto layer = static_cast<int>(read_visit_ / visits_.size());
+  const int64_t run = pages_in_a_row(part, layer);
+  if (started_ + run > freed_ + staging_pages_) return false;
+  const auto bytes = static_cast<size_t>(run) * stride_;
+  opened_.back().tickets.push_back(queue_->read(
+      file_, offset(sequences_[part.slot], read_page_, layer), {memory(started_), bytes}));
+  started_ += run;
+  read_page_ += run;
+  if (read_page_ == part.pages) {
+    ++read_part_;
+    read_page_ = 0;
+  }
+  return true;
+}
+
+// From the page that is read next: as far as they lie together on disk and in the ring, and no more
+// than lets reads begin again soon when a part of the ring is free.
+int64_t KvDisk::pages_in_a_row(const Part& part, int layer) const {
+  const Sequence& sequence = sequences_[part.slot];
+  const int64_t most =
+      std::min({part.pages - read_page_, staging_pages_ - started_ % staging_pages_,
+                std::max(kExtentPages, staging_pages_ / 8)});
+  const uint64_t from = offset(sequence, read_page_, layer);
+  int64_t run = 1;
+  while (run < most &&
+         offset(sequence, read_page_ + run, layer) == from + static_cast<uint64_t>(run) * stride_) {
+    ++run;
+  }
+  return run;
+}
+
+int64_t KvDisk::acquire(int layer, size_t visit) {
+  if (next_visit_ != static_cast<uint64_t>(layer) * visits_.size() + visit) {
     throw std::logic_error("KvDisk: visits out of order");
   }
+  // All before it are released, so the ring has room for the whole visit.
   read_ahead();
-  Staging& staging = staging_[next_visit_ % staging_.size()];
-  if (staging.tickets.empty()) return staging.memory;
+  Opened& opened = opened_.front();
+  if (opened.tickets.empty()) return freed_;
   {
     const Wait wait(Wait::kKv);
-    for (const IoTicket ticket : staging.tickets) queue_->wait(ticket);
+    for (const IoTicket ticket : opened.tickets) queue_->wait(ticket);
   }
-  staging.tickets.clear();
+  opened.tickets.clear();
   if (Timeline* timeline = Timeline::of_thread()) {
-    timeline->moved(Track::kKvIn, "KV pages", staging.begin, Timeline::now(), staging.bytes,
+    timeline->moved(Track::kKvIn, "KV pages", opened.begin, Timeline::now(),
+                    static_cast<uint64_t>(visit_of(next_visit_).pages) * stride_,
                     {Arg::kLayer, layer});
   }
-  return staging.memory;
+  return freed_;
 }
 
 void KvDisk::release_visit() {
+  freed_ += visit_of(next_visit_).pages;
+  opened_.pop_front();
   ++next_visit_;
   if (ahead_) read_ahead();
 }

@@ -3,11 +3,13 @@
 // A page number of a sequence stands for one page in each layer. On disk, pages lie in extents of
 // consecutive page numbers of one sequence, layer by layer, so that the pages a layer needs of a
 // sequence are read in few pieces: byte ((layer * extents + extent) * kExtentPages + i) * stride.
+// They come in through a ring of memory, in the order of use, as far ahead as it has room.
 // The file has no name: nothing of it is left however the process ends.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
@@ -23,10 +25,10 @@ namespace headrace {
 struct KvDiskOptions {
   std::string directory;
   std::function<std::unique_ptr<IoQueue>()> make_queue;
-  int64_t pages = 0;          // homes for so many page numbers
-  int64_t staging_pages = 0;  // pages of one layer that a visit can bring in
-  int staging_slots = 2;      // visits whose pages are in memory or on their way
-  bool ahead = true;          // false: read when asked for, write and wait (the serial schedule)
+  int64_t pages = 0;  // homes for so many page numbers
+  // Pages of a layer that are in memory or on their way; the most that a sequence may have.
+  int64_t staging_pages = 0;
+  bool ahead = true;  // false: read when asked for, write and wait (the serial schedule)
 };
 
 // One thread uses it. `stride`, the bytes of a page, is a multiple of kIoAlignment.
@@ -49,12 +51,14 @@ class KvDisk {
   // After settle().
   void release(int slot);
 
-  // A sweep visits layer 0 with each micro-batch in turn, then layer 1, and so on; a micro-batch is
-  // a list of different slots whose counts add up to staging_pages at most.
-  void begin_sweep(const std::vector<std::vector<int>>& micro_batches);
-  // Waits until the pages of the next visit are there: those of its first sequence, then those of
-  // the second ..., `stride` apart, until the visit is released. Throws IoError.
-  std::byte* acquire(int layer, size_t micro_batch);
+  // A sweep makes the given visits to layer 0 in turn, then to layer 1, and so on; a visit is to a
+  // list of different slots whose counts add up to staging_pages at most.
+  void begin_sweep(const std::vector<std::vector<int>>& visits);
+  // Waits until the pages of the next visit are there: memory(place) is the first one of its first
+  // sequence, then come the others of the sequence, then those of the next one, until the visit is
+  // released. Returns that place. Throws IoError.
+  int64_t acquire(int layer, size_t visit);
+  std::byte* memory(int64_t place) { return ring_.data() + place % staging_pages_ * page_bytes(); }
   void release_visit();
 
   static constexpr int64_t kExtentPages = 16;
@@ -66,16 +70,26 @@ class KvDisk {
     int64_t pages = 0;
     std::vector<int64_t> extents;
   };
-  struct Staging {
-    std::byte* memory = nullptr;
+  struct Part {
+    int slot;
+    int64_t pages;  // when the sweep began; those added since are still in memory
+  };
+  struct Visit {
+    std::vector<Part> parts;
+    int64_t pages = 0;
+  };
+  // A visit whose pages have begun to come.
+  struct Opened {
     std::vector<IoTicket> tickets;
     int64_t begin = 0;  // of Timeline::now()
-    uint64_t bytes = 0;
   };
   uint64_t offset(const Sequence& sequence, int64_t index, int layer) const;
+  const Visit& visit_of(uint64_t number) const { return visits_[number % visits_.size()]; }
   void read_ahead();
-  void start_visit(uint64_t visit);
-  uint64_t visits() const { return static_cast<uint64_t>(layers_) * micro_batches_.size(); }
+  bool read_on();
+  int64_t pages_in_a_row(const Part& part, int layer) const;
+  int64_t page_bytes() const { return static_cast<int64_t>(stride_); }
+  uint64_t sweep_visits() const { return static_cast<uint64_t>(layers_) * visits_.size(); }
 
   size_t stride_;
   int layers_;
@@ -83,20 +97,23 @@ class KvDisk {
   int64_t staging_pages_;
   bool ahead_;
   File file_;
-  Buffer ring_;  // [staging_slots][staging_pages][stride]
+  // [staging_pages][stride]; the pages of all visits of a sweep, one after the other, go round in
+  // it.
+  Buffer ring_;
   std::unique_ptr<IoQueue> queue_;
-  std::vector<Staging> staging_;
   std::vector<int64_t> free_extents_;
   std::vector<Sequence> sequences_;  // by slot
   std::vector<IoTicket> writes_;
   int64_t writes_begin_ = 0;
   uint64_t writes_bytes_ = 0;
-  struct Part {
-    int slot;
-    int64_t pages;  // when the sweep began; those added since are still in memory
-  };
-  std::vector<std::vector<Part>> micro_batches_;
-  uint64_t next_visit_ = 0, next_read_ = 0;
+  std::vector<Visit> visits_;  // of a layer
+  uint64_t next_visit_ = 0;
+  std::deque<Opened> opened_;  // from next_visit_ on
+  // What is read next: a page of a part of a visit.
+  uint64_t read_visit_ = 0;
+  size_t read_part_ = 0;
+  int64_t read_page_ = 0;
+  int64_t started_ = 0, freed_ = 0;  // places, pages since the sweep began
 };
 
 }  // namespace headrace

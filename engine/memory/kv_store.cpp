@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 namespace headrace {
 
@@ -33,9 +34,10 @@ KvStore::KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int
 }
 
 int64_t KvStore::pages_in_use(int slots, int64_t step_rows) {
-  // One that is being filled per sequence; those that a step fills; and where the rows of a
-  // sequence neither begin nor end at a page's border, one more.
-  return slots + pages_for(step_rows) + std::min<int64_t>(slots, step_rows / 2);
+  // Rows of a sequence touch at most 1 + (rows + 14) / 16 pages: one if there is a single row, and
+  // a sequence without rows may have one that is being filled.
+  const int64_t with_more = std::min<int64_t>(slots, step_rows / 2);
+  return slots + (step_rows + (kPageTokens - 2) * with_more) / kPageTokens;
 }
 
 void KvStore::reserve(int slot, int64_t tokens) {
@@ -63,18 +65,18 @@ void KvStore::release(int slot) {
   for (auto& table : tables_[slot]) table.clear();
 }
 
-void KvStore::begin_sweep(std::span<const KvMicroBatch* const> micro_batches) {
+void KvStore::begin_sweep(std::vector<KvVisit> visits) {
   if (!disk_) return;
   settle();
-  micro_batches_.assign(micro_batches.begin(), micro_batches.end());
+  visits_ = std::move(visits);
   std::vector<std::vector<int>> slots;
-  for (const KvMicroBatch* micro_batch : micro_batches) {
+  for (const KvVisit& visit : visits_) {
     std::vector<int>& visited = slots.emplace_back();
-    for (const BatchItem& item : *micro_batch) visited.push_back(item.slot);
+    for (const BatchItem& item : visit) visited.push_back(item.slot);
   }
   disk_->begin_sweep(slots);
-  for (const KvMicroBatch* micro_batch : micro_batches) {
-    for (const BatchItem& item : *micro_batch) find_homes(item);
+  for (const KvVisit& visit : visits_) {
+    for (const BatchItem& item : visit) find_homes(item);
   }
 }
 
@@ -91,22 +93,19 @@ void KvStore::find_homes(const BatchItem& item) {
   }
 }
 
-void KvStore::acquire(int layer, size_t micro_batch) {
+void KvStore::acquire(int layer, size_t visit) {
   if (!disk_) return;
-  std::byte* next = disk_->acquire(layer, micro_batch);
-  for (const BatchItem& item : *micro_batches_[micro_batch]) {
+  int64_t next = disk_->acquire(layer, visit);
+  for (const BatchItem& item : visits_[visit]) {
     std::vector<std::byte*>& table = tables_[item.slot][layer];
-    for (const int64_t page : sequences_[item.slot].on_disk) {
-      table[page] = next;
-      next += stride_;
-    }
+    for (const int64_t page : sequences_[item.slot].on_disk) table[page] = disk_->memory(next++);
   }
 }
 
-void KvStore::release(int layer, size_t micro_batch) {
+void KvStore::release(int layer, size_t visit) {
   if (!disk_) return;
   disk_->release_visit();
-  if (micro_batch + 1 < micro_batches_.size()) return;
+  if (visit + 1 < visits_.size()) return;
   // No row of this layer is missing now.
   for (const Leaving& page : leaving_) {
     disk_->write(page.slot, page.index, layer, {tables_[page.slot][layer][page.page], stride_});

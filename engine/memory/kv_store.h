@@ -24,8 +24,8 @@ struct BatchItem {
   int64_t rows = 0;
 };
 
-// Rows of a step that go through a layer at once.
-using KvMicroBatch = std::vector<BatchItem>;
+// Sequences of a step whose pages of a layer are in memory at once, each at most once.
+using KvVisit = std::span<const BatchItem>;
 
 // One thread uses it.
 class KvStore {
@@ -52,18 +52,20 @@ class KvStore {
   // Gives all pages of the slot back.
   void release(int slot);
 
-  // Pages per layer that this sequence has on disk, and how many of them a micro-batch may have.
+  // Pages per layer that this sequence has on disk, and how many of them a visit to several should
+  // have, so that those of the next one come meanwhile.
   int64_t disk_pages(int slot) const { return disk_ ? disk_->count(slot) : 0; }
-  int64_t most_disk_pages() const { return disk_ ? disk_->staging_pages() : 0; }
+  int64_t visit_pages() const { return disk_ ? disk_->staging_pages() / 2 : 0; }
 
-  // A sweep over micro-batches whose pages are reserved: for each layer (counted within the stage)
-  // each micro-batch in turn is acquired, used and released. Throws IoError.
-  void begin_sweep(std::span<const KvMicroBatch* const> micro_batches);
-  void acquire(int layer, size_t micro_batch);
-  void release(int layer, size_t micro_batch);
+  // A sweep over sequences whose pages are reserved: for each layer (counted within the stage) each
+  // visit in turn is acquired, used and released; together they have all rows of the step. What the
+  // visits refer to is kept until then. Throws IoError.
+  void begin_sweep(std::vector<KvVisit> visits);
+  void acquire(int layer, size_t visit);
+  void release(int layer, size_t visit);
 
   // Page addresses of a slot in a layer, in token order. Without a disk valid until the slot's next
-  // reserve or release, else until the micro-batch is released.
+  // reserve or release, else until the visit is released.
   std::byte* const* pages(int slot, int layer) const { return tables_[slot][layer].data(); }
 
   const KvPageShape& shape() const { return shape_; }
@@ -97,7 +99,7 @@ class KvStore {
   std::vector<int64_t> free_;                                 // page numbers
   std::vector<Sequence> sequences_;                           // by slot
   std::vector<std::vector<std::vector<std::byte*>>> tables_;  // [slot][layer]
-  std::vector<const KvMicroBatch*> micro_batches_;
+  std::vector<KvVisit> visits_;
   std::vector<Leaving> leaving_;  // pages that this step fills and that go to disk
 };
 

@@ -21,7 +21,6 @@ KvStore make_kv(const KvPageShape& shape, int layers, const Stage::Sizes& sizes,
   disk.make_queue = access.make_queue;
   disk.pages = sizes.kv_disk_pages;
   disk.staging_pages = sizes.kv_staging_pages;
-  disk.staging_slots = Stage::kv_staging_slots(access.ahead);
   disk.ahead = access.ahead;
   return KvStore(shape, layers, sizes.kv_pages, sizes.slots, sizes.step_rows, disk, budget);
 }
@@ -33,8 +32,7 @@ uint64_t Stage::kv_bytes(const ModelConfig& config, const StageRange& range, con
   if (sizes.kv_disk_pages == 0)
     return KvStore::bytes_per_page(shape, range.layers()) * sizes.kv_pages;
   const int64_t pages = sizes.kv_pages + KvStore::pages_in_use(sizes.slots, sizes.step_rows);
-  return static_cast<uint64_t>(pages * range.layers() +
-                               kv_staging_slots(true) * sizes.kv_staging_pages) *
+  return static_cast<uint64_t>(pages * range.layers() + sizes.kv_staging_pages) *
          io_aligned(shape.page_bytes());
 }
 

@@ -48,8 +48,6 @@ class Stage {
   static KvPageShape page_shape(const ModelConfig& config, KvFormat format);
   // Bytes of the KV cache in memory, staging included.
   static uint64_t kv_bytes(const ModelConfig& config, const StageRange& range, const Sizes& sizes);
-  // Slots of the staging memory: one visit computes, one comes in.
-  static int kv_staging_slots(bool ahead) { return ahead ? 2 : 1; }
 
  private:
   void count_rows(const StepMessage& step);

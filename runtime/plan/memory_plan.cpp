@@ -8,6 +8,7 @@
 #include "comm/activation_link.h"
 #include "engine/error.h"
 #include "engine/memory/offload_file.h"
+#include "runtime/plan/prediction.h"
 #include "runtime/plan/stage_plan.h"
 
 namespace headrace {
@@ -21,6 +22,10 @@ constexpr int64_t kLogitRows = 16;
 constexpr int64_t kMicroBatchRows = 128;
 constexpr int64_t kMostLogitRows = 128;  // where a head on disk is read once for so many
 constexpr int kKvSteps = 8;              // shares of the KV cache in memory that are tried
+// Where memory is scarce, a step has fewer rows and less of the KV cache is read ahead: half of it
+// with each degree of thrift.
+constexpr int kMostThrift = 4;
+constexpr int64_t kLeastStepRows = 32;
 
 class Planner {
  public:
@@ -42,22 +47,48 @@ class Planner {
     if (resident && (resident->kv_pages() >= std::min(wanted, useful) || limits_.disk == 0)) {
       return *resident;
     }
-    std::optional<StagePlan> best = resident;
-    if (best && (workload_.exact || best->kv_pages() < longest_pages())) best.reset();
-    for (int b = workload_.sequences; b >= 1; b /= 2) {
-      for (int step = kKvSteps; step >= 0; --step) {
-        std::optional<StagePlan> plan = partly_on_disk(b, step);
-        // Of equals, the one that has more sequences and more of its KV cache in memory.
-        if (plan && (!best || plan->tokens_per_s > 1.01 * best->tokens_per_s)) best = plan;
-      }
-      if (best && workload_.exact) break;
-    }
+    std::optional<StagePlan> best = best_with_disk();
+    const bool serves_all = resident && resident->kv_pages() >= longest_pages();
+    if (best && serves_all && !workload_.exact && !faster(*best, *resident)) best = resident;
     if (best) return *best;
     if (resident) return *resident;
     throw DoesNotFit(refusal());
   }
 
  private:
+  static bool faster(const StagePlan& plan, const StagePlan& than) {
+    return plan.tokens_per_s > 1.01 * than.tokens_per_s;
+  }
+
+  // The least thrift with which all the sequences that are wanted fit; more of it where fewer do,
+  // if that brings more of those wanted, or more speed.
+  std::optional<StagePlan> best_with_disk() const {
+    std::optional<StagePlan> best;
+    for (int thrift = 0; thrift <= kMostThrift; ++thrift) {
+      const std::optional<StagePlan> plan = with_thrift(thrift).best_of_shares();
+      const auto better = [&] {
+        const bool more = plan->sizes.slots > best->sizes.slots;
+        return workload_.exact ? more : faster(*plan, *best);
+      };
+      if (plan && (!best || better())) best = plan;
+      if (best && best->sizes.slots == workload_.sequences) break;
+    }
+    return best;
+  }
+
+  std::optional<StagePlan> best_of_shares() const {
+    std::optional<StagePlan> best;
+    for (int b = workload_.sequences; b >= 1; b /= 2) {
+      for (int step = kKvSteps; step >= 0; --step) {
+        std::optional<StagePlan> plan = partly_on_disk(b, step);
+        // Of equals, the one that has more sequences and more of its KV cache in memory.
+        if (plan && (!best || faster(*plan, *best))) best = plan;
+      }
+      if (best && workload_.exact) break;
+    }
+    return best;
+  }
+
   // KV pages of so many usual sequences.
   int64_t usual_pages(int sequences) const {
     return sequences *
@@ -121,9 +152,8 @@ class Planner {
   std::optional<StagePlan> partly_on_disk(int sequences, int step, bool head_streamed) const {
     if (limits_.disk == 0) return std::nullopt;
     Stage::Sizes sizes = kv_sizes(sequences, step);
-    sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, kMicroBatchRows);
     const uint64_t kv = kv_bytes(sizes);
-    if (limits_.kv_memory > 0 && kv > std::max(limits_.kv_memory, page_)) return std::nullopt;
+    if (kv > most_kv()) return std::nullopt;
     sizes.logit_rows = head_streamed
                            ? std::min<int64_t>({sequences, kMostLogitRows, sizes.micro_batch_rows})
                            : std::min<int64_t>(sequences, kLogitRows);
@@ -133,38 +163,59 @@ class Planner {
     if (fixed + smallest_placement(layout_) > limits_.host_memory) return std::nullopt;
     plan.placement =
         place_weights(layout_, limits_.host_memory - fixed, kReadAhead, !head_streamed);
-    if (streams_head(plan) && !head_streamed) return std::nullopt;
+    if (streams_head(layout_, plan) && !head_streamed) return std::nullopt;
     plan.kv = kv;
     plan.weights = resident_bytes(layout_, plan.placement) + vectors();
     plan.ring = ring_bytes(plan.placement);
     plan.streamed = streamed_bytes(layout_, plan.placement);
     if (!plan.placement.all_resident()) plan.disk += OffloadFile::file_bytes(layout_);
     if (sizes.kv_disk_pages > 0) {
-      plan.disk += KvDisk::file_bytes(sizes.kv_disk_pages, sizes.slots,
-                                      static_cast<size_t>(page_stride()), layout_.range.layers());
+      plan.disk += KvDisk::file_bytes(sizes.kv_disk_pages, sizes.slots, page_stride(),
+                                      layout_.range.layers());
     }
     if (plan.disk > limits_.disk) return std::nullopt;
     predict(plan, sequences);
     return plan;
   }
 
-  bool streams_head(const StagePlan& plan) const {
-    return layout_.range.is_last && plan.placement.streamed[layout_.head_unit()] != 0;
-  }
-
   Stage::Sizes kv_sizes(int sequences, int step) const {
-    // Staging memory of a visit that lets the disk work well.
-    constexpr int64_t kUsefulStaging = 4 << 20;
     Stage::Sizes sizes = sizes_;
     sizes.slots = sequences;
-    const int64_t wanted = pages_wanted(sequences);
-    sizes.kv_pages = wanted * step / kKvSteps;
-    sizes.kv_disk_pages = wanted - sizes.kv_pages;
-    if (sizes.kv_disk_pages > 0) {
-      sizes.kv_staging_pages =
-          std::min(wanted, std::max(longest_pages(), kUsefulStaging / page_stride()));
+    sizes.step_rows =
+        std::max(std::min(sizes_.step_rows, kLeastStepRows), sizes_.step_rows >> thrift_);
+    sizes.micro_batch_rows = std::min({sizes.micro_batch_rows, kMicroBatchRows, sizes.step_rows});
+    const int64_t wanted = pages_wanted(sequences), in_memory = wanted * step / kKvSteps;
+    if (in_memory == wanted) {
+      sizes.kv_pages = wanted;
+      if (kv_bytes(sizes) <= most_kv()) return sizes;
     }
+    // What the limit leaves beside the memory that pages pass through.
+    sizes.kv_pages = 0;
+    sizes.kv_disk_pages = wanted;
+    sizes.kv_staging_pages = staging_pages(sequences);
+    const uint64_t passing = kv_bytes(sizes);
+    if (passing > most_kv()) return sizes;
+    const uint64_t page = page_stride() * static_cast<uint64_t>(layout_.range.layers());
+    const auto room = static_cast<int64_t>((most_kv() - passing) / page);
+    sizes.kv_pages = std::min({in_memory, room, wanted - 1});
+    sizes.kv_disk_pages = wanted - sizes.kv_pages;
     return sizes;
+  }
+
+  uint64_t most_kv() const {
+    return limits_.kv_memory > 0 ? std::max(limits_.kv_memory, page_) : limits_.host_memory;
+  }
+
+  // Pages of a layer that are read ahead: what the disk brings while the matrices of a layer are
+  // computed, and at least what the longest sequence has.
+  int64_t staging_pages(int sequences) const {
+    constexpr double kUsefulStaging = 4 << 20;
+    const double groups = std::min(workload_.groups, sequences);
+    const double meanwhile = rates_.kv_rate() * layer_s(layout_, rates_, sequences / groups);
+    const auto bytes = static_cast<int64_t>(
+        std::min(std::max(kUsefulStaging, meanwhile), static_cast<double>(most_kv() / 8)));
+    const int64_t useful = (bytes >> thrift_) / static_cast<int64_t>(page_stride());
+    return std::min(pages_wanted(sequences), std::max(longest_pages(), useful));
   }
 
   uint64_t kv_bytes(const Stage::Sizes& sizes) const {
@@ -172,53 +223,15 @@ class Planner {
   }
 
   // Bytes of a page of a layer, on disk and in memory where a disk is used.
-  int64_t page_stride() const {
-    return static_cast<int64_t>(
-        io_aligned(Stage::page_shape(config_, sizes_.kv_format).page_bytes()));
+  uint64_t page_stride() const {
+    return io_aligned(Stage::page_shape(config_, sizes_.kv_format).page_bytes());
   }
 
   void predict(StagePlan& plan, int sequences) const {
-    if (rates_.byte_s == 0) return;
-    const double groups = std::min(workload_.groups, sequences);
-    // Over a sequence's life three quarters of its pages are there on average where the prompt is
-    // as long as the answer.
-    const double pages = 0.75 * static_cast<double>(usual_pages(sequences));
-    const double on_disk = std::max(0.0, pages - static_cast<double>(plan.sizes.kv_pages));
-    const double page = static_cast<double>(page_);
-    plan.compute_s = groups * rates_.compute_s(compute_bytes(), sequences / groups) +
-                     pages * page * rates_.byte_s;
-    if (rates_.disk > 0) {
-      plan.disk_s = (groups * static_cast<double>(plan.streamed) +
-                     (plan.sizes.kv_disk_pages > 0 ? on_disk * page : 0.0)) /
-                    rates_.disk;
-      if (limits_.overlapped && plan.streamed > 0) {
-        plan.disk_s += groups * waits_for_head(plan, sequences / groups);
-      }
-    }
-    plan.round_s =
-        limits_.overlapped ? std::max(plan.compute_s, plan.disk_s) : plan.compute_s + plan.disk_s;
-    plan.tokens_per_s = sequences / plan.round_s;
-  }
-
-  // Seconds of a step in which the disk has nothing to do: the ring is full, and the head is
-  // computed more slowly than what there is of it to read.
-  double waits_for_head(const StagePlan& plan, double rows) const {
-    if (!layout_.range.is_last) return 0;
-    const uint64_t head = layout_.units[layout_.head_unit()].matrices.front().bytes();
-    const double read = static_cast<double>(plan.ring + (streams_head(plan) ? head : 0));
-    return std::max(0.0, rates_.compute_s(head, rows) - read / rates_.disk);
-  }
-
-  // Packed weights that a row passes: all but an embedding that is not the head, too.
-  uint64_t compute_bytes() const {
-    uint64_t bytes = 0;
-    for (const WeightUnit& unit : layout_.units) {
-      if (unit.kind != WeightUnit::Kind::kEmbedding) bytes += unit.image_bytes;
-    }
-    if (layout_.range.is_last && layout_.head_unit() == 0 && layout_.range.is_first) {
-      bytes += layout_.units[0].matrices.front().bytes();
-    }
-    return bytes;
+    headrace::predict(
+        layout_, rates_,
+        {sequences, workload_.groups, usual_pages(sequences), page_stride(), limits_.overlapped},
+        plan);
   }
 
   Planner with(uint64_t host_memory, uint64_t disk) const {
@@ -228,10 +241,17 @@ class Planner {
     return other;
   }
 
+  Planner with_thrift(int thrift) const {
+    Planner other(*this);
+    other.thrift_ = thrift;
+    return other;
+  }
+
   // For one sequence, with as little as it takes; nothing if that does not fit.
   std::optional<StagePlan> least() const {
+    const Planner thrifty = with_thrift(kMostThrift);
     for (int step = kKvSteps; step >= 0; --step) {
-      if (auto plan = partly_on_disk(1, step)) return plan;
+      if (auto plan = thrifty.partly_on_disk(1, step)) return plan;
     }
     return all_in_memory(1);
   }
@@ -260,8 +280,10 @@ class Planner {
 
   // The KV cache of one sequence where it takes least.
   uint64_t least_kv() const {
-    const uint64_t memory = kv_bytes(kv_sizes(1, kKvSteps));
-    return limits_.disk > 0 ? std::min(memory, kv_bytes(kv_sizes(1, 0))) : memory;
+    Planner thrifty = with_thrift(kMostThrift);
+    thrifty.limits_.kv_memory = 0;
+    const uint64_t memory = kv_bytes(thrifty.kv_sizes(1, kKvSteps));
+    return limits_.disk > 0 ? std::min(memory, kv_bytes(thrifty.kv_sizes(1, 0))) : memory;
   }
 
   std::string refusal() const {
@@ -300,6 +322,7 @@ class Planner {
   PlanLimits limits_;
   Rates rates_;
   uint64_t page_;  // in all layers
+  int thrift_ = 0;
 };
 
 std::string text_of(const char* format, double value) {

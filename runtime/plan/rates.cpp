@@ -2,72 +2,158 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
+#include <cstring>
+#include <map>
+#include <random>
 #include <vector>
 
 #include "engine/io/io_queue.h"
+#include "engine/ops/attention.h"
 #include "engine/ops/linear.h"
 
 namespace headrace {
 namespace {
 
 constexpr uint64_t kSampleBytes = 8 << 20;  // of weights
+constexpr uint64_t kSamplePages = 32
+                                  << 20;  // bytes of KV pages: more than a core's own caches hold
+constexpr int64_t kSequencePages = 16;
 constexpr int64_t kManyRows = 32;
-constexpr size_t kReadPart = 1 << 20;
-constexpr size_t kMostReads = 16;           // under way
+constexpr int kLeastCalls = 3;
+constexpr double kLeastSeconds = 0.02;
+constexpr uint64_t kUnderWay = 16 << 20;    // bytes
 constexpr uint64_t kProbeBytes = 64 << 20;  // of the file, over and over
 // What comes first may be quicker than what a disk or a limit on it can keep up.
 constexpr double kSettleSeconds = 0.2;
 constexpr double kProbeSeconds = 1.0;
 constexpr uint64_t kMostPasses = 32;
 
-template <typename F>
-double seconds(F&& f) {
-  const auto begin = std::chrono::steady_clock::now();
-  f();
+double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Of one call, once it has been made before: not the best, for what else runs on this machine will
+// go on, too.
+template <typename F>
+double mean_seconds(F&& f) {
+  f();
+  const auto begin = std::chrono::steady_clock::now();
+  for (int calls = 1;; ++calls) {
+    f();
+    const double time = seconds_since(begin);
+    if (calls >= kLeastCalls && time >= kLeastSeconds) return time / calls;
+  }
+}
+
+// A matrix that stands for all of its format.
+struct Sample {
+  const WeightUnit* unit;
+  const PlacedMatrix* matrix;
+  uint64_t bytes;  // of all
+};
+
+// What rows pass: all but an embedding that is not the head, too.
+std::vector<Sample> samples_of(const WeightLayout& layout) {
+  std::map<DType, Sample> samples;
+  const auto take = [&](const WeightUnit& unit, const PlacedMatrix& matrix) {
+    Sample& sample = samples[matrix.tensor->dtype];
+    if (!sample.matrix || matrix.bytes() > sample.matrix->bytes()) {
+      sample.unit = &unit;
+      sample.matrix = &matrix;
+    }
+    sample.bytes += matrix.bytes();
+  };
+  for (const WeightUnit& unit : layout.units) {
+    if (unit.kind == WeightUnit::Kind::kEmbedding) continue;
+    for (const PlacedMatrix& matrix : unit.matrices) take(unit, matrix);
+  }
+  if (layout.range.is_last) {
+    const WeightUnit& head = layout.units[layout.head_unit()];
+    if (head.kind == WeightUnit::Kind::kEmbedding) take(head, head.matrices.front());
+  }
+  std::vector<Sample> result;
+  for (const auto& [dtype, sample] : samples) result.push_back(sample);
+  return result;
+}
+
+Rates measure_sample(const Checkpoint& checkpoint, const Sample& sample, const Cpu& cpu,
+                     MemoryBudget& budget) {
+  const PlacedMatrix& placed = *sample.matrix;
+  const auto panels = static_cast<int64_t>(
+      std::clamp<uint64_t>(std::min(kSampleBytes, budget.available()) / placed.panel_bytes, 1,
+                           static_cast<uint64_t>(placed.panels())));
+  const uint64_t bytes = static_cast<uint64_t>(panels) * placed.panel_bytes;
+  Buffer weights = budget.allocate(bytes, "measuring");
+  pack_image(checkpoint, *sample.unit, placed.offset, {weights.data(), bytes}, cpu.threads);
+  const PackedMatrix matrix{placed.tensor->dtype,
+                            std::min(panels * kPanelRows, placed.tensor->rows), placed.tensor->cols,
+                            weights.data()};
+  std::vector<float> x(static_cast<size_t>(kManyRows * matrix.cols), 0.5f);
+  std::vector<float> y(static_cast<size_t>(kManyRows * matrix.rows));
+  const auto time_of = [&](int64_t rows) {
+    return mean_seconds([&] { linear(cpu, x.data(), rows, matrix, nullptr, y.data()); });
+  };
+  const double one = time_of(1), many = std::max(one, time_of(kManyRows));
+  Rates rates;
+  rates.byte_s = one / static_cast<double>(bytes);
+  rates.byte_row_s = (many - one) / static_cast<double>((kManyRows - 1) * bytes);
+  return rates;
 }
 
 }  // namespace
 
 void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, const Cpu& cpu,
                      MemoryBudget& budget, Rates& rates) {
-  const WeightUnit& unit = layout.units[layout.layer_unit(layout.range.first_layer)];
-  const PlacedMatrix& placed = *std::max_element(
-      unit.matrices.begin(), unit.matrices.end(),
-      [](const PlacedMatrix& a, const PlacedMatrix& b) { return a.bytes() < b.bytes(); });
-  const auto panels = static_cast<int64_t>(
-      std::clamp<uint64_t>(std::min(kSampleBytes, budget.available()) / placed.panel_bytes, 1,
-                           static_cast<uint64_t>(placed.panels())));
-  const uint64_t bytes = static_cast<uint64_t>(panels) * placed.panel_bytes;
-  Buffer weights = budget.allocate(bytes, "measuring");
-  pack_image(checkpoint, unit, placed.offset, {weights.data(), bytes}, cpu.threads);
-  const PackedMatrix matrix{placed.tensor->dtype,
-                            std::min(panels * kPanelRows, placed.tensor->rows), placed.tensor->cols,
-                            weights.data()};
-  std::vector<float> x(static_cast<size_t>(kManyRows * matrix.cols), 0.5f);
-  std::vector<float> y(static_cast<size_t>(kManyRows * matrix.rows));
-  const auto best_of_3 = [&](int64_t rows) {
-    double best = INFINITY;
-    for (int i = 0; i < 3; ++i) {
-      best =
-          std::min(best, seconds([&] { linear(cpu, x.data(), rows, matrix, nullptr, y.data()); }));
-    }
-    return best;
-  };
-  const double one = best_of_3(1), many = std::max(one, best_of_3(kManyRows));
-  rates.byte_s = one / static_cast<double>(bytes);
-  rates.byte_row_s = (many - one) / static_cast<double>((kManyRows - 1) * bytes);
+  Rates sum;
+  double bytes = 0;
+  for (const Sample& sample : samples_of(layout)) {
+    const Rates of = measure_sample(checkpoint, sample, cpu, budget);
+    const auto weight = static_cast<double>(sample.bytes);
+    sum.byte_s += weight * of.byte_s;
+    sum.byte_row_s += weight * of.byte_row_s;
+    bytes += weight;
+  }
+  rates.byte_s = sum.byte_s / bytes;
+  rates.byte_row_s = sum.byte_row_s / bytes;
 }
 
-double measure_read(const File& file, MemoryBudget& budget) {
-  const uint64_t bytes = std::min(kProbeBytes, file.size() / kReadPart * kReadPart);
-  if (bytes == 0) return 0;
-  const uint64_t most = kMostPasses * bytes / kReadPart;
-  const auto reads = std::clamp<size_t>(budget.available() / kReadPart, 1, kMostReads);
-  Buffer memory = budget.allocate(reads * kReadPart, "measuring");
+void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cpu,
+                       MemoryBudget& budget, Rates& rates) {
+  const KvPageShape shape{config.n_kv_heads, config.head_dim, format};
+  const size_t page_bytes = shape.page_bytes();
+  const auto pages = static_cast<int64_t>(
+      std::max<uint64_t>(1, std::min(kSamplePages, budget.available()) / page_bytes));
+  Buffer memory = budget.allocate(static_cast<size_t>(pages) * page_bytes, "measuring");
+  std::memset(memory.data(), 0, memory.size());
+  std::vector<std::byte*> addresses;
+  for (int64_t page = 0; page < pages; ++page) {
+    addresses.push_back(memory.data() + static_cast<size_t>(page) * page_bytes);
+  }
+  // A row each for sequences that together have all pages.
+  std::vector<AttentionSequence> sequences;
+  for (int64_t page = 0; page < pages; page += kSequencePages) {
+    const int64_t length = std::min(kSequencePages, pages - page);
+    sequences.push_back({static_cast<int64_t>(sequences.size()), 1, length * kPageTokens - 1,
+                         addresses.data() + page});
+  }
+  const size_t floats = sequences.size() * static_cast<size_t>(config.q_rows());
+  std::vector<float> q(floats, 0.5f), out(floats);
+  const double time = mean_seconds(
+      [&] { attention(cpu, shape, sequences, config.n_heads, 1.0f, q.data(), out.data()); });
+  rates.attention_s = time / static_cast<double>(pages);
+}
+
+double measure_read(const File& file, MemoryBudget& budget, const ReadPattern& pattern) {
+  const uint64_t part = std::min(pattern.part, file.size() / kIoAlignment * kIoAlignment);
+  if (part == 0) return 0;
+  const uint64_t parts = std::max<uint64_t>(1, std::min(kProbeBytes, file.size()) / part);
+  const uint64_t most = kMostPasses * parts;
+  const auto reads =
+      std::clamp<size_t>(budget.available() / part, 1, std::max<size_t>(1, kUnderWay / part));
+  Buffer memory = budget.allocate(reads * part, "measuring");
   const auto queue = make_io_queue(static_cast<int>(reads));
   std::vector<IoTicket> tickets(reads);
+  std::minstd_rand random;
   double time = 0, from_time = 0;
   uint64_t from = 0, done = 0;
   const auto begin = std::chrono::steady_clock::now();
@@ -76,31 +162,34 @@ double measure_read(const File& file, MemoryBudget& budget) {
     if (started >= reads) {
       queue->wait(tickets[slot]);
       ++done;
-      time = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      time = seconds_since(begin);
       if (from == 0 && time >= kSettleSeconds) {
         from = done;
         from_time = time;
       }
     }
-    tickets[slot] = queue->read(file, started * kReadPart % bytes,
-                                {memory.data() + slot * kReadPart, kReadPart});
+    const uint64_t number = pattern.scattered ? random() : started;
+    tickets[slot] = queue->read(file, number % parts * part, {memory.data() + slot * part, part});
   }
   for (const IoTicket ticket : tickets) queue->wait(ticket);
   if (done == from) from_time = 0, from = 0;  // a single read took all the time
-  return static_cast<double>((done - from) * kReadPart) / (time - from_time);
+  return static_cast<double>((done - from) * part) / (time - from_time);
 }
 
-double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget) {
-  const uint64_t bytes = std::clamp<uint64_t>(most / kReadPart * kReadPart, kReadPart, kProbeBytes);
+double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget,
+                    const ReadPattern& pattern) {
+  constexpr uint64_t kWritePart = 1 << 20;
+  const uint64_t bytes =
+      std::clamp<uint64_t>(most / kWritePart * kWritePart, kWritePart, kProbeBytes);
   File file(directory, File::Mode::kTemporary);
   file.allocate(bytes);
   {
-    const Buffer content = budget.allocate(kReadPart, "measuring");
-    for (uint64_t at = 0; at < bytes; at += kReadPart) {
-      write_now(file, at, {content.data(), kReadPart});
+    const Buffer content = budget.allocate(kWritePart, "measuring");
+    for (uint64_t at = 0; at < bytes; at += kWritePart) {
+      write_now(file, at, {content.data(), kWritePart});
     }
   }
-  return measure_read(file, budget);
+  return measure_read(file, budget, pattern);
 }
 
 }  // namespace headrace

@@ -14,25 +14,40 @@
 namespace headrace {
 
 struct Rates {
-  double disk = 0;        // bytes per second; 0: there is none
-  double byte_s = 0;      // seconds per byte of packed weights for the first row of a step
-  double byte_row_s = 0;  // and for each further row
+  double disk = 0;         // bytes per second; 0: there is none
+  double byte_s = 0;       // seconds per byte of packed weights for the first row of a step
+  double byte_row_s = 0;   // and for each further row
+  double kv_disk = 0;      // bytes per second of KV pages, which are read in smaller pieces
+  double attention_s = 0;  // seconds per KV page of a layer that a token attends to, all threads
+
+  double kv_rate() const { return kv_disk > 0 ? kv_disk : disk; }
 
   double compute_s(uint64_t weight_bytes, double rows) const {
     return static_cast<double>(weight_bytes) * (byte_s + byte_row_s * (rows > 1 ? rows - 1 : 0));
   }
 };
 
-// Times a linear layer over a few megabytes of the stage's first layer, with 1 row and with 32.
-// Takes about 50 ms.
+// Times linear layers with 1 row and with 32, a few megabytes of each format that the stage's
+// layers and head have, and takes the mean by their bytes. Tens of milliseconds per format.
 void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, const Cpu& cpu,
                      MemoryBudget& budget, Rates& rates);
+// Times attention of a token to long sequences. Tens of milliseconds.
+void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cpu,
+                       MemoryBudget& budget, Rates& rates);
 
-// Bytes per second of large reads, several under way, once the rate has settled. `file` has
-// content; reads its first 64 MiB again and again. Takes a second.
-double measure_read(const File& file, MemoryBudget& budget);
+// How the disk is read: `part` bytes at a time (a multiple of kIoAlignment), from one end to the
+// other or here and there, with as many under way as make up 16 MiB.
+struct ReadPattern {
+  uint64_t part = 1 << 20;
+  bool scattered = false;
+};
+
+// Bytes per second of several reads under way, once the rate has settled. `file` has content; reads
+// its first 64 MiB again and again. Takes a second.
+double measure_read(const File& file, MemoryBudget& budget, const ReadPattern& pattern = {});
 // The same with a temporary file of up to `most` bytes (but at least 1 MiB) in the directory.
 // Throws IoError.
-double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget);
+double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget,
+                    const ReadPattern& pattern = {});
 
 }  // namespace headrace

@@ -54,7 +54,6 @@ std::string run_with(const Faults& faults) {
     disk.make_queue = [&] { return made(8, faults.kv); };
     disk.pages = kSlots * kSteps * kChunk / kPageTokens + kSlots;
     disk.staging_pages = disk.pages;
-    disk.staging_slots = faults.ahead ? 2 : 1;
     disk.ahead = faults.ahead;
     KvStore kv({config.n_kv_heads, config.head_dim, KvFormat::kF16}, range.layers(), 0, kSlots,
                kSlots * kChunk, disk, budget);

@@ -162,7 +162,6 @@ struct EngineStage {
     disk.make_queue = [&run] { return make_io_queue(16, run.io); };
     disk.pages = kKvPages - *run.kv_memory_pages;
     disk.staging_pages = run.kv_staging_pages;
-    disk.staging_slots = run.ahead ? 2 : 1;
     disk.ahead = run.ahead;
     return KvStore(shape, range.layers(), *run.kv_memory_pages, kSlots, 4096, disk, budget);
   }

@@ -1,0 +1,99 @@
+#include "runtime/plan/prediction.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace headrace {
+namespace {
+
+// Packed weights that a row passes: all but an embedding that is not the head, too.
+uint64_t compute_bytes(const WeightLayout& layout) {
+  uint64_t bytes = 0;
+  for (const WeightUnit& unit : layout.units) {
+    if (unit.kind != WeightUnit::Kind::kEmbedding) bytes += unit.image_bytes;
+  }
+  if (layout.range.is_last && layout.head_unit() == 0 && layout.range.is_first) {
+    bytes += layout.units[0].matrices.front().bytes();
+  }
+  return bytes;
+}
+
+// Seconds of a step in which the disk has nothing to do: the ring is full, and the head is
+// computed more slowly than what there is of it to read.
+double waits_for_head(const WeightLayout& layout, const Rates& rates, const StagePlan& plan,
+                      double rows) {
+  if (!layout.range.is_last) return 0;
+  const uint64_t head = layout.units[layout.head_unit()].matrices.front().bytes();
+  const double read = static_cast<double>(plan.ring + (streams_head(layout, plan) ? head : 0));
+  return std::max(0.0, rates.compute_s(head, rows) - read / rates.disk);
+}
+
+// A step of a group in the middle of its sequences' lives.
+struct Middle {
+  double groups, rows;
+  double layers, layer_s;          // matrices of a layer
+  double matrices_s, attention_s;  // of the step
+  double kv_read_s = 0;
+
+  Middle(const WeightLayout& layout, const Rates& rates, const Round& round, const StagePlan& plan)
+      : layers(layout.range.layers()) {
+    const double sequences = round.sequences;
+    groups = std::max(std::min<double>(round.groups, sequences),
+                      std::ceil(sequences / static_cast<double>(plan.sizes.step_rows)));
+    rows = sequences / groups;
+    const double passes = std::ceil(rows / static_cast<double>(plan.sizes.micro_batch_rows));
+    layer_s = passes * headrace::layer_s(layout, rates, rows / passes);
+    matrices_s = passes * rates.compute_s(compute_bytes(layout), rows / passes);
+    // Over a sequence's life three quarters of its pages are there on average where the prompt is
+    // as long as the answer. The last one is half full and in memory.
+    const double pages = 0.75 * static_cast<double>(round.pages);
+    attention_s = layers * pages / groups * rates.attention_s;
+    if (rates.disk == 0 || plan.sizes.kv_disk_pages == 0) return;
+    const double full = pages - sequences / 2;
+    const double on_disk = std::max(0.0, full - static_cast<double>(plan.sizes.kv_pages));
+    kv_read_s =
+        layers * on_disk / groups * static_cast<double>(round.page_stride) / rates.kv_rate();
+  }
+
+  // Seconds of a step in which attention has used up what the staging memory held and waits for the
+  // rest: while a layer's matrices are computed, pages come in only as far as there is room.
+  double waits_for_kv(const StagePlan& plan, const Round& round, const Rates& rates) const {
+    const double staging = static_cast<double>(plan.sizes.kv_staging_pages) *
+                           static_cast<double>(round.page_stride) / rates.kv_rate();
+    return std::max(0.0, kv_read_s - attention_s - layers * std::min(staging, layer_s));
+  }
+};
+
+}  // namespace
+
+bool streams_head(const WeightLayout& layout, const StagePlan& plan) {
+  return layout.range.is_last && plan.placement.streamed[layout.head_unit()] != 0;
+}
+
+double layer_s(const WeightLayout& layout, const Rates& rates, double rows) {
+  uint64_t bytes = 0;
+  for (const WeightUnit& unit : layout.units) {
+    if (unit.kind == WeightUnit::Kind::kLayer) bytes += unit.image_bytes;
+  }
+  return rates.compute_s(bytes, rows) / layout.range.layers();
+}
+
+void predict(const WeightLayout& layout, const Rates& rates, const Round& round, StagePlan& plan) {
+  if (rates.byte_s == 0) return;
+  const Middle middle(layout, rates, round, plan);
+  plan.compute_s = middle.groups * (middle.matrices_s + middle.attention_s);
+  double waits_for_kv = 0;
+  if (rates.disk > 0) {
+    plan.disk_s =
+        middle.groups * (static_cast<double>(plan.streamed) / rates.disk + middle.kv_read_s);
+    if (round.overlapped && plan.streamed > 0) {
+      plan.disk_s += middle.groups * waits_for_head(layout, rates, plan, middle.rows);
+    }
+    waits_for_kv = middle.groups * middle.waits_for_kv(plan, round, rates);
+  }
+  plan.round_s = round.overlapped ? std::max(plan.compute_s + waits_for_kv, plan.disk_s)
+                                  : plan.compute_s + plan.disk_s;
+  plan.tokens_per_s = round.sequences / plan.round_s;
+}
+
+}  // namespace headrace
