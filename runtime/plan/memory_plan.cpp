@@ -51,11 +51,16 @@ class Planner {
     const bool serves_all = resident && resident->kv_pages() >= longest_pages();
     if (best && serves_all && !workload_.exact && !faster(*best, *resident)) best = resident;
     if (best) return *best;
-    if (resident) return *resident;
+    if (resident && (serves_all || !kv_limit_is_too_small())) return *resident;
     throw DoesNotFit(refusal());
   }
 
  private:
+  // Without it the longest sequence would have room.
+  bool kv_limit_is_too_small() const {
+    return limits_.kv_memory > 0 && limits_.disk > 0 && without_kv_limit().least();
+  }
+
   static bool faster(const StagePlan& plan, const StagePlan& than) {
     return plan.tokens_per_s > 1.01 * than.tokens_per_s;
   }
@@ -241,6 +246,12 @@ class Planner {
     return other;
   }
 
+  Planner without_kv_limit() const {
+    Planner other(*this);
+    other.limits_.kv_memory = 0;
+    return other;
+  }
+
   Planner with_thrift(int thrift) const {
     Planner other(*this);
     other.thrift_ = thrift;
@@ -280,17 +291,14 @@ class Planner {
 
   // The KV cache of one sequence where it takes least.
   uint64_t least_kv() const {
-    Planner thrifty = with_thrift(kMostThrift);
-    thrifty.limits_.kv_memory = 0;
+    const Planner thrifty = without_kv_limit().with_thrift(kMostThrift);
     const uint64_t memory = kv_bytes(thrifty.kv_sizes(1, kKvSteps));
     return limits_.disk > 0 ? std::min(memory, kv_bytes(thrifty.kv_sizes(1, 0))) : memory;
   }
 
   std::string refusal() const {
     if (limits_.kv_memory > 0) {
-      Planner other(*this);
-      other.limits_.kv_memory = 0;
-      if (const auto fits = other.least()) {
+      if (const auto fits = without_kv_limit().least()) {
         return table("--kv-memory", *fits) + "\n  budget       " + format_bytes(limits_.kv_memory) +
                "\ngive --kv-memory " + std::to_string((least_kv() >> 20) + 1) +
                "MiB or more, or leave it out";

@@ -54,10 +54,10 @@ class Kill(harness.ProgramTest):
     def strike(self, job, victim, lines, output):
         """Kills the victim once the results have so many lines; what the job held in /dev/shm."""
         job.await_log("stage ", RANKS)
-        if lines:
-            job.await_lines(output, lines)
         target = job.process.pid if victim == "mpirun" else job.rank_process(victim)
         held = shared_memory(harness.processes_of(job.process.pid))
+        if lines:
+            job.await_lines(output, lines)
         os.kill(target, signal.SIGKILL)
         return held
 
@@ -85,7 +85,7 @@ class Kill(harness.ProgramTest):
             output = self.folder / "killed.jsonl"
             strikes = 0
             # Two strikes, the second into the resumed run; the first may be before any result.
-            for low, high in ((0, 150), (160, 390)):
+            for low, high in ((0, 150), (160, 350)):
                 before = {p.name for p in self.folder.iterdir()} | {"killed.jsonl", "killed.jsonl.manifest.json"}
                 job = self.start_run(output)
                 held = self.strike(job, victim, rng.randint(low, high), output)

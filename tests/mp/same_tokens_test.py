@@ -83,9 +83,9 @@ def text_requests():
     requests = [
         {"prompt": "The", "max_tokens": 12, "logprobs": 2},
         {"prompt": "The capital of France is", "max_tokens": 12, "logprobs": 5},
-        {"prompt": prose(1, 150), "max_tokens": 6, "logprobs": 1},
-        {"prompt": prose(2, 100), "max_tokens": 9, "temperature": 0.7, "seed": 11},
-        {"prompt": prose(3, 64), "max_tokens": 7, "top_k": 40, "temperature": 1.0, "logprobs": 3},
+        {"prompt": prose(1, 90), "max_tokens": 6, "logprobs": 1},
+        {"prompt": prose(2, 70), "max_tokens": 9, "temperature": 0.7, "seed": 11},
+        {"prompt": prose(3, 33), "max_tokens": 7, "top_k": 40, "temperature": 1.0, "logprobs": 3},
         {"prompt": prose(4, 31), "max_tokens": 14, "top_p": 0.9, "temperature": 0.9, "seed": 5},
         {"prompt": "Once upon a time", "max_tokens": 16, "min_p": 0.05, "temperature": 1.2, "n": 2,
          "logprobs": 2},

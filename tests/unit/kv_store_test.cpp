@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
 #include <set>
 
 #include "engine/error.h"
+#include "engine/io/io_queue.h"
 
 namespace headrace {
 namespace {
@@ -115,6 +117,124 @@ TEST(KvStore, PagesNeverOverlap) {
     ASSERT_EQ(store.free_pages(), kPages - in_use);
   }
   EXPECT_GT(refused, 100) << "the store was never full";
+}
+
+// What a token's K and V are in these tests: the same byte all over its place in the page.
+std::byte mark(int slot, int layer, int64_t position) {
+  return static_cast<std::byte>((slot * 7 + layer) * 31 + position * 3 + 1);
+}
+
+// Sequences of random lengths that grow by random steps, through sweeps as the engine makes them.
+class Sweeps {
+ public:
+  Sweeps(int64_t memory_pages, int64_t step_rows, bool ahead)
+      : step_rows_(step_rows),
+        budget_("host memory", 1 << 24),
+        store_(kShape, kLayers, memory_pages, kSlots, step_rows, disk(ahead), budget_) {}
+
+  void run(int steps) {
+    for (int step = 0; step < steps; ++step) {
+      const std::vector<BatchItem> batch = random_batch();
+      for (const BatchItem& item : batch)
+        store_.reserve(item.slot, item.first_position + item.rows);
+      const std::vector<KvVisit> visits = cut(batch);
+      store_.begin_sweep(visits);
+      for (int layer = 0; layer < kLayers; ++layer) {
+        for (size_t v = 0; v < visits.size(); ++v) {
+          store_.acquire(layer, v);
+          for (const BatchItem& item : visits[v]) use(item, layer);
+          store_.release(layer, v);
+        }
+      }
+      for (const BatchItem& item : batch) lengths_[item.slot] += item.rows;
+    }
+  }
+  int64_t from_disk() const { return from_disk_; }
+
+ private:
+  static constexpr int kSlots = 6;
+  static constexpr int64_t kLongest = 9 * kPageTokens;
+
+  static KvDiskOptions disk(bool ahead) {
+    KvDiskOptions options;
+    options.directory = testing::TempDir();
+    options.make_queue = [] { return make_io_queue(8); };
+    options.pages = kSlots * kLongest / kPageTokens;
+    options.staging_pages = kLongest / kPageTokens;
+    options.ahead = ahead;
+    return options;
+  }
+
+  std::vector<BatchItem> random_batch() {
+    std::vector<BatchItem> batch;
+    int64_t room = step_rows_;
+    int slot = static_cast<int>(random_() % kSlots);
+    for (int i = 0; i < kSlots && room > 0; ++i, slot = (slot + 1) % kSlots) {
+      if (lengths_[slot] == kLongest || random_() % 200 == 0) {
+        store_.release(slot);
+        lengths_[slot] = 0;
+      }
+      const int64_t most = std::min(room, kLongest - lengths_[slot]);
+      const int64_t wanted = random_() % 3 == 0 ? 1 : 1 + static_cast<int64_t>(random_() % 40);
+      if (random_() % 4 == 0) continue;
+      batch.push_back({slot, lengths_[slot], std::min(most, wanted)});
+      room -= batch.back().rows;
+    }
+    return batch;
+  }
+
+  std::vector<KvVisit> cut(std::span<const BatchItem> batch) const {
+    std::vector<KvVisit> visits;
+    for (size_t begin = 0, end = 0; begin < batch.size(); begin = end) {
+      int64_t pages = store_.disk_pages(batch[end++].slot);
+      while (end < batch.size() &&
+             (pages += store_.disk_pages(batch[end].slot)) <= store_.visit_pages()) {
+        ++end;
+      }
+      visits.push_back(batch.subspan(begin, end - begin));
+    }
+    return visits;
+  }
+
+  // Checks the tokens before the step's and writes those of the step.
+  void use(const BatchItem& item, int layer) {
+    const size_t token_bytes = kShape.page_bytes() / kPageTokens;
+    from_disk_ += store_.disk_pages(item.slot);
+    for (int64_t i = 0; i < item.first_position + item.rows; ++i) {
+      std::byte* token = store_.pages(item.slot, layer)[i / kPageTokens] +
+                         static_cast<size_t>(i % kPageTokens) * token_bytes;
+      const std::byte expected = mark(item.slot, layer, i);
+      if (i >= item.first_position) {
+        std::fill_n(token, token_bytes, expected);
+      } else {
+        ASSERT_EQ(token[0], expected) << item.slot << ", token " << i;
+        ASSERT_EQ(token[token_bytes - 1], expected) << item.slot << ", token " << i;
+      }
+    }
+  }
+
+  int64_t step_rows_;
+  MemoryBudget budget_;
+  KvStore store_;
+  std::mt19937_64 random_{5};
+  int64_t lengths_[kSlots] = {};
+  int64_t from_disk_ = 0;
+};
+
+// With no more pages in memory than pages_in_use() says.
+TEST(KvStore, EveryTokenIsReadAsItWasWrittenFromMemoryAndDisk) {
+  for (const int64_t memory_pages : {0, 7}) {
+    for (const int64_t step_rows : {1, 2, 7, 32, 200}) {
+      for (const bool ahead : {true, false}) {
+        SCOPED_TRACE(std::to_string(memory_pages) + " pages in memory, steps of " +
+                     std::to_string(step_rows) + (ahead ? "" : ", serial"));
+        Sweeps sweeps(memory_pages, step_rows, ahead);
+        sweeps.run(step_rows < 32 ? 600 : 100);
+        EXPECT_GT(sweeps.from_disk(), 100);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -129,7 +129,7 @@ TEST(PlanStage, DoesNotFitSaysWhatIsNeeded) {
   PlanLimits limits;
   for (const bool disk : {false, true}) {
     limits.disk = disk ? UINT64_MAX : 0;
-    limits.host_memory = disk ? 8 << 20 : 100 << 20;
+    limits.host_memory = disk ? 2 << 20 : 100 << 20;
     const std::string text = refusal(*checkpoint, layout, {}, limits);
     for (const char* part :
          {"layers 0-29, embedding, head", "\n  weights ", "\n  activations ", "\n  KV cache ",
@@ -174,6 +174,40 @@ TEST(PlanStage, TooLittleKvMemoryIsSaid) {
   EXPECT_EQ(refusal(*checkpoint, layout, {}, limits), "");
   limits.kv_memory -= 1 << 20;
   EXPECT_NE(refusal(*checkpoint, layout, {}, limits), "");
+}
+
+// A small --kv-memory costs disk traffic and at most sequences in flight, never a request.
+TEST(PlanStage, ASmallKvBudgetOnlyCostsDiskTraffic) {
+  const auto checkpoint = Checkpoint::open("synthetic:smollm2-135m:q8");
+  const WeightLayout layout = weight_layout(*checkpoint, {0, 30, true, true});
+  Stage::Sizes sizes;
+  sizes.slots = 32;
+  PlanLimits limits;
+  limits.host_memory = kPlenty;
+  limits.disk = UINT64_MAX;
+  const uint64_t page =
+      io_aligned(Stage::page_shape(checkpoint->config(), sizes.kv_format).page_bytes());
+  for (const int64_t longest : {500, 2000, 8000}) {
+    const Workload workload{32, true, 400, longest, 1};
+    // The pages of a layer of the longest sequence, and in all layers the one that is filled and
+    // those that a short step fills.
+    const int64_t pages = KvStore::pages_for(longest) + 30 * KvStore::pages_in_use(1, 32);
+    const uint64_t least = page * static_cast<uint64_t>(pages) + 8192;
+    int slots = 0;
+    for (limits.kv_memory = least; slots < 32; limits.kv_memory += limits.kv_memory / 4) {
+      ASSERT_LT(limits.kv_memory, 64 * least);
+      const StagePlan p = plan_stage(checkpoint->config(), layout, sizes, workload, limits, kRates);
+      EXPECT_LE(p.kv, limits.kv_memory) << describe(p);
+      EXPECT_GE(p.kv_pages(), KvStore::pages_for(longest));
+      EXPECT_GE(p.sizes.kv_staging_pages, KvStore::pages_for(longest));
+      EXPECT_GE(p.sizes.slots, slots) << "more memory, fewer sequences";
+      EXPECT_GE(p.sizes.step_rows, 32);
+      slots = p.sizes.slots;
+    }
+    limits.kv_memory = least - 4096;
+    EXPECT_THROW(plan_stage(checkpoint->config(), layout, sizes, workload, limits, kRates),
+                 DoesNotFit);
+  }
 }
 
 // Also where a resident head fits beside the logits of one row but not of many.
