@@ -32,6 +32,8 @@ struct RunShape {
   // them in memory, without an offload file.
   std::optional<int> weight_memory = {};
   uint64_t read_ahead = 1 << 20;
+  bool whole_layers = true;  // the ring holds a layer's weights until all micro-batches have passed
+  bool keep_head = true;
   // KV pages that stay in memory, the others go to disk; none: all of them, without a disk.
   std::optional<int> kv_memory_pages = {};
   int kv_staging_pages = 4;
@@ -54,6 +56,13 @@ std::vector<RunShape> offloaded_runs(int layers) {
   for (const int memory : {0, 30, 60, 95, 100}) {
     for (const uint64_t ahead : {uint64_t{0}, kReadBlock, 8 * kReadBlock}) {
       runs.push_back({.chunk = 9, .weight_memory = memory, .read_ahead = ahead});
+      runs.push_back({.threads = 2,
+                      .chunk = 9,
+                      .weight_memory = memory,
+                      .read_ahead = ahead,
+                      .whole_layers = false,
+                      .keep_head = false,
+                      .ahead = memory != 30});
     }
   }
   for (const IoMethod io : {IoMethod::kAuto, IoMethod::kThreads}) {
@@ -90,7 +99,8 @@ std::string describe(const RunShape& run) {
   for (const int cut : run.stages) text += ", cut before layer " + std::to_string(cut);
   if (run.weight_memory) {
     text += ", weights " + std::to_string(*run.weight_memory) + " % in memory, " +
-            format_bytes(run.read_ahead) + " ahead";
+            format_bytes(run.read_ahead) + " ahead" + (run.whole_layers ? ", whole layers" : "") +
+            (run.keep_head ? "" : ", the head like a layer");
   }
   if (run.kv_memory_pages) {
     text += ", " + std::to_string(*run.kv_memory_pages) + " KV pages in memory, staging of " +
@@ -145,12 +155,14 @@ struct EngineStage {
                            MemoryBudget& budget, const RunShape& run) const {
     if (!offload) return WeightStore(checkpoint, range, budget, cpu.threads);
     const WeightLayout layout = weight_layout(checkpoint, range);
-    const uint64_t least = smallest_placement(layout), all = layout.image_bytes();
+    const uint64_t least = smallest_placement(layout, run.whole_layers);
+    const uint64_t all = layout.image_bytes();
     const uint64_t bytes = least + (all - least) * static_cast<uint64_t>(*run.weight_memory) / 100;
-    return WeightStore(checkpoint, range,
-                       {place_weights(layout, bytes, run.read_ahead), *offload,
-                        [&run] { return make_io_queue(8, run.io); }, run.ahead},
-                       budget, cpu.threads);
+    return WeightStore(
+        checkpoint, range,
+        {place_weights(layout, bytes, {run.read_ahead, run.whole_layers, run.keep_head}), *offload,
+         [&run] { return make_io_queue(8, run.io); }, run.ahead},
+        budget, cpu.threads);
   }
 
   static KvStore make_kv(const Checkpoint& checkpoint, const StageRange& range, KvFormat format,
@@ -320,8 +332,8 @@ std::string format_name(const testing::TestParamInfo<DType>& info) {
 INSTANTIATE_TEST_SUITE_P(Formats, EngineOfFormat,
                          testing::ValuesIn(all_dtypes().begin(), all_dtypes().end()), format_name);
 
-// A head of several pieces and layers of several blocks, on one stage and on the last of two.
-TEST(StageEngine, ABigHeadComesInPieces) {
+// A head and layers that are longer than the ring, on one stage and on the last of two.
+TEST(StageEngine, WhatIsLongerThanTheRingComesThroughIt) {
   for (const bool tied : {true, false}) {
     ModelConfig config = test::small_llama();
     config.vocab_size = 70000;
@@ -331,10 +343,14 @@ TEST(StageEngine, ABigHeadComesInPieces) {
     options.matrix_format = [](Role, int) { return DType::kF32; };
     const MemoryCheckpoint checkpoint(config, options);
     const WeightLayout layout = weight_layout(checkpoint, {0, 2, true, true});
-    const WeightPlacement least = place_weights(layout, smallest_placement(layout), 2);
-    EXPECT_GT(pieces_of(layout, least).size(), 3u);
+    const WeightPlacement least = place_weights(layout, 0, {.whole_layers = false});
+    for (const WeightPiece& piece : pieces_of(layout, least)) EXPECT_GT(piece.bytes, least.ring);
     std::vector<RunShape> runs;
-    for (const int memory : {0, 10, 50, 80, 90, 99}) runs.push_back({.weight_memory = memory});
+    for (const int memory : {0, 10, 50, 80, 90, 99}) {
+      runs.push_back({.weight_memory = memory});
+      runs.push_back({.weight_memory = memory, .whole_layers = false, .keep_head = false});
+    }
+    runs.push_back({.weight_memory = 0, .whole_layers = false, .ahead = false});
     runs.push_back({.weight_memory = 0, .ahead = false});
     runs.push_back({.micro_batch_rows = 5, .weight_memory = 0});
     runs.push_back({.stages = {1}, .weight_memory = 0});

@@ -6,7 +6,6 @@
 #include <optional>
 #include <random>
 
-#include "comm/activation_link.h"
 #include "engine/error.h"
 #include "engine/memory/offload_file.h"
 #include "runtime/plan/stage_plan.h"
@@ -57,7 +56,7 @@ void build_stage(const Checkpoint& checkpoint, const StagePlan& plan, MemoryBudg
   const KvDiskAccess disk{testing::TempDir(), [] { return make_io_queue(8); }, true};
   const Stage stage(checkpoint.config(), *weights, cpu, budget, plan.sizes, disk);
   std::vector<Buffer> hidden;
-  for (int i = 0; i < kLinkBuffers; ++i) {
+  for (int i = 0; i < link_buffers(plan.range); ++i) {
     hidden.push_back(budget.allocate(link_buffer_bytes(checkpoint.config(), plan.sizes.step_rows),
                                      "activations"));
   }
