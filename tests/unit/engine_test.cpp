@@ -5,12 +5,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <random>
 
 #include "engine/checkpoint/quantized_checkpoint.h"
 #include "tests/ops/op_test.h"
+#include "tests/reference/canonical.h"
 #include "tests/reference/model.h"
 #include "tests/unit/memory_checkpoint.h"
 #include "tests/unit/model_files.h"
@@ -337,7 +339,7 @@ TEST(StageEngine, WhatIsLongerThanTheRingComesThroughIt) {
   for (const bool tied : {true, false}) {
     ModelConfig config = test::small_llama();
     config.vocab_size = 70000;
-    config.d_ffn = 5000;
+    config.d_ffn = 6000;
     config.tied_head = tied;
     MemoryCheckpoint::Options options;
     options.matrix_format = [](Role, int) { return DType::kF32; };
@@ -355,6 +357,63 @@ TEST(StageEngine, WhatIsLongerThanTheRingComesThroughIt) {
     runs.push_back({.micro_batch_rows = 5, .weight_memory = 0});
     runs.push_back({.stages = {1}, .weight_memory = 0});
     expect_reference_bits(checkpoint, runs, {40, 2});
+  }
+}
+
+// The best tokens and the logits of one call, from as many passes as the scratch memory makes it,
+// are those of plain logits.
+TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
+  ModelConfig config = test::small_llama();
+  config.vocab_size = 70000;
+  const MemoryCheckpoint checkpoint(config, {});
+  ThreadPool threads(2, 0);
+  const Cpu cpu{threads, kernels("auto")};
+  MemoryBudget budget("host memory", uint64_t{1} << 30);
+  const StageRange range{1, 2, false, true};
+  for (const RunShape& run :
+       {RunShape{}, RunShape{.weight_memory = 0, .whole_layers = false, .keep_head = false}}) {
+    SCOPED_TRACE(describe(run));
+    EngineStage stage(checkpoint, range, KvFormat::kF16, cpu, budget, run);
+    constexpr int64_t kRows = 9000;  // more than a block of logits has for one panel
+    const auto width = static_cast<size_t>(config.d_model);
+    const auto vocabulary = static_cast<size_t>(config.vocab_size);
+    for (const auto& [best_rows, logit_rows] :
+         std::vector<std::pair<int64_t, int64_t>>{{1, 0}, {0, 5}, {4, 3}, {kRows, 1}, {0, 0}}) {
+      std::vector<float> hidden = Random(5).floats((best_rows + logit_rows) * config.d_model);
+      if (best_rows == 4) {
+        std::fill_n(hidden.begin(), width, 0.0f);  // all logits are equal
+        hidden[width] = kNan;
+      }
+      std::vector<float> same = hidden;
+      std::vector<BestToken> best(static_cast<size_t>(best_rows));
+      std::vector<float> logits;
+      stage.engine.head(
+          hidden.data(), best, logit_rows, [&](int64_t first, int64_t count, const float* some) {
+            EXPECT_EQ(static_cast<size_t>(first) * vocabulary, logits.size());
+            logits.insert(logits.end(), some, some + static_cast<size_t>(count) * vocabulary);
+          });
+      std::vector<float> expected(vocabulary);
+      for (int64_t row = 0; row < best_rows + logit_rows; ++row) {
+        if (best_rows == kRows && row % 1000 != 0) continue;
+        SCOPED_TRACE(row);
+        stage.engine.logits(same.data() + row * config.d_model, 1, expected.data());
+        if (row >= best_rows) {
+          const auto at = static_cast<size_t>(row - best_rows) * vocabulary;
+          ASSERT_LE(at + vocabulary, logits.size());
+          EXPECT_TRUE(same_bits(expected, std::span(logits).subspan(at, vocabulary)));
+          continue;
+        }
+        const BestToken& token = best[static_cast<size_t>(row)];
+        EXPECT_EQ(token.has_nan, std::isnan(expected[0]));
+        if (token.has_nan) continue;
+        EXPECT_EQ(token.token, reference::argmax(expected));
+        EXPECT_EQ(token.logit, expected[static_cast<size_t>(token.token)]);
+      }
+      if (best_rows == 4) {
+        EXPECT_EQ(best[0].token, 0);
+        EXPECT_TRUE(best[1].has_nan);
+      }
+    }
   }
 }
 
