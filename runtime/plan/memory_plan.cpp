@@ -4,8 +4,8 @@
 #include <cstdio>
 #include <cstring>
 #include <utility>
+#include <vector>
 
-#include "comm/activation_link.h"
 #include "engine/error.h"
 #include "engine/memory/offload_file.h"
 #include "runtime/plan/prediction.h"
@@ -15,13 +15,12 @@ namespace headrace {
 namespace {
 
 constexpr uint64_t kRounding = 4096;  // of each buffer
-// Read ahead at least: what a fast disk brings while the matrices of an attention are computed.
-constexpr uint64_t kReadAhead = 8 << 20;
+// Read ahead: what a fast disk brings while the matrices of an attention are computed, or more.
+constexpr uint64_t kReadAheads[] = {8 << 20, 24 << 20};
 constexpr int64_t kLogitRows = 16;
-// Where weights come from disk, memory is better used for weights than for larger micro-batches.
-constexpr int64_t kMicroBatchRows = 128;
 constexpr int64_t kMostLogitRows = 128;  // where a head on disk is read once for so many
-constexpr int kKvSteps = 8;              // shares of the KV cache in memory that are tried
+constexpr int64_t kLeastMicroRows = 32, kUsefulMicroRows = 128;
+constexpr int kKvSteps = 8;  // shares of the KV cache in memory that are tried
 // Where memory is scarce, a step has fewer rows and less of the KV cache is read ahead: half of it
 // with each degree of thrift.
 constexpr int kMostThrift = 4;
@@ -62,7 +61,7 @@ class Planner {
   }
 
   static bool faster(const StagePlan& plan, const StagePlan& than) {
-    return plan.tokens_per_s > 1.01 * than.tokens_per_s;
+    return plan.served_per_s > 1.01 * than.served_per_s;
   }
 
   // The least thrift with which all the sequences that are wanted fit; more of it where fewer do,
@@ -111,9 +110,9 @@ class Planner {
   }
 
   uint64_t activations(const Stage::Sizes& sizes) const {
+    const auto buffers = static_cast<uint64_t>(link_buffers(layout_.range));
     return Stage::fixed_bytes(config_, layout_.range, sizes) +
-           kLinkBuffers * link_buffer_bytes(config_, sizes.step_rows) +
-           kRounding * (kLinkBuffers + 3);
+           buffers * link_buffer_bytes(config_, sizes.step_rows) + kRounding * (buffers + 2);
   }
 
   // Norms and biases, which are always in memory.
@@ -144,30 +143,69 @@ class Planner {
     return plan;
   }
 
-  // `step` eighths of the KV cache of `sequences` sequences in memory. The head takes least in
-  // memory, but while it is computed no weights are used up and the disk may have to wait.
-  std::optional<StagePlan> partly_on_disk(int sequences, int step) const {
-    auto plan = partly_on_disk(sequences, step, false);
-    if (plan && !layout_.range.is_last) return plan;
-    auto other = partly_on_disk(sequences, step, true);
-    const bool better = !plan || (other && other->tokens_per_s > 1.01 * plan->tokens_per_s);
-    return better ? other : plan;
+  // How a stage that does not keep everything in memory goes through a step.
+  struct Sweep {
+    int64_t micro_batch_rows;
+    int64_t step_rows;
+    // A step is several micro-batches, or one, to which the weights are gone once it has used them.
+    bool whole_layers;
+    uint64_t ahead;
+  };
+
+  // The larger a step the fewer the passes over the weights for prompts, the smaller its buffers
+  // the fewer bytes in each pass.
+  std::vector<Sweep> sweeps(int sequences) const {
+    std::vector<Sweep> all;
+    const int64_t most =
+        std::max(std::min(sizes_.step_rows, kLeastStepRows), sizes_.step_rows >> thrift_);
+    const int64_t useful = std::min({sizes_.micro_batch_rows, kUsefulMicroRows, most});
+    for (const uint64_t ahead : kReadAheads) {
+      all.push_back({useful, most, true, ahead});
+      const int64_t least =
+          std::max({std::min(most, workload_.least_step_rows), std::min(most, kLeastMicroRows),
+                    std::min<int64_t>(most, (sequences - 1) / workload_.groups + 1)});
+      for (int64_t rows = least; rows < 2 * most; rows *= 2) {
+        all.push_back({std::min(rows, most), std::min(rows, most), false, ahead});
+      }
+    }
+    return all;
   }
 
-  std::optional<StagePlan> partly_on_disk(int sequences, int step, bool head_streamed) const {
+  // `step` eighths of the KV cache of `sequences` sequences in memory.
+  std::optional<StagePlan> partly_on_disk(int sequences, int step) const {
     if (limits_.disk == 0) return std::nullopt;
-    Stage::Sizes sizes = kv_sizes(sequences, step);
+    std::optional<StagePlan> best;
+    for (const Sweep& sweep : sweeps(sequences)) {
+      const Stage::Sizes sizes = kv_sizes(sequences, step, sweep);
+      // What comes in from disk cuts a step into micro-batches.
+      if (sizes.kv_disk_pages > 0 && !sweep.whole_layers) continue;
+      for (const bool head_streamed : {false, true}) {
+        if (head_streamed && !layout_.range.is_last) continue;
+        const auto plan = partly_on_disk(sequences, sizes, sweep, head_streamed);
+        if (plan && (!best || plan->served_per_s > 1.002 * best->served_per_s)) best = plan;
+      }
+    }
+    return best;
+  }
+
+  // A resident head takes part of the weights' memory whole; a streamed one is read evenly with the
+  // layers, but where it is the embedding, too, its rows must be looked up on the disk.
+  std::optional<StagePlan> partly_on_disk(int sequences, Stage::Sizes sizes, const Sweep& sweep,
+                                          bool head_streamed) const {
     const uint64_t kv = kv_bytes(sizes);
     if (kv > most_kv()) return std::nullopt;
-    sizes.logit_rows = head_streamed
-                           ? std::min<int64_t>({sequences, kMostLogitRows, sizes.micro_batch_rows})
-                           : std::min<int64_t>(sequences, kLogitRows);
+    sizes.logit_rows =
+        workload_.sampled
+            ? std::min<int64_t>(sequences, head_streamed ? kMostLogitRows : kLogitRows)
+            : 1;
     StagePlan plan = start(sizes);
     const uint64_t fixed =
         plan.activations + vectors() + kv + kRounding * (layout_.units.size() + 2);
-    if (fixed + smallest_placement(layout_) > limits_.host_memory) return std::nullopt;
-    plan.placement =
-        place_weights(layout_, limits_.host_memory - fixed, kReadAhead, !head_streamed);
+    if (fixed + smallest_placement(layout_, sweep.whole_layers) > limits_.host_memory) {
+      return std::nullopt;
+    }
+    plan.placement = place_weights(layout_, limits_.host_memory - fixed,
+                                   {sweep.ahead, sweep.whole_layers, !head_streamed});
     if (streams_head(layout_, plan) && !head_streamed) return std::nullopt;
     plan.kv = kv;
     plan.weights = resident_bytes(layout_, plan.placement) + vectors();
@@ -183,12 +221,11 @@ class Planner {
     return plan;
   }
 
-  Stage::Sizes kv_sizes(int sequences, int step) const {
+  Stage::Sizes kv_sizes(int sequences, int step, const Sweep& sweep) const {
     Stage::Sizes sizes = sizes_;
     sizes.slots = sequences;
-    sizes.step_rows =
-        std::max(std::min(sizes_.step_rows, kLeastStepRows), sizes_.step_rows >> thrift_);
-    sizes.micro_batch_rows = std::min({sizes.micro_batch_rows, kMicroBatchRows, sizes.step_rows});
+    sizes.step_rows = sweep.step_rows;
+    sizes.micro_batch_rows = sweep.micro_batch_rows;
     const int64_t wanted = pages_wanted(sequences), in_memory = wanted * step / kKvSteps;
     if (in_memory == wanted) {
       sizes.kv_pages = wanted;
@@ -233,10 +270,10 @@ class Planner {
   }
 
   void predict(StagePlan& plan, int sequences) const {
-    headrace::predict(
-        layout_, rates_,
-        {sequences, workload_.groups, usual_pages(sequences), page_stride(), limits_.overlapped},
-        plan);
+    headrace::predict(layout_, rates_,
+                      {sequences, workload_.groups, usual_pages(sequences), workload_.tokens,
+                       page_stride(), limits_.overlapped},
+                      plan);
   }
 
   Planner with(uint64_t host_memory, uint64_t disk) const {
@@ -292,8 +329,9 @@ class Planner {
   // The KV cache of one sequence where it takes least.
   uint64_t least_kv() const {
     const Planner thrifty = without_kv_limit().with_thrift(kMostThrift);
-    const uint64_t memory = kv_bytes(thrifty.kv_sizes(1, kKvSteps));
-    return limits_.disk > 0 ? std::min(memory, kv_bytes(thrifty.kv_sizes(1, 0))) : memory;
+    const Sweep sweep = thrifty.sweeps(1).front();
+    const uint64_t memory = kv_bytes(thrifty.kv_sizes(1, kKvSteps, sweep));
+    return limits_.disk > 0 ? std::min(memory, kv_bytes(thrifty.kv_sizes(1, 0, sweep))) : memory;
   }
 
   std::string refusal() const {

@@ -18,14 +18,43 @@ uint64_t compute_bytes(const WeightLayout& layout) {
   return bytes;
 }
 
-// Seconds of a step in which the disk has nothing to do: the ring is full, and the head is
-// computed more slowly than what there is of it to read.
-double waits_for_head(const WeightLayout& layout, const Rates& rates, const StagePlan& plan,
-                      double rows) {
-  if (!layout.range.is_last) return 0;
-  const uint64_t head = layout.units[layout.head_unit()].matrices.front().bytes();
-  const double read = static_cast<double>(plan.ring + (streams_head(layout, plan) ? head : 0));
-  return std::max(0.0, rates.compute_s(head, rows) - read / rates.disk);
+// Seconds of a step in which the disk has nothing to do: the ring is full, and what is resident of
+// a layer or the head is computed.
+double disk_idles(const WeightLayout& layout, const Rates& rates, const StagePlan& plan,
+                  double rows) {
+  const double full_s = static_cast<double>(plan.placement.ring) / rates.disk;
+  double seconds = 0;
+  const auto add = [&](uint64_t resident) {
+    seconds += std::max(0.0, rates.compute_s(resident, rows) - full_s);
+  };
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    const WeightUnit& unit = layout.units[u];
+    if (unit.kind == WeightUnit::Kind::kLayer) add(unit.image_bytes - plan.placement.streamed[u]);
+  }
+  if (layout.range.is_last) {
+    const size_t head = layout.head_unit();
+    add(layout.units[head].matrices.front().bytes() - plan.placement.streamed[head]);
+  }
+  return seconds;
+}
+
+// Weights that a step of so many rows reads from disk.
+double step_bytes(const WeightLayout& layout, const StagePlan& plan, double rows) {
+  return static_cast<double>(plan.streamed) + rows * lookup_bytes_per_row(layout, plan.placement);
+}
+
+double together(const Round& round, double compute_s, double disk_s) {
+  return round.overlapped ? std::max(compute_s, disk_s) : compute_s + disk_s;
+}
+
+// Seconds for a token of a prompt, where all prompts together have so many.
+double prompt_token_s(const WeightLayout& layout, const Rates& rates, const Round& round,
+                      const StagePlan& plan, double tokens) {
+  const double rows = std::min(static_cast<double>(plan.sizes.step_rows), tokens);
+  const double micro_rows = std::min(static_cast<double>(plan.sizes.micro_batch_rows), rows);
+  const double compute_s = rows / micro_rows * rates.compute_s(compute_bytes(layout), micro_rows);
+  const double disk_s = rates.disk > 0 ? step_bytes(layout, plan, rows) / rates.disk : 0;
+  return together(round, compute_s, disk_s) / rows;
 }
 
 // A step of a group in the middle of its sequences' lives.
@@ -85,15 +114,19 @@ void predict(const WeightLayout& layout, const Rates& rates, const Round& round,
   double waits_for_kv = 0;
   if (rates.disk > 0) {
     plan.disk_s =
-        middle.groups * (static_cast<double>(plan.streamed) / rates.disk + middle.kv_read_s);
+        middle.groups * (step_bytes(layout, plan, middle.rows) / rates.disk + middle.kv_read_s);
     if (round.overlapped && plan.streamed > 0) {
-      plan.disk_s += middle.groups * waits_for_head(layout, rates, plan, middle.rows);
+      plan.disk_s += middle.groups * disk_idles(layout, rates, plan, middle.rows);
     }
     waits_for_kv = middle.groups * middle.waits_for_kv(plan, round, rates);
   }
   plan.round_s = round.overlapped ? std::max(plan.compute_s + waits_for_kv, plan.disk_s)
                                   : plan.compute_s + plan.disk_s;
-  plan.tokens_per_s = round.sequences / plan.round_s;
+  const double sequences = round.sequences;
+  plan.tokens_per_s = sequences / plan.round_s;
+  const double prompts = sequences * std::max(1.0, static_cast<double>(round.tokens) / 2);
+  plan.served_per_s =
+      sequences / (plan.round_s + sequences * prompt_token_s(layout, rates, round, plan, prompts));
 }
 
 }  // namespace headrace

@@ -41,7 +41,7 @@ class Prediction : public testing::Test {
 
   WeightLayout layout_;
   Rates rates_;
-  Round round_{32, 1, 32 * 64, kStride, true};
+  Round round_{32, 1, 32 * 64, 64 * kPageTokens, kStride, true};
   StagePlan plan_;
 };
 
