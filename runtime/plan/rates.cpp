@@ -14,12 +14,12 @@
 namespace headrace {
 namespace {
 
-constexpr uint64_t kSampleBytes = 8 << 20;  // of weights
-constexpr uint64_t kSamplePages = 32
-                                  << 20;  // bytes of KV pages: more than a core's own caches hold
+// Of weights or KV pages: more than a core's own caches hold, for a model is more, too.
+constexpr uint64_t kSampleBytes = 48 << 20;
+constexpr uint64_t kMostCopies = 64;  // of a small matrix
 constexpr int64_t kSequencePages = 16;
 constexpr int64_t kManyRows = 32;
-constexpr int kLeastCalls = 3;
+constexpr int kLeastCalls = 2;
 constexpr double kLeastSeconds = 0.02;
 constexpr uint64_t kUnderWay = 16 << 20;    // bytes
 constexpr uint64_t kProbeBytes = 64 << 20;  // of the file, over and over
@@ -79,24 +79,35 @@ std::vector<Sample> samples_of(const WeightLayout& layout) {
 Rates measure_sample(const Checkpoint& checkpoint, const Sample& sample, const Cpu& cpu,
                      MemoryBudget& budget) {
   const PlacedMatrix& placed = *sample.matrix;
+  const uint64_t most = std::min(kSampleBytes, budget.available());
   const auto panels = static_cast<int64_t>(
-      std::clamp<uint64_t>(std::min(kSampleBytes, budget.available()) / placed.panel_bytes, 1,
-                           static_cast<uint64_t>(placed.panels())));
+      std::clamp<uint64_t>(most / placed.panel_bytes, 1, static_cast<uint64_t>(placed.panels())));
   const uint64_t bytes = static_cast<uint64_t>(panels) * placed.panel_bytes;
-  Buffer weights = budget.allocate(bytes, "measuring");
+  // Not more of a small model than it has.
+  const uint64_t copies =
+      std::clamp<uint64_t>(std::min(most, sample.bytes) / bytes, 1, kMostCopies);
+  Buffer weights = budget.allocate(copies * bytes, "measuring");
   pack_image(checkpoint, *sample.unit, placed.offset, {weights.data(), bytes}, cpu.threads);
-  const PackedMatrix matrix{placed.tensor->dtype,
-                            std::min(panels * kPanelRows, placed.tensor->rows), placed.tensor->cols,
-                            weights.data()};
+  for (uint64_t i = 1; i < copies; ++i) {
+    std::memcpy(weights.data() + i * bytes, weights.data(), bytes);
+  }
+  PackedMatrix matrix{placed.tensor->dtype, std::min(panels * kPanelRows, placed.tensor->rows),
+                      placed.tensor->cols, weights.data()};
   std::vector<float> x(static_cast<size_t>(kManyRows * matrix.cols), 0.5f);
   std::vector<float> y(static_cast<size_t>(kManyRows * matrix.rows));
   const auto time_of = [&](int64_t rows) {
-    return mean_seconds([&] { linear(cpu, x.data(), rows, matrix, nullptr, y.data()); });
+    return mean_seconds([&] {
+      for (uint64_t i = 0; i < copies; ++i) {
+        matrix.panels = weights.data() + i * bytes;
+        linear(cpu, x.data(), rows, matrix, nullptr, y.data());
+      }
+    });
   };
+  const auto all = static_cast<double>(copies * bytes);
   const double one = time_of(1), many = std::max(one, time_of(kManyRows));
   Rates rates;
-  rates.byte_s = one / static_cast<double>(bytes);
-  rates.byte_row_s = (many - one) / static_cast<double>((kManyRows - 1) * bytes);
+  rates.byte_s = one / all;
+  rates.byte_row_s = (many - one) / (all * (kManyRows - 1));
   return rates;
 }
 
@@ -122,7 +133,7 @@ void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cp
   const KvPageShape shape{config.n_kv_heads, config.head_dim, format};
   const size_t page_bytes = shape.page_bytes();
   const auto pages = static_cast<int64_t>(
-      std::max<uint64_t>(1, std::min(kSamplePages, budget.available()) / page_bytes));
+      std::max<uint64_t>(1, std::min(kSampleBytes, budget.available()) / page_bytes));
   Buffer memory = budget.allocate(static_cast<size_t>(pages) * page_bytes, "measuring");
   std::memset(memory.data(), 0, memory.size());
   std::vector<std::byte*> addresses;
