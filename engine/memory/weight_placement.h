@@ -20,7 +20,7 @@ struct WeightPlacement {
   uint64_t ring = 0;               // bytes of the ring that they are read into
   uint64_t lookup_bytes = 0;       // where rows of a streamed embedding are read to
 
-  bool all_resident() const { return ring == 0; }
+  bool all_resident() const { return ring == 0 && lookup_bytes == 0; }
   // Some rows of the embedding are read one by one.
   bool embedding_streamed() const { return lookup_bytes != 0; }
 };

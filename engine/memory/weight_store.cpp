@@ -56,7 +56,7 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
     : WeightStore(checkpoint, range, budget, offload.placement) {
   load_resident(offload, budget, threads);
   file_ = &offload.file;
-  if (!placement_.all_resident()) {
+  if (placement_.ring != 0) {
     std::vector<WeightPiece> pieces = pieces_of(layout_, placement_);
     piece_of_unit_.resize(layout_.units.size());
     for (size_t i = 0; i < pieces.size(); ++i) piece_of_unit_[pieces[i].unit] = i;

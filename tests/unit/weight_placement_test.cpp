@@ -70,6 +70,7 @@ TEST_P(WeightPlacementTest, KeepsItsBudgetFromTheSmallestToAll) {
           const WeightPlacement p =
               place_weights(layout_, budget, {ahead, whole_layers, keep_head});
           EXPECT_LE(takes(p), budget) << i << "/40 of the way, " << ahead << " ahead";
+          EXPECT_EQ(p.all_resident(), resident_bytes(layout_, p) == layout_.image_bytes());
           if (p.ring > 0) {
             expect_room_in_ring(p, whole_layers);
           }
