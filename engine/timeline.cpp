@@ -115,10 +115,14 @@ TimelineTotals Timeline::totals() const {
 }
 
 void Timeline::for_each_event(const std::function<void(const TraceEvent&)>& f) const {
-  const size_t count = std::min(capacity_, next_.load(std::memory_order_relaxed));
+  const size_t count = recorded();
   for (size_t i = 0; i < count; ++i) {
     if (std::atomic_ref(events_[i].ready).load(std::memory_order_acquire)) f(events_[i]);
   }
+}
+
+size_t Timeline::recorded() const {
+  return std::min(capacity_, next_.load(std::memory_order_relaxed));
 }
 
 uint64_t Timeline::dropped() const {

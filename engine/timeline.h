@@ -120,6 +120,8 @@ class Timeline {
   TimelineTotals totals() const;
   // Calls f for each complete event, in no particular order. Other threads may still record.
   void for_each_event(const std::function<void(const TraceEvent&)>& f) const;
+  // How many there are, complete or not.
+  size_t recorded() const;
   uint64_t dropped() const;
 
  private:

@@ -1,5 +1,6 @@
 #include "runtime/rank.h"
 
+#include <malloc.h>
 #include <sched.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -98,12 +99,25 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
     disk_room_ = OffloadFile::room(place, *checkpoint_, range_, layout_, ranks.ranks_on_host());
   }
   const Workload wanted = workload(requests);
+  other_ = other_memory();
   refuse_what_does_not_fit(wanted);
+  budget_.set_aside(other_.sum(), "tokenizer, requests and trace");
   const Cpu cpu{threads_, kernels_};
   measure_compute(*checkpoint_, layout_, cpu, budget_, rates_);
   measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_);
   settle(wanted, build);
   say_plan();
+}
+
+OtherMemory Rank::other_memory() const {
+  OtherMemory other;
+  if (!options_.trace.empty()) other.trace = kTraceBytes;
+  if (!options_.takes_requests || !wires_.is_first()) return other;
+  other.requests = kReadAheadBytes;
+  if (checkpoint_->format() != "synthetic") {
+    other.tokenizer = tokenizer_bytes(checkpoint_->config().vocab_size);
+  }
+  return other;
 }
 
 void Rank::refuse_what_does_not_fit(const Workload& wanted) const {
@@ -144,6 +158,7 @@ Workload Rank::workload(const RequestSizes& requests) const {
 PlanLimits Rank::plan_limits() const {
   PlanLimits limits;
   limits.host_memory = budget_.limit();
+  limits.other = other_.sum();
   limits.kv_memory = options_.kv_memory;
   limits.disk = disk_room_;
   limits.overlapped = !options_.serial;
@@ -216,6 +231,7 @@ void Rank::settle(Workload workload, bool build) {
   limits_.kv_pages = agreed.kv_pages;
   limits_.sequence_pages = agreed.sequence_pages;
   limits_.step_rows = agreed.step_rows;
+  limits_.window_bytes = static_cast<int64_t>(other_.requests);
   limits_.prefill_chunk = options_.prefill_chunk > 0 ? options_.prefill_chunk : limits_.step_rows;
 }
 
@@ -256,6 +272,8 @@ bool Rank::memory_is_tight() const {
 }
 
 void Rank::load() {
+  // What metadata and tokenizer needed while they were read goes back to the system.
+  ::malloc_trim(0);
   const ModelConfig& config = checkpoint_->config();
   if (plan_.placement.all_resident()) {
     const bool tight = memory_is_tight();

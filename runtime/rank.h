@@ -14,6 +14,7 @@
 #include "runtime/pipeline/pipeline.h"
 #include "runtime/pipeline/stage.h"
 #include "runtime/plan/memory_plan.h"
+#include "runtime/plan/other_memory.h"
 #include "runtime/plan/stage_plan.h"
 #include "runtime/report/stage_report.h"
 #include "runtime/requests/request_sizes.h"
@@ -61,6 +62,7 @@ class Rank {
   Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
        int cores);
   Workload workload(const RequestSizes& requests) const;
+  OtherMemory other_memory() const;
   void refuse_what_does_not_fit(const Workload& wanted) const;
   PlanLimits plan_limits() const;
   StagePlan make_plan(const Workload& workload, bool build);
@@ -87,6 +89,7 @@ class Rank {
   StageRange range_;
   WeightLayout layout_;
   Rates rates_;
+  OtherMemory other_;
   uint64_t disk_room_ = 0;  // bytes that the plan may take
   std::unique_ptr<OffloadFile> offload_;
   StagePlan plan_;

@@ -31,8 +31,9 @@ struct RunOptions {
   WeightFormat weights = WeightFormat::kNative;
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";
-  std::string trace;   // file for a Chrome trace; empty: none
-  std::string report;  // file for the report as JSON; empty: none
+  bool takes_requests = true;  // rank 0 has a tokenizer and reads requests ahead
+  std::string trace;           // file for a Chrome trace; empty: none
+  std::string report;          // file for the report as JSON; empty: none
 };
 
 // A batch of requests from a file to a file.

@@ -81,19 +81,7 @@ Buffer MemoryBudget::take(size_t bytes, const std::string& purpose,
   if (bytes == 0) return buffer;
   constexpr size_t kMost = std::numeric_limits<size_t>::max() / kPage * kPage;
   const size_t size = bytes > kMost ? kMost : (bytes + kPage - 1) / kPage * kPage;
-  {
-    const std::lock_guard lock(mutex_);
-    if (size > limit_ - used_) {
-      std::string text = name_ + " is too small: " + purpose + " needs " + format_bytes(size);
-      for (const auto& [what, used] : by_purpose_) {
-        if (used != 0) text += "\n  in use: " + what + " " + format_bytes(used);
-      }
-      throw DoesNotFit(text + "\n  budget: " + format_bytes(limit_) +
-                       ", smallest that would do so far: " + format_bytes(used_ + size));
-    }
-    used_ += size;
-    by_purpose_[purpose] += size;
-  }
+  count(size, purpose);
   buffer.data_ = get(size);
   if (!buffer.data_) {
     release(size, purpose);
@@ -104,6 +92,22 @@ Buffer MemoryBudget::take(size_t bytes, const std::string& purpose,
   buffer.budget_ = this;
   buffer.purpose_ = purpose;
   return buffer;
+}
+
+void MemoryBudget::set_aside(uint64_t bytes, const std::string& purpose) { count(bytes, purpose); }
+
+void MemoryBudget::count(size_t bytes, const std::string& purpose) {
+  const std::lock_guard lock(mutex_);
+  if (bytes > limit_ - used_) {
+    std::string text = name_ + " is too small: " + purpose + " needs " + format_bytes(bytes);
+    for (const auto& [what, used] : by_purpose_) {
+      if (used != 0) text += "\n  in use: " + what + " " + format_bytes(used);
+    }
+    throw DoesNotFit(text + "\n  budget: " + format_bytes(limit_) +
+                     ", smallest that would do so far: " + format_bytes(used_ + bytes));
+  }
+  used_ += bytes;
+  by_purpose_[purpose] += bytes;
 }
 
 void MemoryBudget::release(size_t bytes, const std::string& purpose) {

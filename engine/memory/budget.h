@@ -55,6 +55,10 @@ class MemoryBudget {
   // byte for i < size(), so that what runs over the end goes on at the start.
   Buffer allocate_ring(size_t bytes, const std::string& purpose);
 
+  // Counts bytes that something takes from the system by itself, for as long as the budget lives.
+  // Throws DoesNotFit.
+  void set_aside(uint64_t bytes, const std::string& purpose);
+
   uint64_t limit() const { return limit_; }
   uint64_t used() const;
   uint64_t available() const { return limit_ - used(); }
@@ -64,6 +68,7 @@ class MemoryBudget {
  private:
   friend class Buffer;
   Buffer take(size_t bytes, const std::string& purpose, std::byte* (*get)(size_t size));
+  void count(size_t bytes, const std::string& purpose);
   void release(size_t bytes, const std::string& purpose);
 
   std::string name_;

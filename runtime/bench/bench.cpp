@@ -128,6 +128,7 @@ std::optional<BenchReport> run_bench(BenchOptions options, const Wires& wires,
                                      const std::atomic<bool>& interrupted) {
   const BenchShape& shape = options.shape;
   options.max_batch = *std::max_element(shape.batches.begin(), shape.batches.end());
+  options.takes_requests = false;
   options.max_tokens = int64_t{shape.prompt_tokens} + shape.generate_tokens;
   Communicator& ranks = wires.communicator;
   const double start = seconds_now();

@@ -15,7 +15,7 @@ uint64_t available_host_memory();
 uint64_t available_host_memory(const std::string& root);
 
 // The budget of a rank that was given none: of what is available a tenth, but at least 64 MiB per
-// rank, is left for code, libraries and tokenizer; never less than half is used.
+// rank, is left for code and libraries; never less than half is used.
 uint64_t default_host_memory(uint64_t available, int ranks_on_host);
 
 }  // namespace headrace

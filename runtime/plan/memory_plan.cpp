@@ -123,6 +123,7 @@ class Planner {
     plan.range = layout_.range;
     plan.sizes = sizes;
     plan.activations = activations(sizes);
+    plan.other = limits_.other;
     plan.all_weights = layout_.image_bytes() + vectors();
     plan.placement.streamed.assign(layout_.units.size(), 0);
     return plan;
@@ -131,7 +132,7 @@ class Planner {
   std::optional<StagePlan> all_in_memory(int64_t useful) const {
     StagePlan plan = start(sizes_);
     plan.weights = plan.all_weights;
-    const uint64_t fixed = plan.weights + plan.activations + kRounding;
+    const uint64_t fixed = plan.weights + plan.activations + plan.other + kRounding;
     if (fixed + page_ > limits_.host_memory) return std::nullopt;
     uint64_t room = limits_.host_memory - fixed;
     if (limits_.kv_memory > 0) room = std::min(room, std::max(limits_.kv_memory, page_));
@@ -200,7 +201,7 @@ class Planner {
             : 1;
     StagePlan plan = start(sizes);
     const uint64_t fixed =
-        plan.activations + vectors() + kv + kRounding * (layout_.units.size() + 2);
+        plan.activations + plan.other + vectors() + kv + kRounding * (layout_.units.size() + 2);
     if (fixed + smallest_placement(layout_, sweep.whole_layers) > limits_.host_memory) {
       return std::nullopt;
     }
@@ -322,8 +323,9 @@ class Planner {
            (plan.placement.all_resident()
                 ? std::string()
                 : " of " + format_bytes(plan.all_weights) + ", the rest from disk") +
-           "\n  activations  " + format_bytes(plan.activations) + "\n  KV cache     " +
-           format_bytes(plan.kv) + " at least";
+           "\n  activations  " + format_bytes(plan.activations) +
+           (plan.other > 0 ? "\n  other        " + format_bytes(plan.other) : std::string()) +
+           "\n  KV cache     " + format_bytes(plan.kv) + " at least";
   }
 
   // The KV cache of one sequence where it takes least.
@@ -355,7 +357,7 @@ class Planner {
       }
     }
     return table("host memory", plan) + "\n  needed       " +
-           format_bytes(plan.weights + plan.ring + plan.activations + plan.kv) +
+           format_bytes(plan.weights + plan.ring + plan.activations + plan.other + plan.kv) +
            "\n  budget       " + format_bytes(limits_.host_memory) +
            "\nuse more ranks, a machine with more memory, or " + larger +
            (plan.needs_disk() ? "" : "; or let weights stream from a disk (--disk, --disk-budget)");
@@ -399,6 +401,7 @@ std::string describe(const StagePlan& plan) {
             " read per step through a ring of " + format_bytes(plan.ring) + ")";
   }
   text += ", activations " + format_bytes(plan.activations);
+  if (plan.other > 0) text += ", other " + format_bytes(plan.other);
   if (plan.kv_pages() > 0) {
     text += ", KV cache " + format_bytes(plan.kv) + " (" +
             std::to_string(plan.kv_pages() * kPageTokens) + " tokens";
@@ -429,7 +432,10 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
                        std::to_string(plan.kv_pages() * kPageTokens) + " tokens, " +
                        std::to_string(plan.sizes.kv_disk_pages * kPageTokens) + " of them on disk");
   line("activations", format_bytes(plan.activations));
-  line("memory", format_bytes(plan.weights + plan.ring + plan.kv + plan.activations));
+  if (plan.other > 0) {
+    line("other", format_bytes(plan.other) + " for tokenizer, requests read ahead and trace");
+  }
+  line("memory", format_bytes(plan.weights + plan.ring + plan.kv + plan.activations + plan.other));
   if (plan.needs_disk()) {
     line("disk", format_bytes(plan.disk) + text_of(", measured at %.0f MB/s", rates.disk / 1e6));
   }

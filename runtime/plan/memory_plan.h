@@ -25,6 +25,7 @@ struct Workload {
 
 struct PlanLimits {
   uint64_t host_memory = 0;  // bytes
+  uint64_t other = 0;        // of them, for what is neither weights nor KV cache nor activations
   uint64_t kv_memory = 0;    // of them, for KV pages; 0: what is best
   uint64_t disk = 0;         // bytes that may be taken; 0: no disk
   bool overlapped = true;    // computing and reading go on at the same time
@@ -39,6 +40,7 @@ struct StagePlan {
   uint64_t ring = 0;
   uint64_t kv = 0;  // staging included
   uint64_t activations = 0;
+  uint64_t other = 0;        // tokenizer, requests read ahead, trace
   uint64_t all_weights = 0;  // resident or not
   uint64_t streamed = 0;     // read from disk in every step
   uint64_t disk = 0;         // bytes taken there

@@ -8,15 +8,13 @@
 #include "engine/error.h"
 #include "headrace/version.h"
 #include "runtime/json_bytes.h"
+#include "runtime/plan/other_memory.h"
 #include "runtime/report/host_facts.h"
 #include "runtime/report/report_json.h"
 #include "runtime/report/summary.h"
 
 namespace headrace {
 namespace {
-
-// 24 MiB per rank where all come: some minutes of a model with 30 layers.
-constexpr size_t kTraceEvents = size_t{1} << 19;
 
 int64_t nanoseconds(std::chrono::steady_clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();

@@ -22,6 +22,7 @@ std::string json_text(const std::string& text) {
 TraceText::TraceText(const Timeline& timeline, int rank, const std::string& host,
                      const ClockFit& clock, int64_t origin)
     : rank_(rank), clock_(clock), origin_(origin) {
+  events_.reserve(timeline.recorded());
   timeline.for_each_event([this](const TraceEvent& event) { events_.push_back(&event); });
   std::sort(events_.begin(), events_.end(), [](const TraceEvent* a, const TraceEvent* b) {
     return std::tuple(a->track, a->begin, b->end) < std::tuple(b->track, b->begin, a->end);

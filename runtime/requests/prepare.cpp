@@ -24,6 +24,7 @@ std::variant<PreparedRequest, BadLine> RequestPreparer::prepare(Request request)
   try {
     std::vector<int32_t> tokens = prompt_tokens(request);
     check_limits(request, static_cast<int64_t>(tokens.size()));
+    request.prompt = {};  // many of them may wait
     return PreparedRequest{std::move(request), std::move(tokens)};
   } catch (const Refused& refused) {
     return BadLine{request.custom_id, "invalid_request", refused.what()};

@@ -138,7 +138,7 @@ std::optional<std::variant<Request, BadLine>> RequestReader::next() {
     if (too_long) {
       const std::string number = std::to_string(impl_->line);
       item = BadLine{"line-" + number, "line_too_long",
-                     "line " + number + ": longer than 64 MiB: split it or shorten the prompt"};
+                     "line " + number + ": longer than 8 MiB: split it or shorten the prompt"};
     } else {
       item = parse_request(text, impl_->line, impl_->defaults);
     }

@@ -18,7 +18,9 @@
 
 namespace headrace {
 
-inline constexpr size_t kMaxLineBytes = size_t{64} << 20;  // without the line break
+// Without the line break. A prompt for a context of a million tokens has room, also as ids; a line
+// takes several times its bytes while it is parsed.
+inline constexpr size_t kMaxLineBytes = size_t{8} << 20;
 
 // One thread.
 class RequestReader {

@@ -23,6 +23,7 @@ struct Coordinator::Sequence {
   int64_t arrival = 0;  // order of reading
   int64_t length = 0;   // prompt and most tokens to generate
   Order order = Order::kInput;
+  int64_t waiting_bytes = 0;  // that it takes while it waits
 
   int32_t slot = -1;
   int64_t fed = 0;              // tokens whose K and V are, or are being, computed
@@ -37,6 +38,23 @@ struct Coordinator::Sequence {
   int64_t pages() const { return KvStore::pages_for(length); }
   ChoiceResult& result() const { return request->result.choices[choice]; }
 };
+
+namespace {
+
+// About what a sequence takes besides its request, with the places in sets and lists.
+constexpr int64_t kSequenceBytes = 512;
+
+int64_t bytes_of(const PreparedRequest& prepared) {
+  const Request& request = prepared.request;
+  int64_t bytes = 2 * kSequenceBytes + std::ssize(request.custom_id) + std::ssize(request.model) +
+                  std::ssize(prepared.prompt) * static_cast<int64_t>(sizeof(int32_t)) +
+                  std::ssize(request.sampling.logit_bias) *
+                      static_cast<int64_t>(sizeof(request.sampling.logit_bias.front()));
+  for (const std::string& stop : request.stop) bytes += std::ssize(stop) + kSequenceBytes / 8;
+  return bytes;
+}
+
+}  // namespace
 
 bool Coordinator::Waits::operator()(const std::unique_ptr<Sequence>& a,
                                     const std::unique_ptr<Sequence>& b) const {
@@ -78,7 +96,8 @@ std::optional<StepMessage> Coordinator::next_step() {
 }
 
 void Coordinator::read_ahead() {
-  while (!feed_ended_ && waiting_.size() < static_cast<size_t>(limits_.window)) {
+  while (!feed_ended_ && waiting_.size() < static_cast<size_t>(limits_.window) &&
+         (waiting_.empty() || waiting_bytes_ < limits_.window_bytes)) {
     Fed next = feed_(/*idle=*/waiting_.empty() && counts_.active == 0);
     feed_ended_ = std::holds_alternative<NoMore>(next);
     auto* prepared = std::get_if<PreparedRequest>(&next);
@@ -99,6 +118,8 @@ void Coordinator::read_ahead() {
       sequence->arrival = read_;
       sequence->length = static_cast<int64_t>(state->prepared.prompt.size()) + request.max_tokens;
       sequence->order = limits_.order;
+      sequence->waiting_bytes = choice == 0 ? bytes_of(state->prepared) : kSequenceBytes;
+      waiting_bytes_ += sequence->waiting_bytes;
       waiting_.insert(std::move(sequence));
     }
     ++read_;
@@ -109,6 +130,7 @@ void Coordinator::read_ahead() {
 void Coordinator::admit(StepMessage& message) {
   while (!waiting_.empty() && !free_slots_.empty() && (*waiting_.begin())->pages() <= free_pages_) {
     std::unique_ptr<Sequence> sequence = std::move(waiting_.extract(waiting_.begin()).value());
+    waiting_bytes_ -= sequence->waiting_bytes;
     if (sequence->request->failed) continue;
     const int32_t slot = free_slots_.back();
     free_slots_.pop_back();

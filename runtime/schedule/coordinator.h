@@ -23,7 +23,7 @@ namespace headrace {
 
 // A request that can be served: its prompt in tokens, checked against the model's limits.
 struct PreparedRequest {
-  Request request;
+  Request request;  // its prompt may be gone
   std::vector<int32_t> prompt;
 };
 
@@ -37,7 +37,10 @@ struct ScheduleLimits {
   int64_t step_rows = 512;      // rows of a step, at most
   int64_t prefill_chunk = 128;  // prompt tokens per sequence and step
   Order order = Order::kLongestFirst;
-  int window = 1024;  // requests read ahead, among which the longest goes first
+  // Sequences read ahead, among which the longest goes first, and the memory they may take; one is
+  // always read.
+  int window = 1024;
+  int64_t window_bytes = 2 << 20;
 };
 
 struct ScheduleCounts {
@@ -119,6 +122,7 @@ class Coordinator {
   std::deque<StepUnderWay> under_way_;
   int64_t free_pages_;
   int64_t read_ = 0;
+  int64_t waiting_bytes_ = 0;  // of the sequences that wait
   uint64_t step_ = 0;
   bool feed_ended_ = false;
   bool stopping_ = false;

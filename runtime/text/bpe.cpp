@@ -1,5 +1,6 @@
 #include "runtime/text/bpe.h"
 
+#include <algorithm>
 #include <functional>
 #include <mutex>
 #include <queue>
@@ -37,6 +38,10 @@ class Bpe::Cache {
  public:
   static constexpr size_t kLongestPiece = 64;  // bytes
 
+  // A small vocabulary gets a small cache.
+  explicit Cache(size_t tokens)
+      : shard_entries_(std::clamp(tokens, kShards, kMostEntries) / kShards) {}
+
   bool append_if_known(std::string_view piece, std::vector<int>& out) {
     Shard& shard = shard_of(piece);
     const std::lock_guard lock(shard.mutex);
@@ -49,13 +54,13 @@ class Bpe::Cache {
   void add(std::string_view piece, const std::vector<int>& ids) {
     Shard& shard = shard_of(piece);
     const std::lock_guard lock(shard.mutex);
-    if (shard.ids.size() >= kShardEntries) shard.ids.clear();
+    if (shard.ids.size() >= shard_entries_) shard.ids.clear();
     shard.ids.emplace(piece, ids);
   }
 
  private:
   static constexpr size_t kShards = 16;
-  static constexpr size_t kShardEntries = 2048;
+  static constexpr size_t kMostEntries = 32768;
 
   struct Shard {
     std::mutex mutex;
@@ -64,10 +69,12 @@ class Bpe::Cache {
 
   Shard& shard_of(std::string_view piece) { return shards_[StringHash{}(piece) % kShards]; }
 
+  const size_t shard_entries_;
   std::array<Shard, kShards> shards_;
 };
 
-Bpe::Bpe(Tables tables) : tables_(std::move(tables)), cache_(std::make_unique<Cache>()) {}
+Bpe::Bpe(Tables tables)
+    : tables_(std::move(tables)), cache_(std::make_unique<Cache>(tables_.merges.size())) {}
 Bpe::~Bpe() = default;
 
 void Bpe::encode(std::string_view piece, std::vector<int>& out) const {

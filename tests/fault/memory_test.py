@@ -1,7 +1,7 @@
 """Within its budget (promise 3): every rank in a memory cgroup 64 MiB above --host-memory.
 
-The 64 MiB are for code, libraries, tokenizer and MPI; page cache counts, too, but the kernel drops
-it where it must. Each case prints the budget, the most that was used, and what of it was outside
+The 64 MiB are for code, libraries and MPI; page cache counts, too, but the kernel drops it where it
+must. Each case prints the budget, the most that was used, and what of it was outside
 the budget. To make that the most that can be, malloc fills all memory it gives out
 (MALLOC_PERTURB_), so a buffer that a short run would not touch counts as used. The model's files
 are not in the page cache at the start, else their pages would be charged to somebody else.
@@ -101,7 +101,7 @@ class Generate(Memory):
         self.assertEqual([0, 0], [group.failures() for group in self.groups], "the limit was reached")
 
     def test_qwen_coder_on_two_ranks(self):
-        # Rank 0 has the tokenizer of 152,000 tokens and MPI besides its budget.
+        # Rank 0 has the tokenizer of 152,000 tokens, in its budget.
         job = self.generate_in_groups(harness.real_model(harness.QWEN), text_requests(6, 4, 3), [110, 130])
         self.assertIn("read per step", job.log())
 

@@ -186,5 +186,15 @@ TEST(FormatBytes, Units) {
   EXPECT_EQ(format_bytes(10240 * kMiB), "10.0 GiB");
 }
 
+TEST(MemoryBudget, WhatIsSetAsideIsNotGivenOut) {
+  MemoryBudget budget("host memory", 100 << 10);
+  budget.set_aside(60 << 10, "tokenizer");
+  EXPECT_EQ(budget.available(), 40u << 10);
+  EXPECT_NE(budget.table().find("tokenizer 60.0 KiB"), std::string::npos) << budget.table();
+  EXPECT_THROW(budget.allocate(41 << 10, "weights"), DoesNotFit);
+  EXPECT_THROW(budget.set_aside(41 << 10, "trace"), DoesNotFit);
+  EXPECT_EQ(budget.allocate(40 << 10, "weights").size(), 40u << 10);
+}
+
 }  // namespace
 }  // namespace headrace

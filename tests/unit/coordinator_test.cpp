@@ -253,6 +253,34 @@ TEST(Coordinator, AResultOutOfOrderIsAnErrorOfTheProgram) {
   EXPECT_THROW(bench.coordinator.accept(bench.pipeline.answer()), std::logic_error);
 }
 
+// Bytes bound it, too, but one request is always read, and all are served.
+TEST(Coordinator, LongPromptsAreReadAheadAsFarAsMemoryAllows) {
+  for (const int prompt : {10, 5000}) {
+    ScheduleLimits limits = limits_of(2, 1);
+    limits.window_bytes = 100000;
+    limits.step_rows = 100000;
+    limits.prefill_chunk = 100000;
+    std::vector<PreparedRequest> all;
+    for (int i = 0; i < 60; ++i) all.push_back(request("r" + std::to_string(i), prompt, 1));
+    all.push_back(request("more than all of it", 30000, 1, 3));
+    for (int i = 0; i < 10; ++i) all.push_back(request("s" + std::to_string(i), prompt, 1));
+    Bench bench(limits, all);
+    size_t most = 0;
+    while (!bench.coordinator.finished() && !testing::Test::HasFailure()) {
+      bench.form_all();
+      most = std::max(most, bench.fed - bench.done.size());
+      if (bench.pipeline.under_way() > 0) bench.answer_one();
+    }
+    EXPECT_EQ(bench.done.size(), 71u);
+    // 20,000 bytes a prompt, and a little more: five wait, and two are in their slots.
+    if (prompt == 5000) {
+      EXPECT_LE(most, 8u);
+    } else {
+      EXPECT_GT(most, 40u);
+    }
+  }
+}
+
 TEST(Coordinator, TheWindowBoundsWhatIsReadAhead) {
   ScheduleLimits limits = limits_of(5, 2);
   limits.window = 20;

@@ -78,6 +78,28 @@ uint64_t advised(const std::string& text) {
   return at == text.npos ? 0 : std::stoull(text.substr(at + 14)) << 20;
 }
 
+TEST(PlanStage, WhatIsSetAsideComesOffTheBudgetAndIsAskedForInARefusal) {
+  const auto checkpoint = open("llama-gqa");
+  const WeightLayout layout = weight_layout(*checkpoint, cut_stages(*checkpoint, 1, {}).front());
+  Stage::Sizes sizes;
+  sizes.slots = 4;
+  sizes.step_rows = sizes.micro_batch_rows = 16;
+  PlanLimits limits;
+  limits.host_memory = 64 << 10;
+  const uint64_t least = advised(refusal(*checkpoint, layout, sizes, limits));
+  constexpr uint64_t kOther = 5 << 20;
+  limits.other = kOther;
+  const std::string text = refusal(*checkpoint, layout, sizes, limits);
+  EXPECT_NE(text.find("\n  other        5.0 MiB"), std::string::npos) << text;
+  EXPECT_EQ(advised(text), least + kOther);
+  limits.host_memory = advised(text);
+  const StagePlan plan =
+      plan_stage(checkpoint->config(), layout, sizes, workload_of(sizes, 64), limits, kRates);
+  EXPECT_LE(plan.weights + plan.ring + plan.kv + plan.activations + kOther, limits.host_memory);
+  EXPECT_NE(plan_table(plan, kRates).find("other         5.0 MiB"), std::string::npos)
+      << plan_table(plan, kRates);
+}
+
 TEST(PlanStage, AStageFitsTheBudgetItWasPlannedFor) {
   std::mt19937_64 random(11);
   for (const std::string model : {"llama-gqa", "opt-post", "qwen2-untied", "llama-rope3.Q4_0.gguf",
