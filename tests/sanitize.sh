@@ -1,0 +1,71 @@
+#!/bin/bash
+# Builds with sanitizers and runs tests: tests/sanitize.sh [--quick]
+# Addresses and undefined behaviour, then threads. --quick, for every CI run: only the tests of files
+# from outside, and those of what runs beside the computing thread. Without it: all tests in one
+# process, and a small batch through the program, on one process and over MPI.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+files=(checkpoint_test offload_test request_test results_test text_test)
+rest=(bench_test engine_test file_test io_test ops_test options_test pipeline_test report_test
+  results_durability_test sampler_test schedule_test)
+asan=("${files[@]}" "${rest[@]}" headrace)
+tsan=(engine_test file_test io_test offload_test pipeline_test report_test results_durability_test headrace)
+case ${1:-} in
+  "") ;;
+  --quick)
+    asan=("${files[@]}")
+    tsan=(threads_test)
+    ;;
+  *)
+    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    if [[ $1 == -h || $1 == --help ]]; then exit 0; fi
+    exit 2
+    ;;
+esac
+
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export TSAN_OPTIONS=halt_on_error=1
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+# generate PRESET [COMMAND...]: a small batch through the program, with weights from disk; COMMAND
+# starts the program.
+generate() {
+  local program=build/$1/headrace output=$folder/$1.$#.jsonl
+  shift
+  timeout 300 "$@" "$program" generate --model "$folder/model" --input "$folder/in.jsonl" --quiet \
+    --output "$output" --disk "$folder/disk" --host-memory 16MiB --max-batch 8 --threads 2
+  [[ $(wc -l <"$output") == 12 ]]
+}
+
+# run PRESET TARGETS...
+run() {
+  local preset=$1 target
+  shift
+  cmake --preset "$preset"
+  cmake --build --preset "$preset" -j "$(nproc)" --target "$@"
+  for target in "$@"; do
+    if [[ $target == headrace ]]; then continue; fi
+    echo "$preset: $target"
+    timeout 900 "build/$preset/tests/$target" --gtest_brief=1
+  done
+}
+
+PYTHONPATH=tests/mp PYTHONDONTWRITEBYTECODE=1 python3 -c '
+import pathlib, sys, wide_models
+wide_models.write(pathlib.Path(sys.argv[1]), "qwen2")' "$folder/model"
+for i in {1..12}; do
+  echo "{\"prompt\": [$((i + 2)), 7, 9], \"max_tokens\": 4, \"logprobs\": 1, \"seed\": $i}"
+done >"$folder/in.jsonl"
+
+run asan "${asan[@]}"
+if [[ " ${asan[*]} " == *" headrace "* ]]; then
+  generate asan
+  # Open MPI leaks on purpose.
+  ASAN_OPTIONS=detect_leaks=0 generate asan mpirun --oversubscribe --bind-to none -np 2
+fi
+run tsan "${tsan[@]}"
+# Open MPI is not built for this one: a single process.
+if [[ " ${tsan[*]} " == *" headrace "* ]]; then generate tsan; fi
+echo "tests/sanitize.sh: nothing found"
