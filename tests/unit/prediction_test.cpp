@@ -74,8 +74,18 @@ TEST_F(Prediction, PagesAreReadAtTheirOwnRate) {
 TEST_F(Prediction, WeightsAndPagesShareTheDisk) {
   put_on_disk(500, 2000);
   const double pages = predicted().disk_s;
-  plan_.streamed = 400 << 20;
+  plan_.placement.streamed.assign(kLayers, kLayerBytes);
+  plan_.streamed = kLayers * kLayerBytes;
   EXPECT_NEAR(predicted().disk_s, pages + static_cast<double>(plan_.streamed) / 1e9, 1e-9);
+}
+
+TEST_F(Prediction, TheDiskIdlesWhileMoreIsComputedThanTheRingHolds) {
+  plan_.placement.streamed.assign(kLayers, kLayerBytes / 2);
+  plan_.placement.ring = 1 << 20;
+  plan_.streamed = kLayers * kLayerBytes / 2;
+  const double resident = (kFirstRow + 31 * kRow) / 2, ring = static_cast<double>(1 << 20) / 1e9;
+  EXPECT_NEAR(predicted().disk_s,
+              static_cast<double>(plan_.streamed) / 1e9 + kLayers * (resident - ring), 1e-9);
 }
 
 TEST_F(Prediction, LittleStagingMakesAttentionWait) {
