@@ -159,14 +159,14 @@ class Planner {
     std::vector<Sweep> all;
     const int64_t most =
         std::max(std::min(sizes_.step_rows, kLeastStepRows), sizes_.step_rows >> thrift_);
-    const int64_t useful = std::min({sizes_.micro_batch_rows, kUsefulMicroRows, most});
+    const int64_t least =
+        std::max({std::min(most, workload_.least_step_rows), std::min(most, kLeastMicroRows),
+                  std::min<int64_t>(most, (sequences - 1) / workload_.groups + 1)});
     for (const uint64_t ahead : kReadAheads) {
-      all.push_back({useful, most, true, ahead});
-      const int64_t least =
-          std::max({std::min(most, workload_.least_step_rows), std::min(most, kLeastMicroRows),
-                    std::min<int64_t>(most, (sequences - 1) / workload_.groups + 1)});
-      for (int64_t rows = least; rows < 2 * most; rows *= 2) {
-        all.push_back({std::min(rows, most), std::min(rows, most), false, ahead});
+      for (int64_t power = least; power < 2 * most; power *= 2) {
+        const int64_t rows = std::min(power, most);
+        if (rows > kUsefulMicroRows) all.push_back({kUsefulMicroRows, rows, true, ahead});
+        all.push_back({rows, rows, false, ahead});
       }
     }
     return all;
@@ -178,8 +178,6 @@ class Planner {
     std::optional<StagePlan> best;
     for (const Sweep& sweep : sweeps(sequences)) {
       const Stage::Sizes sizes = kv_sizes(sequences, step, sweep);
-      // What comes in from disk cuts a step into micro-batches.
-      if (sizes.kv_disk_pages > 0 && !sweep.whole_layers) continue;
       for (const bool head_streamed : {false, true}) {
         if (head_streamed && !layout_.range.is_last) continue;
         const auto plan = partly_on_disk(sequences, sizes, sweep, head_streamed);
