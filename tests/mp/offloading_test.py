@@ -49,24 +49,34 @@ class Offloading(same_tokens_test.SameTokens):
                 "--split", ",".join([str(layers // ranks)] * ranks), *run["formats"].split()]
 
     def least_memory(self, model, layers, requests, run):
-        """(MiB that a refusal advises, bytes of the weights of the largest stage)"""
+        """(MiB that refusals advise: of rank 0, which keeps a tokenizer and requests, and of the rest;
+        MiB of the weights of the largest stage)"""
         key = str(model), run["ranks"], run["chunk"], run["formats"]
         if key not in self.least:
-            mebibytes, weights = 1, 0
+            least, weights = [1, 1], 0
             while True:
+                memory, ranks = self.memory_of(run, least)
                 job = self.run_program("plan", "--model", model, "--tokens", tokens_of(requests)[-1],
-                                       "--host-memory", f"{mebibytes}MiB",
-                                       *self.shape_of(run, layers), ranks=run["ranks"], expect=None)
+                                       "--peer-timeout", 5, *self.shape_of(run, layers), *memory,
+                                       ranks=ranks, expect=None)
                 if job.process.returncode == harness.DONE:
                     break
                 self.assertEqual(DOES_NOT_FIT, job.process.returncode, job.log())
-                advised = max(map(int, re.findall(r"--host-memory (\d+)MiB", job.log())))
-                self.assertGreater(advised, mebibytes, job.log())
-                mebibytes = advised
-                whole = re.findall(r" of ([\d.]+) MiB, the rest", job.log())
-                weights = max([weights, *map(float, whole)])
-            self.least[key] = mebibytes, math.ceil(weights)
+                before = list(least)
+                for rank, text in re.findall(r"(?s)(?:rank (\d) [^]]*\] )?host memory is too small"
+                                             r"(.*? machine has it)", job.log()):
+                    advised = int(re.search(r"--host-memory (\d+)MiB", text)[1])
+                    least[int(rank or 0) > 0] = max(advised, least[int(rank or 0) > 0])
+                    weights = max([weights, *map(float, re.findall(r" of ([\d.]+) MiB, the rest", text))])
+                self.assertNotEqual(before, least, job.log())
+            self.least[key] = least, math.ceil(weights)
         return self.least[key]
+
+    def memory_of(self, run, budgets):
+        """(arguments, ranks) for budgets in MiB, of rank 0 and of the rest."""
+        if run["ranks"] is None:
+            return ["--host-memory", f"{budgets[0]}MiB"], None
+        return [], [["--host-memory", f"{budgets[rank > 0]}MiB"] for rank in range(run["ranks"])]
 
     def kv_bytes(self, model, run, requests):
         """What the KV cache of a stage would take in memory."""
@@ -76,8 +86,9 @@ class Offloading(same_tokens_test.SameTokens):
         usual = tokens_of(requests)[len(requests) * 9 // 10]
         return run["batch"] * math.ceil(usual / PAGE_TOKENS) * PAGE_TOKENS * of_token
 
-    def budgets(self, model, layers, requests, run):
-        arguments, kv = [], 0
+    def arguments_of(self, model, layers, requests, run):
+        """(arguments, ranks) of a run."""
+        arguments, ranks, kv = [*self.shape_of(run, layers), "--schedule", run["schedule"]], run["ranks"], 0
         if run["place"] in ("kv", "both"):
             # Room for staging and the pages in use, of which a short stage needs more.
             share = {None: 0.55, 2: 0.65, 3: 0.85}[run["ranks"]]
@@ -86,12 +97,9 @@ class Offloading(same_tokens_test.SameTokens):
         if run["place"] in ("least", "half", "both"):
             least, weights = self.least_memory(model, layers, requests, run)
             more = {"least": 0, "half": weights // 2, "both": kv + weights // 8}[run["place"]]
-            arguments += ["--host-memory", f"{least + more}MiB"]
-        return arguments
-
-    def arguments_of(self, model, layers, requests, run):
-        return [*self.shape_of(run, layers), "--schedule", run["schedule"],
-                *self.budgets(model, layers, requests, run)]
+            memory, ranks = self.memory_of(run, [mebibytes + more for mebibytes in least])
+            arguments += memory
+        return arguments, ranks
 
     def check_place(self, run, report):
         """That the run put things where its name says."""
@@ -106,15 +114,15 @@ class Offloading(same_tokens_test.SameTokens):
         self.seen.add(frozenset(on_disk))
 
     def run_offloaded(self, model, layers, requests, run):
-        arguments = self.arguments_of(model, layers, requests, run)
+        arguments, ranks = self.arguments_of(model, layers, requests, run)
         report = self.folder / f"report{len(self.jobs)}.json"
         output = self.folder / f"out{len(self.jobs)}.jsonl"
         if run["place"] == "least":  # one at a time, and every step reads nearly the whole model
             requests = requests[:6]
         if run["way"] == "resume":
-            self.generate(model, requests[:3], *arguments, ranks=run["ranks"], output=output)
+            self.generate(model, requests[:3], *arguments, ranks=ranks, output=output)
             arguments += ["--resume"]
-        results = self.generate(model, requests, *arguments, "--report", report, ranks=run["ranks"],
+        results = self.generate(model, requests, *arguments, "--report", report, ranks=ranks,
                                 output=output, limit=120)
         self.assertEqual(len(requests), len(results))
         self.check_place(run, report)
@@ -167,18 +175,17 @@ class WideModels(Offloading):
         harness.write_requests(batch, requests)
         done = 0
         for run in ways:
+            arguments, ranks = self.arguments_of(model, layers, requests, run)
             job = self.start("generate", "--model", model, "--input", batch, "--output", output,
-                             "--token-ids", "--resume",
-                             *self.arguments_of(model, layers, requests, run), ranks=run["ranks"])
+                             "--token-ids", "--resume", *arguments, ranks=ranks)
             job.await_lines(output, done + 1)
             self.assertIsNone(job.process.poll(), "over before it was killed")
             job.kill()
             job.await_no_process()
             done = output.read_bytes().count(b"\n")
         self.assertLess(done, len(requests))
-        results = self.generate(model, requests, "--resume",
-                                *self.arguments_of(model, layers, requests, dict(memory, place="kv")),
-                                output=output)
+        arguments, _ = self.arguments_of(model, layers, requests, dict(memory, place="kv"))
+        results = self.generate(model, requests, "--resume", *arguments, output=output)
         self.assert_same_results(expected, results)
 
 
