@@ -61,8 +61,9 @@ class OffloadFileFixture : public testing::Test {
   bool was_built() const { return said_.find("offload file built in") != std::string::npos; }
   std::vector<std::string> names() const {
     std::vector<std::string> all;
-    if (!fs::exists(place_)) return all;
-    for (const auto& entry : fs::directory_iterator(place_)) all.push_back(entry.path().filename());
+    if (!std::filesystem::exists(place_)) return all;
+    for (const auto& entry : std::filesystem::directory_iterator(place_))
+      all.push_back(entry.path().filename());
     return all;
   }
 
