@@ -76,6 +76,7 @@ struct MpiTransport::Impl {
   // Drives everything on once; true if something moved.
   bool turn() {
     const bool moved = transfers.turn();
+    if (moved) life.watch().moved(Clock::now());
     if (launcher.is_gone()) {
       throw PeerLost("the launcher (mpirun or srun) of this rank is gone; run again with --resume");
     }

@@ -39,12 +39,16 @@ class PeerWatch {
   void set_own_state(PeerState state) { state_ = state; }
 
   void heard(int rank, const SignOfLife& life, Time now);
+  // A message of the job has left or come: not all ranks wait. What ranks tell of themselves is a
+  // sample, and of short steps it may always be the wait between two of them.
+  void moved(Time now) { all_waiting_since_ = now; }
   // Every other rank has said that it is gone.
   bool others_are_gone() const;
 
   // Call it often: a gap of half the timeout means that this process itself was stopped, and the
   // others are not to blame. Throws PeerLost, which names a rank that has neither waited nor made
-  // progress for the timeout, or says that all ranks wait for each other.
+  // progress for the timeout, or says that all ranks wait for each other and nothing has
+  // moved for twice as long.
   void judge(Time now);
 
  private:

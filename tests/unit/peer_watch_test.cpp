@@ -98,6 +98,15 @@ TEST_F(PeerWatchTest, AllRanksWaitingForEachOtherIsALostMessage) {
   EXPECT_EQ(seconds, 7);  // twice the timeout
 }
 
+TEST_F(PeerWatchTest, RanksThatAlwaysTellOfAWaitGoOnAsLongAsMessagesMove) {
+  watch_.set_own_state(PeerState::kWaiting);
+  for (int second = 0; second < 20; ++second) {
+    hear(PeerState::kWaiting, PeerState::kWaiting);
+    ASSERT_EQ(pass(1s), "");
+    if (second % 5 == 0) watch_.moved(now_);
+  }
+}
+
 TEST_F(PeerWatchTest, OneRankThatIsNotWaitingIsEnoughToGoOn) {
   for (const PeerState own : {PeerState::kWaiting, PeerState::kIdle}) {
     watch_.set_own_state(own);
