@@ -435,7 +435,9 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
   }
   line("memory", format_bytes(plan.weights + plan.ring + plan.kv + plan.activations + plan.other));
   if (plan.needs_disk()) {
-    line("disk", format_bytes(plan.disk) + text_of(", measured at %.0f MB/s", rates.disk / 1e6));
+    line("disk", format_bytes(plan.disk) + text_of(", measured at %.0f MB/s", rates.disk / 1e6) +
+                     (rates.kv_disk > 0 ? text_of(", KV pages at %.0f MB/s", rates.kv_disk / 1e6)
+                                        : std::string()));
   }
   line("sequences", "up to " + std::to_string(plan.sizes.slots) + " in flight");
   if (plan.round_s > 0) line("expected", describe_prediction(plan));

@@ -34,6 +34,11 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 
 // Of one call, once it has been made before: not the best, for what else runs on this machine will
 // go on, too.
+// What a buffer may have.
+uint64_t room(const MemoryBudget& budget) {
+  return budget.available() / kIoAlignment * kIoAlignment;
+}
+
 template <typename F>
 double mean_seconds(F&& f) {
   f();
@@ -79,7 +84,7 @@ std::vector<Sample> samples_of(const WeightLayout& layout) {
 Rates measure_sample(const Checkpoint& checkpoint, const Sample& sample, const Cpu& cpu,
                      MemoryBudget& budget) {
   const PlacedMatrix& placed = *sample.matrix;
-  const uint64_t most = std::min(kSampleBytes, budget.available());
+  const uint64_t most = std::min(kSampleBytes, room(budget));
   const auto panels = static_cast<int64_t>(
       std::clamp<uint64_t>(most / placed.panel_bytes, 1, static_cast<uint64_t>(placed.panels())));
   const uint64_t bytes = static_cast<uint64_t>(panels) * placed.panel_bytes;
@@ -133,7 +138,7 @@ void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cp
   const KvPageShape shape{config.n_kv_heads, config.head_dim, format};
   const size_t page_bytes = shape.page_bytes();
   const auto pages = static_cast<int64_t>(
-      std::max<uint64_t>(1, std::min(kSampleBytes, budget.available()) / page_bytes));
+      std::max<uint64_t>(1, std::min(kSampleBytes, room(budget)) / page_bytes));
   Buffer memory = budget.allocate(static_cast<size_t>(pages) * page_bytes, "measuring");
   std::memset(memory.data(), 0, memory.size());
   std::vector<std::byte*> addresses;
@@ -160,7 +165,7 @@ double measure_read(const File& file, MemoryBudget& budget, const ReadPattern& p
   const uint64_t parts = std::max<uint64_t>(1, std::min(kProbeBytes, file.size()) / part);
   const uint64_t most = kMostPasses * parts;
   const auto reads =
-      std::clamp<size_t>(budget.available() / part, 1, std::max<size_t>(1, kUnderWay / part));
+      std::clamp<size_t>(room(budget) / part, 1, std::max<size_t>(1, kUnderWay / part));
   Buffer memory = budget.allocate(reads * part, "measuring");
   const auto queue = make_io_queue(static_cast<int>(reads));
   std::vector<IoTicket> tickets(reads);

@@ -13,6 +13,7 @@ import wide_models
 
 DOES_NOT_FIT = 73
 PAGE_TOKENS = 16
+KV_SHARE = 0.5  # of the KV cache of a usual batch, as far as it may be in memory
 
 FORMATS = ("", "--weights q8 --kv q8", "--weights q4 --kv q4")
 OPTIONS = {
@@ -90,13 +91,11 @@ class Offloading(same_tokens_test.SameTokens):
         """(arguments, ranks) of a run."""
         arguments, ranks, kv = [*self.shape_of(run, layers), "--schedule", run["schedule"]], run["ranks"], 0
         if run["place"] in ("kv", "both"):
-            # Room for staging and the pages in use, of which a short stage needs more.
-            share = {None: 0.55, 2: 0.65, 3: 0.85}[run["ranks"]]
-            kv = math.ceil(share * self.kv_bytes(model, run, requests) / 2**20)
-            arguments += ["--kv-memory", f"{kv}MiB"]
+            kv = math.ceil(KV_SHARE * self.kv_bytes(model, run, requests) / 2**10)
+            arguments += ["--kv-memory", f"{kv}KiB"]
         if run["place"] in ("least", "half", "both"):
             least, weights = self.least_memory(model, layers, requests, run)
-            more = {"least": 0, "half": weights // 2, "both": kv + weights // 8}[run["place"]]
+            more = {"least": 0, "half": weights // 2, "both": math.ceil(kv / 1024) + weights // 8}[run["place"]]
             memory, ranks = self.memory_of(run, [mebibytes + more for mebibytes in least])
             arguments += memory
         return arguments, ranks
