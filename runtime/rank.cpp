@@ -102,9 +102,7 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   other_ = other_memory();
   refuse_what_does_not_fit(wanted);
   budget_.set_aside(other_.sum(), "tokenizer, requests and trace");
-  const Cpu cpu{threads_, kernels_};
-  measure_compute(*checkpoint_, layout_, cpu, budget_, rates_);
-  measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_);
+  measure_computing();
   settle(wanted, build);
   say_plan();
 }
@@ -131,6 +129,13 @@ void Rank::refuse_what_does_not_fit(const Workload& wanted) const {
     }
     throw;
   }
+}
+
+void Rank::measure_computing() {
+  const Communicator::Idle measuring(wires_.communicator);  // takes as long as others slow it down
+  const Cpu cpu{threads_, kernels_};
+  measure_compute(*checkpoint_, layout_, cpu, budget_, rates_);
+  measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_);
 }
 
 Workload Rank::workload(const RequestSizes& requests) const {
@@ -176,15 +181,18 @@ StagePlan Rank::make_plan(const Workload& workload, bool build) {
     // What the disk does decides what is best to put there.
     if (build && !plan.placement.all_resident()) {
       open_offload_file();
+      const Communicator::Idle measuring(wires_.communicator);
       rates_.disk = measure_read(offload_->file(), budget_);
     } else {
       make_writable_directory(options_.disk);
+      const Communicator::Idle measuring(wires_.communicator);
       rates_.disk = measure_disk(options_.disk, plan.disk, budget_);
     }
     plan = make();
   }
   if (plan.sizes.kv_disk_pages > 0 && rates_.kv_disk == 0) {
     make_writable_directory(options_.disk);
+    const Communicator::Idle measuring(wires_.communicator);
     const uint64_t page = io_aligned(Stage::page_shape(config, options_.kv_format).page_bytes());
     rates_.kv_disk = measure_disk(options_.disk, plan.disk, budget_,
                                   {.part = KvDisk::kExtentPages * page, .scattered = true});

@@ -64,6 +64,7 @@ class Rank {
   Workload workload(const RequestSizes& requests) const;
   OtherMemory other_memory() const;
   void refuse_what_does_not_fit(const Workload& wanted) const;
+  void measure_computing();
   PlanLimits plan_limits() const;
   StagePlan make_plan(const Workload& workload, bool build);
   void open_offload_file();
