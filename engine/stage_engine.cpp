@@ -12,50 +12,59 @@
 namespace headrace {
 namespace {
 
-// Floats per row of each scratch matrix, in the order of the members.
+// Logits of a few panels of the head, which are looked through before the next ones: 512 KiB stay
+// in a cache.
+constexpr int64_t kBlockFloats = 128 << 10;
+constexpr int64_t kMostBlockRows = kBlockFloats / kPanelRows;
+
+// Floats per row of each scratch matrix.
 struct ScratchWidths {
-  int64_t normed, q, k, v, mixed, gate, up, out;
+  int64_t stream, q, kv, gate, up;
 
   explicit ScratchWidths(const ModelConfig& c)
-      : normed(std::max(c.d_model, c.d_embed)),
+      : stream(std::max(c.d_model, c.d_embed)),
         q(c.q_rows()),
-        k(c.kv_rows()),
-        v(c.kv_rows()),
-        mixed(c.q_rows()),
+        kv(c.kv_rows()),
         gate(c.gated_mlp ? c.d_ffn : 0),
-        up(c.d_ffn),
-        out(std::max(c.d_model, c.d_embed)) {}
-  int64_t sum() const { return normed + q + k + v + mixed + gate + up + out; }
+        up(c.d_ffn) {}
+  int64_t sum() const { return 2 * stream + std::max(2 * q + 2 * kv, gate + up); }
 };
 
 }  // namespace
 
-uint64_t StageEngine::scratch_bytes(const ModelConfig& config, int64_t micro_batch_rows) {
-  return static_cast<uint64_t>(ScratchWidths(config).sum() * micro_batch_rows) * sizeof(float);
+uint64_t StageEngine::scratch_bytes(const ModelConfig& config, const StageRange& range,
+                                    int64_t micro_batch_rows, int64_t logit_rows) {
+  const int64_t layers = ScratchWidths(config).sum() * micro_batch_rows;
+  const int64_t head = range.is_last ? kBlockFloats + config.vocab_size * logit_rows : 0;
+  return static_cast<uint64_t>(std::max(layers, head)) * sizeof(float);
 }
 
 StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStore& kv,
-                         const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows)
+                         const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows,
+                         int64_t logit_rows)
     : config_(config),
       weights_(weights),
       kv_(kv),
       cpu_(cpu),
       micro_batch_rows_(micro_batch_rows),
-      scratch_(budget.allocate(scratch_bytes(config, micro_batch_rows), "activations")) {
+      scratch_(budget.allocate(scratch_bytes(config, weights.range(), micro_batch_rows, logit_rows),
+                               "activations")) {
   if (!config.learned_positions) frequencies_ = rope_frequencies(config.rope, config.head_dim);
   const ScratchWidths widths(config);
   auto* next = scratch_.as<float>();
   const auto take = [&](int64_t width) {
     return std::exchange(next, next + width * micro_batch_rows);
   };
-  normed_ = take(widths.normed);
+  normed_ = take(widths.stream);
+  out_ = take(widths.stream);
+  float* const shared = next;
   q_ = take(widths.q);
-  k_ = take(widths.k);
-  v_ = take(widths.v);
-  mixed_ = take(widths.mixed);
+  k_ = take(widths.kv);
+  v_ = take(widths.kv);
+  mixed_ = take(widths.q);
+  next = shared;
   gate_ = take(widths.gate);
   up_ = take(widths.up);
-  out_ = take(widths.out);
 }
 
 void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_t> tokens,
@@ -157,23 +166,85 @@ void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x)
   }
 }
 
-void StageEngine::logits(float* hidden, int64_t rows, float* out) {
-  const Span span(Track::kCompute, "head", {Arg::kRows, rows});
+// Final norm and projection, in place: rows of d_embed floats (no more than d_model) afterwards.
+void StageEngine::before_head(float* hidden, int64_t rows) {
   const HeadWeights& w = weights_.head();
+  if (config_.has_final_norm) apply_norm(w.final_norm, hidden, rows, hidden);
+  if (!config_.has_projections()) return;
   for (int64_t done = 0; done < rows; done += micro_batch_rows_) {
     const int64_t count = std::min(micro_batch_rows_, rows - done);
-    float* x = hidden + done * config_.d_model;
-    if (config_.has_final_norm) apply_norm(w.final_norm, x, count, x);
-    if (config_.has_projections()) {
-      linear(cpu_, x, count, w.project_out, nullptr, normed_);
-      x = normed_;
+    linear(cpu_, hidden + done * config_.d_model, count, w.project_out, nullptr, out_);
+    std::copy_n(out_, count * config_.d_embed, hidden + done * config_.d_embed);
+  }
+}
+
+void StageEngine::head(float* hidden, std::span<BestToken> best, int64_t logit_rows,
+                       const UseLogits& use) {
+  before_head(hidden, std::ssize(best) + logit_rows);
+  std::fill(best.begin(), best.end(), BestToken{});
+  auto* const logits = scratch_.as<float>() + kBlockFloats;
+  const auto floats = static_cast<int64_t>(scratch_.size() / sizeof(float));
+  const int64_t at_once = (floats - kBlockFloats) / config_.vocab_size;
+  float* x = hidden;
+  for (int64_t done = 0; done < logit_rows || !best.empty();) {
+    const int64_t count = std::min(at_once, logit_rows - done);
+    head_pass(x, best, count, logits);
+    if (count > 0) use(done, count, logits);
+    x += (std::ssize(best) + count) * config_.d_embed;
+    best = {};
+    done += count;
+  }
+}
+
+void StageEngine::logits(float* hidden, int64_t rows, float* out) {
+  before_head(hidden, rows);
+  head_pass(hidden, {}, rows, out);
+}
+
+// x: rows of `best`, then those whose logits [logit_rows][vocab_size] are wanted.
+void StageEngine::head_pass(const float* x, std::span<BestToken> best, int64_t logit_rows,
+                            float* logits) {
+  const Span span(Track::kCompute, "head", {Arg::kRows, std::ssize(best) + logit_rows});
+  const Linear& head = weights_.acquire_head();
+  const float* const rest = x + std::ssize(best) * config_.d_embed;
+  for (int64_t done = 0; done < head.weight.panel_count();) {
+    const Panels panels = weights_.await(head, done);
+    for (size_t row = 0; row < best.size(); row += kMostBlockRows) {
+      best_of_panels(panels, x + static_cast<int64_t>(row) * config_.d_embed,
+                     best.subspan(row, std::min<size_t>(kMostBlockRows, best.size() - row)));
     }
-    for (int piece = 0; piece < weights_.head_pieces(); ++piece) {
-      const HeadPiece p = weights_.acquire_head(piece);
-      linear_panels(cpu_, x, count, p.head, nullptr, p.first_panel, p.end_panel,
-                    out + done * config_.vocab_size);
-      weights_.release_head(piece);
+    if (logit_rows > 0) {
+      linear_panels(cpu_, rest, logit_rows, panels.weight, nullptr, panels.first, panels.end,
+                    logits);
     }
+    done = panels.end;
+    weights_.done_with(head, done);
+  }
+  weights_.release_head();
+}
+
+// Brings the best tokens of rows x up to date with these panels.
+void StageEngine::best_of_panels(const Panels& panels, const float* x, std::span<BestToken> best) {
+  const int64_t rows = std::ssize(best), at_once = kMostBlockRows / rows;
+  auto* const block = scratch_.as<float>();
+  for (int64_t first = panels.first; first < panels.end; first += at_once) {
+    const int64_t end = std::min(panels.end, first + at_once);
+    const int64_t id = first * kPanelRows,
+                  width = std::min(end * kPanelRows, panels.weight.rows) - id;
+    PackedMatrix part{panels.weight.dtype, width, panels.weight.cols, panels.weight.panel(first)};
+    linear(cpu_, x, rows, part, nullptr, block);
+    cpu_.threads.parallel_for(rows, [&](int64_t row) {
+      const float* logits = block + row * width;
+      BestToken& so_far = best[static_cast<size_t>(row)];
+      const int64_t place = cpu_.kernels.argmax(logits, width);
+      if (logits[place] > so_far.logit) {
+        so_far.logit = logits[place];
+        so_far.token = static_cast<int32_t>(id + place);
+      }
+      bool has_nan = false;
+      for (int64_t i = 0; i < width; ++i) has_nan |= std::isnan(logits[i]);
+      so_far.has_nan |= has_nan;
+    });
   }
 }
 
@@ -211,9 +282,12 @@ void StageEngine::apply_norm(const Norm& norm, const float* x, int64_t rows, flo
 }
 
 void StageEngine::project(const Linear& w, const float* x, int64_t rows, float* y) {
-  weights_.await(w);
-  linear(cpu_, x, rows, w.weight, w.bias, y);
-  if (last_use_) weights_.done_with(w);
+  for (int64_t done = 0; done < w.weight.panel_count();) {
+    const Panels panels = weights_.await(w, done);
+    linear_panels(cpu_, x, rows, panels.weight, w.bias, panels.first, panels.end, y);
+    done = panels.end;
+    if (last_use_) weights_.done_with(w, done);
+  }
 }
 
 }  // namespace headrace

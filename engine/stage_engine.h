@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -13,26 +15,40 @@
 
 namespace headrace {
 
+// The token with the largest logit of a row, the lowest id among equals.
+struct BestToken {
+  int32_t token = 0;
+  float logit = -std::numeric_limits<float>::infinity();
+  bool has_nan = false;  // some logit of the row is not a number
+};
+
 // One thread calls it; it uses all threads of its Cpu.
 class StageEngine {
  public:
-  // `micro_batch_rows`: rows that go through a layer at once; bounds the scratch memory, never
-  // changes a result. The arguments must outlive the engine. Throws DoesNotFit.
+  // `micro_batch_rows`: rows that go through a layer at once, `logit_rows`: least number of rows
+  // whose logits are in memory at once (last stage); they bound the scratch memory and never change
+  // a result. The arguments must outlive the engine. Throws DoesNotFit.
   StageEngine(const ModelConfig& config, WeightStore& weights, KvStore& kv, const Cpu& cpu,
-              MemoryBudget& budget, int64_t micro_batch_rows);
+              MemoryBudget& budget, int64_t micro_batch_rows, int64_t logit_rows = 1);
 
   // First stage: hidden[rows][d_model] from the rows' tokens.
   void embed(std::span<const BatchItem> batch, std::span<const int32_t> tokens, float* hidden);
   // hidden[rows][d_model] through all layers of the stage, in place. Reserves the KV pages it
   // fills.
   void sweep(std::span<const BatchItem> batch, float* hidden);
-  // Last stage: logits[rows][vocab_size] of rows of hidden states, which are overwritten. A head on
-  // disk is read once per `micro_batch_rows` rows.
+  // Last stage: of the hidden states of best.size() + logit_rows rows, which are overwritten, the
+  // most likely token of the first ones and the logits of the others: use(first, count, logits) is
+  // called for rows [first, first + count) of those, logits [count][vocab_size] in scratch memory.
+  // One pass over the head where the logits fit in there.
+  using UseLogits = std::function<void(int64_t first, int64_t count, float* logits)>;
+  void head(float* hidden, std::span<BestToken> best, int64_t logit_rows, const UseLogits& use);
+  // Last stage: logits[rows][vocab_size] of rows of hidden states, which are overwritten.
   void logits(float* hidden, int64_t rows, float* out);
 
   void release(int slot) { kv_.release(slot); }
 
-  static uint64_t scratch_bytes(const ModelConfig& config, int64_t micro_batch_rows);
+  static uint64_t scratch_bytes(const ModelConfig& config, const StageRange& range,
+                                int64_t micro_batch_rows, int64_t logit_rows);
 
  private:
   // Rows of a step that go through a layer at once.
@@ -50,6 +66,9 @@ class StageEngine {
   void mlp_block(const LayerWeights& w, int64_t rows, const float* x);
   void apply_norm(const Norm& norm, const float* x, int64_t rows, float* y) const;
   void project(const Linear& w, const float* x, int64_t rows, float* y);
+  void before_head(float* hidden, int64_t rows);
+  void head_pass(const float* x, std::span<BestToken> best, int64_t logit_rows, float* logits);
+  void best_of_panels(const Panels& panels, const float* x, std::span<BestToken> best);
 
   const ModelConfig& config_;
   WeightStore& weights_;
@@ -59,15 +78,13 @@ class StageEngine {
   bool last_use_ = true;  // no other micro-batch of the sweep needs the layer after this one
   std::vector<float> frequencies_;  // [head_dim/2]
   RopeTable rope_;                  // of the step's rows
+  // Used by the layers:
+  //   normed [micro rows][d_model], out [micro rows][d_model]: what a block adds to the residual
+  //   stream; q, mixed (attention's output) [micro rows][q_rows], k, v [micro rows][kv_rows] in the
+  //   same place as gate (gated MLPs only), up [micro rows][d_ffn].
+  // By the head: kBlockFloats of logits of some panels, and whole rows of logits.
   Buffer scratch_;
-  float* normed_;  // [micro rows][d_model]
-  float* q_;       // [micro rows][q_rows]
-  float* k_;       // [micro rows][kv_rows]
-  float* v_;       // [micro rows][kv_rows]
-  float* mixed_;   // [micro rows][q_rows], attention's output
-  float* gate_;    // [micro rows][d_ffn], gated MLPs only
-  float* up_;      // [micro rows][d_ffn]
-  float* out_;     // [micro rows][d_model], what a block adds to the residual stream
+  float *normed_, *out_, *q_, *k_, *v_, *mixed_, *gate_, *up_;
 };
 
 }  // namespace headrace

@@ -34,50 +34,60 @@ uint64_t most_streamed(const WeightUnit& unit) {
 
 class Placer {
  public:
-  Placer(const WeightLayout& layout, uint64_t ahead) : layout_(layout), ahead_(ahead) {}
+  Placer(const WeightLayout& layout, uint64_t ahead, bool whole_layers)
+      : layout_(layout), ahead_(ahead), whole_layers_(whole_layers) {}
 
-  // Everything resident but: `share` of each layer; the head and the embedding, if not wanted.
+  // Everything resident but: `share` of each layer, and of the head; the embedding, if not wanted.
   WeightPlacement place(double share, bool head_resident, bool embedding_resident) const {
     WeightPlacement p;
-    p.streamed.assign(layout_.units.size(), 0);
-    const bool shared = layout_.range.is_last && layout_.head_unit() == 0 && layout_.range.is_first;
-    for (size_t u = 0; u < layout_.units.size(); ++u) {
-      const WeightUnit& unit = layout_.units[u];
+    for (const WeightUnit& unit : layout_.units) {
       const uint64_t most = most_streamed(unit);
-      switch (unit.kind) {
-        case WeightUnit::Kind::kLayer:
-          p.streamed[u] =
-              panel_border(unit, static_cast<uint64_t>(share * static_cast<double>(most)));
-          p.piece_bytes = std::max(p.piece_bytes, round_up(p.streamed[u]));
-          break;
-        case WeightUnit::Kind::kEmbedding:
-          p.streamed[u] = (shared ? head_resident : embedding_resident) ? 0 : most;
-          if (p.streamed[u] != 0) p.lookup_bytes = kLookups * lookup_slot_bytes(unit);
-          break;
-        case WeightUnit::Kind::kHead:
-          p.streamed[u] = head_resident ? 0 : most;
-          break;
+      const uint64_t part = panel_border(
+          unit, std::min(most, static_cast<uint64_t>(share * static_cast<double>(most))));
+      if (unit.kind == WeightUnit::Kind::kLayer) {
+        p.streamed.push_back(part);
+      } else if (layout_.range.is_last && &unit == &layout_.units[layout_.head_unit()]) {
+        p.streamed.push_back(head_resident ? 0 : part);
+      } else {
+        p.streamed.push_back(embedding_resident ? 0 : most);
       }
     }
-    if (layout_.range.is_last && p.streamed[layout_.head_unit()] != 0) {
-      constexpr uint64_t kUsefulPiece = 4 << 20;
-      const uint64_t panel = layout_.units[layout_.head_unit()].matrices.front().panel_bytes;
-      p.piece_bytes = std::max({p.piece_bytes, round_up(panel) + 2 * kReadBlock, kUsefulPiece});
+    p.ring = ring(p);
+    if (layout_.range.is_first && p.streamed[0] != 0) {
+      p.lookup_bytes = kLookups * lookup_slot_bytes(layout_.units[0]);
     }
-    // Two layers are far enough, and the last layer has nothing to read ahead but the first.
-    const int pieces = std::clamp(layout_.range.layers() - 2, 0, 2);
-    p.ahead_bytes = std::min(round_down(ahead_), static_cast<uint64_t>(pieces) * p.piece_bytes);
     return p;
   }
 
  private:
+  uint64_t ring(const WeightPlacement& p) const {
+    uint64_t panel = 0, layer = 0, all = 0;
+    for (const WeightPiece& piece : pieces_of(layout_, p)) {
+      const WeightUnit& unit = layout_.units[piece.unit];
+      for (const PlacedMatrix& matrix : unit.matrices) panel = std::max(panel, matrix.panel_bytes);
+      if (unit.kind == WeightUnit::Kind::kLayer) layer = std::max(layer, piece.bytes);
+      all += piece.bytes;
+    }
+    if (all == 0) return 0;
+    // One panel is computed with while one comes in, and each ends within a block.
+    const uint64_t least = 2 * (round_up(panel) + kReadBlock);
+    const uint64_t used = whole_layers_ ? round_up(layer) : 0;
+    // More than is read in a step would hold the same bytes twice.
+    return std::max(least, used + std::min(round_down(ahead_), round_up(all) - used));
+  }
+
   static uint64_t lookup_slot_bytes(const WeightUnit& unit) {
     return io_aligned(unit.matrices.front().panel_bytes) + kIoAlignment;
   }
 
   const WeightLayout& layout_;
   uint64_t ahead_;
+  bool whole_layers_;
 };
+
+uint64_t takes(const WeightLayout& layout, const WeightPlacement& p) {
+  return resident_bytes(layout, p) + ring_bytes(p);
+}
 
 }  // namespace
 
@@ -91,63 +101,63 @@ uint64_t resident_bytes(const WeightLayout& layout, const WeightPlacement& place
 
 uint64_t streamed_bytes(const WeightLayout& layout, const WeightPlacement& placement) {
   uint64_t bytes = 0;
-  for (const WeightPiece& piece : pieces_of(layout, placement)) bytes += piece.to - piece.from;
+  for (const WeightPiece& piece : pieces_of(layout, placement)) bytes += piece.bytes;
   return bytes;
 }
 
-WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes, uint64_t ahead,
-                              bool keep_head) {
-  const auto takes = [&](const WeightPlacement& p) {
-    return resident_bytes(layout, p) + ring_bytes(p);
-  };
-  for (const uint64_t tried : {ahead, ahead / 2, uint64_t{0}}) {
-    const Placer placer(layout, tried);
+double lookup_bytes_per_row(const WeightLayout& layout, const WeightPlacement& placement) {
+  if (!placement.embedding_streamed()) return 0;
+  const PlacedMatrix& tokens = layout.units[0].matrices.front();
+  return static_cast<double>(placement.lookup_bytes / kLookups) *
+         static_cast<double>(placement.streamed[0]) / static_cast<double>(tokens.bytes());
+}
+
+WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes,
+                              const PlacementWishes& wishes) {
+  for (const uint64_t ahead : {wishes.ahead, wishes.ahead / 2, uint64_t{0}}) {
+    const Placer placer(layout, ahead, wishes.whole_layers);
     for (const bool embedding : {true, false}) {
       const WeightPlacement all_layers = placer.place(0.0, true, embedding);
-      if (takes(all_layers) <= bytes) return all_layers;
+      if (takes(layout, all_layers) <= bytes) return all_layers;
     }
     for (const bool head : {true, false}) {
-      if (head && !keep_head) continue;
+      if (head && !wishes.keep_head) continue;
       // The least share of the layers that must be streamed.
       double low = 0.0, high = 1.0;
-      if (takes(placer.place(high, head, false)) > bytes) continue;
+      const auto fits = [&](double share) {
+        return takes(layout, placer.place(share, head, false)) <= bytes;
+      };
+      if (!fits(high)) continue;
       for (int i = 0; i < 40; ++i) {
         const double middle = (low + high) / 2;
-        (takes(placer.place(middle, head, false)) <= bytes ? high : low) = middle;
+        (fits(middle) ? high : low) = middle;
       }
       return placer.place(high, head, false);
     }
   }
-  return Placer(layout, 0).place(1.0, false, false);
+  return Placer(layout, 0, wishes.whole_layers).place(1.0, false, false);
 }
 
-uint64_t smallest_placement(const WeightLayout& layout) {
+uint64_t smallest_placement(const WeightLayout& layout, bool whole_layers) {
   uint64_t smallest = layout.image_bytes();
   for (const bool head : {true, false}) {
-    const WeightPlacement p = Placer(layout, 0).place(1.0, head, false);
-    smallest = std::min(smallest, resident_bytes(layout, p) + ring_bytes(p));
+    const WeightPlacement p = Placer(layout, 0, whole_layers).place(1.0, head, false);
+    smallest = std::min(smallest, takes(layout, p));
   }
   return smallest;
 }
 
 std::vector<WeightPiece> pieces_of(const WeightLayout& layout, const WeightPlacement& placement) {
   std::vector<WeightPiece> pieces;
+  const auto add = [&](size_t unit) {
+    const uint64_t streamed = placement.streamed[unit];
+    if (streamed == 0) return;
+    pieces.push_back({unit, std::min(round_up(streamed), layout.units[unit].image_bytes)});
+  };
   for (size_t u = 0; u < layout.units.size(); ++u) {
-    const WeightUnit& unit = layout.units[u];
-    if (unit.kind != WeightUnit::Kind::kLayer || placement.streamed[u] == 0) continue;
-    pieces.push_back({u, 0, std::min(round_up(placement.streamed[u]), unit.image_bytes), 0, 0});
+    if (layout.units[u].kind == WeightUnit::Kind::kLayer) add(u);
   }
-  if (!layout.range.is_last || placement.streamed[layout.head_unit()] == 0) return pieces;
-  const WeightUnit& unit = layout.units[layout.head_unit()];
-  const PlacedMatrix& head = unit.matrices.front();
-  const auto panels_per_piece =
-      static_cast<int64_t>((placement.piece_bytes - 2 * kReadBlock) / head.panel_bytes);
-  for (int64_t first = 0; first < head.panels(); first += panels_per_piece) {
-    const int64_t end = std::min(first + panels_per_piece, head.panels());
-    const uint64_t from = round_down(static_cast<uint64_t>(first) * head.panel_bytes);
-    const uint64_t to = round_up(static_cast<uint64_t>(end) * head.panel_bytes);
-    pieces.push_back({layout.head_unit(), from, std::min(to, unit.image_bytes), first, end});
-  }
+  if (layout.range.is_last) add(layout.head_unit());
   return pieces;
 }
 

@@ -4,21 +4,14 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/memory/offload_reader.h"
+
 namespace headrace {
 namespace {
 
 WeightPlacement all_resident(const WeightLayout& layout) {
   WeightPlacement placement;
   placement.streamed.assign(layout.units.size(), 0);
-  return placement;
-}
-
-// Enough for the disk to be busy while resident parts are copied into place, where there is room.
-WeightPlacement loading_ring(const MemoryBudget& budget) {
-  WeightPlacement placement;
-  const uint64_t blocks = std::clamp<uint64_t>(budget.available() / kReadBlock, 1, 16);
-  placement.ahead_bytes = blocks / 2 * kReadBlock;
-  placement.piece_bytes = blocks * kReadBlock - placement.ahead_bytes;
   return placement;
 }
 
@@ -54,18 +47,12 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
     : WeightStore(checkpoint, range, budget, offload.placement) {
   load_resident(offload, budget, threads);
   file_ = &offload.file;
-  if (placement_.piece_bytes > 0) {
-    const std::vector<WeightPiece> pieces = pieces_of(layout_, placement_);
-    piece_of_unit_.assign(layout_.units.size(), -1);
-    for (size_t i = 0; i < pieces.size(); ++i) {
-      if (pieces[i].end_panel == 0) {
-        piece_of_unit_[pieces[i].unit] = static_cast<int>(i);
-      } else if (head_pieces_++ == 0) {
-        first_head_piece_ = i;
-      }
-    }
-    stream_.emplace(offload.file, pieces, placement_, offload.make_queue(), budget, threads,
-                    offload.ahead);
+  if (placement_.ring != 0) {
+    std::vector<WeightPiece> pieces = pieces_of(layout_, placement_);
+    piece_of_unit_.resize(layout_.units.size());
+    for (size_t i = 0; i < pieces.size(); ++i) piece_of_unit_[pieces[i].unit] = i;
+    stream_.emplace(offload.file, std::move(pieces), placement_.ring, offload.make_queue(), budget,
+                    threads, offload.ahead);
   }
   if (placement_.embedding_streamed()) {
     lookup_ = budget.allocate(placement_.lookup_bytes, "weight ring");
@@ -76,41 +63,40 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
 
 void WeightStore::load_resident(const WeightOffload& offload, MemoryBudget& budget,
                                 ThreadPool& threads) {
-  WeightStream loader(offload.file, {}, loading_ring(budget), offload.make_queue(), budget, threads,
-                      true);
+  OffloadReader reader(offload.file, offload.make_queue(), budget, threads);
   for (size_t u = 0; u < layout_.units.size(); ++u) {
     const WeightUnit& unit = layout_.units[u];
     const uint64_t streamed = placement_.streamed[u];
     // Rows that are looked up one by one are checked here, once for all.
     const uint64_t from = unit.kind == WeightUnit::Kind::kEmbedding ? 0 : streamed;
     if (from == unit.image_bytes) continue;
-    loader.read_through(
-        u, from, unit.image_bytes, [&](uint64_t at, std::span<const std::byte> bytes) {
-          const uint64_t skip = at < streamed ? std::min<uint64_t>(streamed - at, bytes.size()) : 0;
-          if (skip == bytes.size()) return;
-          std::memcpy(resident_[u].data() + (at + skip - streamed), bytes.data() + skip,
-                      bytes.size() - skip);
-        });
+    reader.read(u, from, unit.image_bytes, [&](uint64_t at, std::span<const std::byte> bytes) {
+      const uint64_t skip = at < streamed ? std::min<uint64_t>(streamed - at, bytes.size()) : 0;
+      if (skip == bytes.size()) return;
+      std::memcpy(resident_[u].data() + (at + skip - streamed), bytes.data() + skip,
+                  bytes.size() - skip);
+    });
   }
 }
 
 void WeightStore::make_views() {
   const StageRange& range = layout_.range;
   for (int layer = range.first_layer; layer < range.end_layer; ++layer) {
-    layers_.push_back(layer_views(layout_.layer_unit(layer), nullptr));
+    layers_.push_back(layer_views(layout_.layer_unit(layer)));
   }
   if (range.is_first) {
-    embedding_.positions = view(0, Role::kPositionEmbedding, nullptr);
-    embedding_.project_in = view(0, Role::kProjectIn, nullptr);
+    embedding_.positions = view(0, Role::kPositionEmbedding);
+    embedding_.project_in = view(0, Role::kProjectIn);
   }
   if (range.is_last) {
-    const size_t last = layout_.units.size() - 1;
-    head_.project_out = view(last, Role::kProjectOut, nullptr);
+    const size_t last = layout_.units.size() - 1, unit = layout_.head_unit();
+    head_.project_out = view(last, Role::kProjectOut);
     head_.final_norm = norm(last, Role::kFinalNorm, Role::kFinalNormBias);
+    head_.matrix = linear(unit, layout_.units[unit].matrices.front().role, std::nullopt);
   }
 }
 
-PackedMatrix WeightStore::view(size_t unit, Role role, const std::byte* streamed) const {
+PackedMatrix WeightStore::view(size_t unit, Role role) const {
   const PlacedMatrix* placed = layout_.units[unit].find(role);
   if (!placed) return {};
   PackedMatrix matrix{placed->tensor->dtype, placed->tensor->rows, placed->tensor->cols};
@@ -118,11 +104,9 @@ PackedMatrix WeightStore::view(size_t unit, Role role, const std::byte* streamed
   const std::byte* resident = resident_[unit].data();
   if (placed->offset >= border) {
     matrix.panels = resident + (placed->offset - border);
-    return matrix;
-  }
-  if (streamed) matrix.panels = streamed + placed->offset;
-  if (placed->offset + placed->bytes() > border) {
-    matrix.split = static_cast<int64_t>((border - placed->offset) / placed->panel_bytes);
+  } else {
+    matrix.split = std::min(placed->panels(),
+                            static_cast<int64_t>((border - placed->offset) / placed->panel_bytes));
     matrix.rest = resident;
   }
   return matrix;
@@ -137,42 +121,34 @@ Norm WeightStore::norm(size_t unit, Role weight, Role bias) const {
   return {vector(unit, weight), vector(unit, bias)};
 }
 
-LayerWeights WeightStore::layer_views(size_t unit, const std::byte* streamed) const {
-  const auto linear = [&](Role weight, Role bias) -> Linear {
-    const PlacedMatrix* placed = layout_.units[unit].find(weight);
-    const uint64_t border = placement_.streamed[unit];
-    const bool is_streamed = placed && placed->offset < border;
-    return {view(unit, weight, streamed), vector(unit, bias),
-            is_streamed ? std::min(placed->offset + placed->bytes(), border) : 0};
-  };
+Linear WeightStore::linear(size_t unit, Role weight, std::optional<Role> bias) const {
+  Linear result{view(unit, weight), bias ? vector(unit, *bias) : nullptr};
+  const PlacedMatrix* placed = layout_.units[unit].find(weight);
+  if (placed && placed->offset < placement_.streamed[unit]) {
+    result.streamed = result.weight.split;
+    result.offset = placed->offset;
+  }
+  return result;
+}
+
+LayerWeights WeightStore::layer_views(size_t unit) const {
   LayerWeights w;
   w.attn_norm = norm(unit, Role::kAttnNorm, Role::kAttnNormBias);
-  w.q = linear(Role::kQ, Role::kQBias);
-  w.k = linear(Role::kK, Role::kKBias);
-  w.v = linear(Role::kV, Role::kVBias);
-  w.o = linear(Role::kO, Role::kOBias);
+  w.q = linear(unit, Role::kQ, Role::kQBias);
+  w.k = linear(unit, Role::kK, Role::kKBias);
+  w.v = linear(unit, Role::kV, Role::kVBias);
+  w.o = linear(unit, Role::kO, Role::kOBias);
   w.mlp_norm = norm(unit, Role::kMlpNorm, Role::kMlpNormBias);
-  w.gate = linear(Role::kGate, Role::kGateBias);
-  w.up = linear(Role::kUp, Role::kUpBias);
-  w.down = linear(Role::kDown, Role::kDownBias);
+  w.gate = linear(unit, Role::kGate, Role::kGateBias);
+  w.up = linear(unit, Role::kUp, Role::kUpBias);
+  w.down = linear(unit, Role::kDown, Role::kDownBias);
   return w;
 }
 
 const LayerWeights& WeightStore::acquire_layer(int layer) {
   const size_t unit = layout_.layer_unit(layer);
-  LayerWeights& weights = layers_[layer - layout_.range.first_layer];
-  if (placement_.streamed[unit] != 0) {
-    weights = layer_views(unit, stream_->acquire(piece_of_unit_[unit]));
-  }
-  return weights;
-}
-
-void WeightStore::await(const Linear& linear) {
-  if (linear.streamed_end != 0) stream_->await(linear.streamed_end);
-}
-
-void WeightStore::done_with(const Linear& linear) {
-  if (linear.streamed_end != 0) stream_->done(linear.streamed_end);
+  if (placement_.streamed[unit] != 0) stream_->acquire(piece_of_unit_[unit]);
+  return layers_[layer - layout_.range.first_layer];
 }
 
 void WeightStore::release_layer(int layer) {
@@ -180,33 +156,51 @@ void WeightStore::release_layer(int layer) {
   if (placement_.streamed[unit] != 0) stream_->release(piece_of_unit_[unit]);
 }
 
-HeadPiece WeightStore::acquire_head(int piece) {
-  const size_t unit = layout_.head_unit();
-  const PlacedMatrix& placed = layout_.units[unit].matrices.front();
-  if (head_pieces_ == 0) return {view(unit, placed.role, nullptr), 0, placed.panels()};
-  const WeightPiece& there = stream_->pieces()[first_head_piece_ + piece];
-  const std::byte* bytes = stream_->acquire(first_head_piece_ + piece);
-  stream_->await(there.to - there.from);
-  HeadPiece head{{placed.tensor->dtype, placed.tensor->rows, placed.tensor->cols},
-                 there.first_panel,
-                 there.end_panel};
-  head.head.split = there.first_panel;
-  head.head.rest =
-      bytes + (static_cast<uint64_t>(there.first_panel) * placed.panel_bytes - there.from);
-  return head;
+const Linear& WeightStore::acquire_head() {
+  if (head_.matrix.streamed != 0) stream_->acquire(piece_of_unit_[layout_.head_unit()]);
+  return head_.matrix;
 }
 
-void WeightStore::release_head(int piece) {
-  if (head_pieces_ != 0) stream_->release(first_head_piece_ + piece);
+void WeightStore::release_head() {
+  if (head_.matrix.streamed != 0) stream_->release(piece_of_unit_[layout_.head_unit()]);
+}
+
+Panels WeightStore::await(const Linear& linear, int64_t first) {
+  if (first >= linear.streamed) return {linear.weight, first, linear.weight.panel_count()};
+  const uint64_t panel = linear.weight.panel_bytes();
+  const uint64_t at = linear.offset + static_cast<uint64_t>(first) * panel;
+  const uint64_t there = stream_->await(at + panel) - at;
+  // The more at once the better the threads share it; but the other half of the ring fills up.
+  const uint64_t count = std::max<uint64_t>(1, std::min(there, placement_.ring / 2) / panel);
+  Panels panels{linear.weight, first,
+                std::min(linear.streamed, first + static_cast<int64_t>(count))};
+  panels.weight.split = first;
+  panels.weight.rest = stream_->memory(at);
+  return panels;
+}
+
+void WeightStore::done_with(const Linear& linear, int64_t end) {
+  if (linear.streamed == 0) return;
+  const auto panels = static_cast<uint64_t>(std::min(end, linear.streamed));
+  stream_->done(linear.offset + panels * linear.weight.panel_bytes());
 }
 
 void WeightStore::look_up(std::span<const int32_t> ids, const UseRow& use) {
-  if (placement_.embedding_streamed()) return look_up_streamed(ids, use);
-  const PackedMatrix tokens = view(0, Role::kTokenEmbedding, nullptr);
-  for (size_t i = 0; i < ids.size(); ++i) use(i, tokens, ids[i]);
+  const PackedMatrix tokens = view(0, Role::kTokenEmbedding);
+  const int64_t streamed = placement_.embedding_streamed() ? tokens.split : 0;
+  std::vector<size_t> on_disk;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] / kPanelRows < streamed) {
+      on_disk.push_back(i);
+    } else {
+      use(i, tokens, ids[i]);
+    }
+  }
+  if (!on_disk.empty()) look_up_streamed(ids, on_disk, use);
 }
 
-void WeightStore::look_up_streamed(std::span<const int32_t> ids, const UseRow& use) {
+void WeightStore::look_up_streamed(std::span<const int32_t> ids, const std::vector<size_t>& which,
+                                   const UseRow& use) {
   const PlacedMatrix& placed = layout_.units[0].matrices.front();
   const uint64_t room = placement_.lookup_bytes / kLookups;
   struct Panel {
@@ -219,10 +213,10 @@ void WeightStore::look_up_streamed(std::span<const int32_t> ids, const UseRow& u
     return std::find_if(panels.begin(), panels.end(),
                         [&](const Panel& p) { return p.number == number; });
   };
-  for (size_t begin = 0, end = 0; begin < ids.size(); begin = end) {
+  for (size_t begin = 0, end = 0; begin < which.size(); begin = end) {
     panels.clear();
-    for (; end < ids.size(); ++end) {
-      const int64_t number = ids[end] / kPanelRows;
+    for (; end < which.size(); ++end) {
+      const int64_t number = ids[which[end]] / kPanelRows;
       if (find(number) != panels.end()) continue;
       if (panels.size() == kLookups) break;
       const uint64_t from = static_cast<uint64_t>(number) * placed.panel_bytes;
@@ -237,10 +231,11 @@ void WeightStore::look_up_streamed(std::span<const int32_t> ids, const UseRow& u
       const Wait wait(Wait::kWeights);
       for (const Panel& panel : panels) lookup_queue_->wait(panel.ticket);
     }
-    for (size_t i = begin; i < end; ++i) {
+    for (size_t n = begin; n < end; ++n) {
+      const int32_t id = ids[which[n]];
       const PackedMatrix one{placed.tensor->dtype, kPanelRows, placed.tensor->cols,
-                             find(ids[i] / kPanelRows)->panel};
-      use(i, one, ids[i] % kPanelRows);
+                             find(id / kPanelRows)->panel};
+      use(which[n], one, id % kPanelRows);
     }
   }
 }

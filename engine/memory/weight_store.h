@@ -19,11 +19,20 @@
 
 namespace headrace {
 
-// A linear layer; `bias` is null where the model has none.
+// A linear layer; `bias` is null where the model has none. Panels [0, streamed) are not in
+// weight.panels but come from disk, see WeightStore::await().
 struct Linear {
   PackedMatrix weight;
   const float* bias = nullptr;
-  uint64_t streamed_end = 0;  // bytes of the layer that are read from disk until all of it is there
+  int64_t streamed = 0;
+  uint64_t offset = 0;  // in the unit's image
+};
+
+// Panels [first, end) of a matrix are there.
+struct Panels {
+  PackedMatrix weight;
+  int64_t first = 0;
+  int64_t end = 0;
 };
 
 // `weight` is null where the model has no such norm; `bias` is null for RMS norms.
@@ -52,13 +61,7 @@ struct EmbeddingWeights {
 struct HeadWeights {
   Norm final_norm;
   PackedMatrix project_out;  // [d_embed][d_model], with projections only
-};
-
-// Rows of the head, [vocab_size][d_embed]: panels [first, end) of the matrix are there.
-struct HeadPiece {
-  PackedMatrix head;
-  int64_t first_panel = 0;
-  int64_t end_panel = 0;
+  Linear matrix;             // [vocab_size][d_embed], there between acquire_head and release_head
 };
 
 // Where the part of the weights that is not resident comes from.
@@ -81,21 +84,20 @@ class WeightStore {
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, const WeightOffload& offload,
               MemoryBudget& budget, ThreadPool& threads);
 
-  // The weights of a layer of the range (numbered over the whole model), until it is released.
-  // Layers are acquired in order, one at a time. A matrix is there after await(). Throws IoError.
+  // A layer of the range (numbered over the whole model), then the head, are acquired in order, one
+  // at a time, and released; the head may be left out.
   const LayerWeights& acquire_layer(int layer);
-  // Waits for the disk until a matrix of the acquired layer is there, with those before it. Throws
-  // IoError.
-  void await(const Linear& linear);
-  // Neither this matrix nor those before it are used again before the release: gate comes before
-  // up, else they are numbered as in LayerWeights.
-  void done_with(const Linear& linear);
   void release_layer(int layer);
+  const Linear& acquire_head();
+  void release_head();
 
-  // The head in pieces, in order; a step acquires all or none.
-  int head_pieces() const { return std::max<int>(1, static_cast<int>(head_pieces_)); }
-  HeadPiece acquire_head(int piece);
-  void release_head(int piece);
+  // Waits for the disk until panel `first` of a matrix of what is acquired is there, and returns it
+  // with those after it that are there, too. In order: first panels before later ones, and matrices
+  // as numbered in LayerWeights. Throws IoError.
+  Panels await(const Linear& linear, int64_t first);
+  // Neither panels before `end` of this matrix nor the matrices before it are used again before the
+  // release. If that is not said of everything, the ring must hold a whole layer.
+  void done_with(const Linear& linear, int64_t end);
 
   // Calls use(i, matrix, row) once for each i: the embedding of ids[i] is this row of the matrix.
   using UseRow = std::function<void(size_t i, const PackedMatrix& matrix, int64_t row)>;
@@ -116,12 +118,14 @@ class WeightStore {
 
   void load_resident(const WeightOffload& offload, MemoryBudget& budget, ThreadPool& threads);
   void make_views();
-  // A matrix of a unit whose image's first bytes are at `streamed` (null: none of it is there).
-  PackedMatrix view(size_t unit, Role role, const std::byte* streamed) const;
+  // A matrix of a unit, or what of it is resident.
+  PackedMatrix view(size_t unit, Role role) const;
   const float* vector(size_t unit, Role role) const;
   Norm norm(size_t unit, Role weight, Role bias) const;
-  LayerWeights layer_views(size_t unit, const std::byte* streamed) const;
-  void look_up_streamed(std::span<const int32_t> ids, const UseRow& use);
+  Linear linear(size_t unit, Role weight, std::optional<Role> bias) const;
+  LayerWeights layer_views(size_t unit) const;
+  void look_up_streamed(std::span<const int32_t> ids, const std::vector<size_t>& which,
+                        const UseRow& use);
 
   WeightLayout layout_;
   WeightPlacement placement_;
@@ -134,8 +138,7 @@ class WeightStore {
   const OffloadFile* file_ = nullptr;
   std::unique_ptr<IoQueue> lookup_queue_;
   std::optional<WeightStream> stream_;
-  std::vector<int> piece_of_unit_;  // of a layer; -1: nothing is streamed
-  size_t first_head_piece_ = 0, head_pieces_ = 0;
+  std::vector<size_t> piece_of_unit_;  // where some of it is streamed
 };
 
 }  // namespace headrace

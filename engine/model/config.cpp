@@ -221,6 +221,10 @@ void validate(const ModelConfig& config, const std::string& source) {
     fail(source, "n_heads " + std::to_string(config.n_heads) + " is not a multiple of n_kv_heads " +
                      std::to_string(config.n_kv_heads));
   }
+  if (config.d_embed > config.d_model) {
+    fail(source, "d_embed " + std::to_string(config.d_embed) + " is more than d_model " +
+                     std::to_string(config.d_model) + ", which no model of this family has");
+  }
   if (!std::isfinite(config.norm_eps) || config.norm_eps < 0) {
     fail(source, "norm_eps is negative or not a number");
   }

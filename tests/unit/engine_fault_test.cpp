@@ -46,7 +46,7 @@ std::string run_with(const Faults& faults) {
   std::string failure;
   try {
     WeightStore weights(*checkpoint, range,
-                        {place_weights(layout, 0, 2), *offload,
+                        {place_weights(layout, 0, {.whole_layers = true}), *offload,
                          [&] { return made(8, faults.weights); }, faults.ahead},
                         budget, threads);
     KvDiskOptions disk;

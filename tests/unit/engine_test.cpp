@@ -5,12 +5,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <random>
 
 #include "engine/checkpoint/quantized_checkpoint.h"
 #include "tests/ops/op_test.h"
+#include "tests/reference/canonical.h"
 #include "tests/reference/model.h"
 #include "tests/unit/memory_checkpoint.h"
 #include "tests/unit/model_files.h"
@@ -32,6 +34,8 @@ struct RunShape {
   // them in memory, without an offload file.
   std::optional<int> weight_memory = {};
   uint64_t read_ahead = 1 << 20;
+  bool whole_layers = true;  // the ring holds a layer's weights until all micro-batches have passed
+  bool keep_head = true;
   // KV pages that stay in memory, the others go to disk; none: all of them, without a disk.
   std::optional<int> kv_memory_pages = {};
   int kv_staging_pages = 4;
@@ -54,6 +58,13 @@ std::vector<RunShape> offloaded_runs(int layers) {
   for (const int memory : {0, 30, 60, 95, 100}) {
     for (const uint64_t ahead : {uint64_t{0}, kReadBlock, 8 * kReadBlock}) {
       runs.push_back({.chunk = 9, .weight_memory = memory, .read_ahead = ahead});
+      runs.push_back({.threads = 2,
+                      .chunk = 9,
+                      .weight_memory = memory,
+                      .read_ahead = ahead,
+                      .whole_layers = false,
+                      .keep_head = false,
+                      .ahead = memory != 30});
     }
   }
   for (const IoMethod io : {IoMethod::kAuto, IoMethod::kThreads}) {
@@ -90,7 +101,8 @@ std::string describe(const RunShape& run) {
   for (const int cut : run.stages) text += ", cut before layer " + std::to_string(cut);
   if (run.weight_memory) {
     text += ", weights " + std::to_string(*run.weight_memory) + " % in memory, " +
-            format_bytes(run.read_ahead) + " ahead";
+            format_bytes(run.read_ahead) + " ahead" + (run.whole_layers ? ", whole layers" : "") +
+            (run.keep_head ? "" : ", the head like a layer");
   }
   if (run.kv_memory_pages) {
     text += ", " + std::to_string(*run.kv_memory_pages) + " KV pages in memory, staging of " +
@@ -145,12 +157,14 @@ struct EngineStage {
                            MemoryBudget& budget, const RunShape& run) const {
     if (!offload) return WeightStore(checkpoint, range, budget, cpu.threads);
     const WeightLayout layout = weight_layout(checkpoint, range);
-    const uint64_t least = smallest_placement(layout), all = layout.image_bytes();
+    const uint64_t least = smallest_placement(layout, run.whole_layers);
+    const uint64_t all = layout.image_bytes();
     const uint64_t bytes = least + (all - least) * static_cast<uint64_t>(*run.weight_memory) / 100;
-    return WeightStore(checkpoint, range,
-                       {place_weights(layout, bytes, run.read_ahead), *offload,
-                        [&run] { return make_io_queue(8, run.io); }, run.ahead},
-                       budget, cpu.threads);
+    return WeightStore(
+        checkpoint, range,
+        {place_weights(layout, bytes, {run.read_ahead, run.whole_layers, run.keep_head}), *offload,
+         [&run] { return make_io_queue(8, run.io); }, run.ahead},
+        budget, cpu.threads);
   }
 
   static KvStore make_kv(const Checkpoint& checkpoint, const StageRange& range, KvFormat format,
@@ -320,25 +334,86 @@ std::string format_name(const testing::TestParamInfo<DType>& info) {
 INSTANTIATE_TEST_SUITE_P(Formats, EngineOfFormat,
                          testing::ValuesIn(all_dtypes().begin(), all_dtypes().end()), format_name);
 
-// A head of several pieces and layers of several blocks, on one stage and on the last of two.
-TEST(StageEngine, ABigHeadComesInPieces) {
+// A head and layers that are longer than the ring, on one stage and on the last of two.
+TEST(StageEngine, WhatIsLongerThanTheRingComesThroughIt) {
   for (const bool tied : {true, false}) {
     ModelConfig config = test::small_llama();
     config.vocab_size = 70000;
-    config.d_ffn = 5000;
+    config.d_ffn = 6000;
     config.tied_head = tied;
     MemoryCheckpoint::Options options;
     options.matrix_format = [](Role, int) { return DType::kF32; };
     const MemoryCheckpoint checkpoint(config, options);
     const WeightLayout layout = weight_layout(checkpoint, {0, 2, true, true});
-    const WeightPlacement least = place_weights(layout, smallest_placement(layout), 2);
-    EXPECT_GT(pieces_of(layout, least).size(), 3u);
+    const WeightPlacement least = place_weights(layout, 0, {.whole_layers = false});
+    for (const WeightPiece& piece : pieces_of(layout, least)) EXPECT_GT(piece.bytes, least.ring);
     std::vector<RunShape> runs;
-    for (const int memory : {0, 10, 50, 80, 90, 99}) runs.push_back({.weight_memory = memory});
+    for (const int memory : {0, 10, 50, 80, 90, 99}) {
+      runs.push_back({.weight_memory = memory});
+      runs.push_back({.weight_memory = memory, .whole_layers = false, .keep_head = false});
+    }
+    runs.push_back({.weight_memory = 0, .whole_layers = false, .ahead = false});
     runs.push_back({.weight_memory = 0, .ahead = false});
     runs.push_back({.micro_batch_rows = 5, .weight_memory = 0});
     runs.push_back({.stages = {1}, .weight_memory = 0});
     expect_reference_bits(checkpoint, runs, {40, 2});
+  }
+}
+
+// The best tokens and the logits of one call, from as many passes as the scratch memory makes it,
+// are those of plain logits.
+TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
+  ModelConfig config = test::small_llama();
+  config.vocab_size = 70000;
+  const MemoryCheckpoint checkpoint(config, {});
+  ThreadPool threads(2, 0);
+  const Cpu cpu{threads, kernels("auto")};
+  MemoryBudget budget("host memory", uint64_t{1} << 30);
+  const StageRange range{1, 2, false, true};
+  for (const RunShape& run :
+       {RunShape{}, RunShape{.weight_memory = 0, .whole_layers = false, .keep_head = false}}) {
+    SCOPED_TRACE(describe(run));
+    EngineStage stage(checkpoint, range, KvFormat::kF16, cpu, budget, run);
+    constexpr int64_t kRows = 9000;  // more than a block of logits has for one panel
+    const auto width = static_cast<size_t>(config.d_model);
+    const auto vocabulary = static_cast<size_t>(config.vocab_size);
+    for (const auto& [best_rows, logit_rows] :
+         std::vector<std::pair<int64_t, int64_t>>{{1, 0}, {0, 5}, {4, 3}, {kRows, 1}, {0, 0}}) {
+      std::vector<float> hidden = Random(5).floats((best_rows + logit_rows) * config.d_model);
+      if (best_rows == 4) {
+        std::fill_n(hidden.begin(), width, 0.0f);  // all logits are equal
+        hidden[width] = kNan;
+      }
+      std::vector<float> same = hidden;
+      std::vector<BestToken> best(static_cast<size_t>(best_rows));
+      std::vector<float> logits;
+      stage.engine.head(
+          hidden.data(), best, logit_rows, [&](int64_t first, int64_t count, const float* some) {
+            EXPECT_EQ(static_cast<size_t>(first) * vocabulary, logits.size());
+            logits.insert(logits.end(), some, some + static_cast<size_t>(count) * vocabulary);
+          });
+      std::vector<float> expected(vocabulary);
+      for (int64_t row = 0; row < best_rows + logit_rows; ++row) {
+        if (best_rows == kRows && row % 1000 != 0) continue;
+        SCOPED_TRACE(row);
+        stage.engine.logits(same.data() + row * config.d_model, 1, expected.data());
+        if (row >= best_rows) {
+          const auto at = static_cast<size_t>(row - best_rows) * vocabulary;
+          ASSERT_LE(at + vocabulary, logits.size());
+          EXPECT_TRUE(same_bits(expected, std::span(logits).subspan(at, vocabulary)));
+          continue;
+        }
+        const BestToken& token = best[static_cast<size_t>(row)];
+        EXPECT_EQ(token.has_nan, std::isnan(expected[0]));
+        if (token.has_nan) continue;
+        EXPECT_EQ(token.token, reference::argmax(expected));
+        EXPECT_EQ(token.logit, expected[static_cast<size_t>(token.token)]);
+      }
+      if (best_rows == 4) {
+        EXPECT_EQ(best[0].token, 0);
+        EXPECT_TRUE(best[1].has_nan);
+      }
+    }
   }
 }
 

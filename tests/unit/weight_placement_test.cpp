@@ -42,83 +42,94 @@ class WeightPlacementTest : public testing::TestWithParam<Case> {
   uint64_t takes(const WeightPlacement& p) const {
     return resident_bytes(layout_, p) + ring_bytes(p);
   }
+
+  void expect_room_in_ring(const WeightPlacement& p, bool whole_layers) const {
+    EXPECT_EQ(p.ring % kReadBlock, 0u);
+    for (const WeightPiece& piece : pieces_of(layout_, p)) {
+      const WeightUnit& unit = layout_.units[piece.unit];
+      for (const PlacedMatrix& matrix : unit.matrices) {
+        if (matrix.offset >= p.streamed[piece.unit]) continue;
+        EXPECT_GE(p.ring, 2 * matrix.panel_bytes);
+      }
+      if (whole_layers && unit.kind == WeightUnit::Kind::kLayer) {
+        EXPECT_GE(p.ring, piece.bytes);
+      }
+    }
+  }
 };
 
 TEST_P(WeightPlacementTest, KeepsItsBudgetFromTheSmallestToAll) {
-  const uint64_t least = smallest_placement(layout_), all = layout_.image_bytes();
-  ASSERT_LE(least, all);
-  WeightPlacement before;
-  for (int i = 0; i <= 40; ++i) {
-    const uint64_t budget = least + (all - least) * static_cast<uint64_t>(i) / 40;
-    for (const uint64_t ahead : {uint64_t{0}, kAhead / 4, kAhead}) {
-      const WeightPlacement p = place_weights(layout_, budget, ahead);
-      EXPECT_LE(takes(p), budget) << i << "/40 of the way, " << ahead << " ahead";
-      EXPECT_LE(p.ahead_bytes, ahead);
-      if (ahead != kAhead / 4) continue;
-      // More memory, less to read, where it does not pay for reading further ahead or a resident
-      // head. (Up to a panel, and a block at either end of a piece.)
-      const uint64_t grain = layout_.units.size() * 4 * kReadBlock;
-      if (i > 0 && p.ahead_bytes == before.ahead_bytes &&
-          p.streamed.back() == before.streamed.back()) {
-        EXPECT_LE(streamed_bytes(layout_, p), streamed_bytes(layout_, before) + grain) << i;
+  for (const bool whole_layers : {false, true}) {
+    const uint64_t least = smallest_placement(layout_, whole_layers), all = layout_.image_bytes();
+    ASSERT_LE(least, all);
+    WeightPlacement before;
+    for (int i = 0; i <= 40; ++i) {
+      const uint64_t budget = least + (all - least) * static_cast<uint64_t>(i) / 40;
+      for (const uint64_t ahead : {uint64_t{0}, kAhead / 4, kAhead}) {
+        for (const bool keep_head : {false, true}) {
+          const WeightPlacement p =
+              place_weights(layout_, budget, {ahead, whole_layers, keep_head});
+          EXPECT_LE(takes(p), budget) << i << "/40 of the way, " << ahead << " ahead";
+          EXPECT_EQ(p.all_resident(), resident_bytes(layout_, p) == layout_.image_bytes());
+          if (p.ring > 0) {
+            expect_room_in_ring(p, whole_layers);
+          }
+          if (ahead != kAhead / 4 || !keep_head) continue;
+          // More memory, less to read, where it does not pay for reading further ahead or a
+          // resident head. (Up to a panel, and a block at the end of a piece.)
+          const uint64_t grain = layout_.units.size() * 4 * kReadBlock;
+          if (i > 0 && p.ring <= before.ring && p.streamed.back() == before.streamed.back()) {
+            EXPECT_LE(streamed_bytes(layout_, p), streamed_bytes(layout_, before) + grain) << i;
+          }
+          before = p;
+        }
       }
-      before = p;
     }
+    const WeightPlacement resident = place_weights(layout_, all, {kAhead, whole_layers, true});
+    EXPECT_TRUE(resident.all_resident());
+    EXPECT_EQ(streamed_bytes(layout_, resident), 0u);
   }
-  EXPECT_TRUE(place_weights(layout_, all, kAhead).all_resident());
-  EXPECT_EQ(streamed_bytes(layout_, place_weights(layout_, all, kAhead)), 0u);
 }
 
 TEST_P(WeightPlacementTest, EveryByteOfAMatrixIsResidentOrRead) {
   for (const int percent : {0, 10, 35, 60, 90, 99}) {
-    const uint64_t least = smallest_placement(layout_);
-    const uint64_t budget = least + (layout_.image_bytes() - least) * percent / 100;
-    const WeightPlacement p = place_weights(layout_, budget, kAhead);
-    const std::vector<WeightPiece> pieces = pieces_of(layout_, p);
-    for (size_t u = 0; u < layout_.units.size(); ++u) {
-      const WeightUnit& unit = layout_.units[u];
-      EXPECT_LE(p.streamed[u], unit.image_bytes);
-      if (p.streamed[u] == 0) continue;
-      // A border lies between panels.
-      const bool between =
-          std::any_of(unit.matrices.begin(), unit.matrices.end(), [&](const PlacedMatrix& m) {
-            return p.streamed[u] > m.offset && p.streamed[u] <= m.offset + m.bytes() &&
-                   (p.streamed[u] - m.offset) % m.panel_bytes == 0;
-          });
-      EXPECT_TRUE(between) << unit.name();
-      if (unit.kind == WeightUnit::Kind::kEmbedding &&
-          !(layout_.range.is_last && layout_.head_unit() == 0)) {
-        EXPECT_TRUE(p.embedding_streamed());
-        continue;
-      }
-      uint64_t covered = 0;
-      int64_t panel = 0;
-      for (const WeightPiece& piece : pieces) {
-        if (piece.unit != u) continue;
-        EXPECT_LE(piece.from, covered) << unit.name();
-        EXPECT_LE(piece.to - piece.from, p.piece_bytes) << unit.name();
-        EXPECT_EQ(piece.from % kReadBlock, 0u);
-        EXPECT_TRUE(piece.to % kReadBlock == 0 || piece.to == unit.image_bytes);
-        if (piece.end_panel != 0) {
-          const uint64_t panel_bytes = unit.matrices.front().panel_bytes;
-          EXPECT_EQ(piece.first_panel, panel);
-          EXPECT_LE(piece.from, static_cast<uint64_t>(piece.first_panel) * panel_bytes);
-          EXPECT_GE(piece.to, static_cast<uint64_t>(piece.end_panel) * panel_bytes);
-          panel = piece.end_panel;
+    for (const bool keep_head : {false, true}) {
+      const uint64_t least = smallest_placement(layout_, false);
+      const uint64_t budget = least + (layout_.image_bytes() - least) * percent / 100;
+      const WeightPlacement p = place_weights(layout_, budget, {kAhead, false, keep_head});
+      const std::vector<WeightPiece> pieces = pieces_of(layout_, p);
+      for (size_t u = 0; u < layout_.units.size(); ++u) {
+        const WeightUnit& unit = layout_.units[u];
+        EXPECT_LE(p.streamed[u], unit.image_bytes);
+        const auto piece = std::find_if(pieces.begin(), pieces.end(),
+                                        [&](const WeightPiece& each) { return each.unit == u; });
+        const bool is_head = layout_.range.is_last && layout_.head_unit() == u;
+        const bool swept = unit.kind == WeightUnit::Kind::kLayer || is_head;
+        ASSERT_EQ(piece != pieces.end(), p.streamed[u] != 0 && swept) << unit.name();
+        if (unit.kind == WeightUnit::Kind::kEmbedding) {
+          EXPECT_EQ(p.embedding_streamed(), p.streamed[u] != 0);
         }
-        covered = piece.to;
-      }
-      EXPECT_GE(covered, p.streamed[u]) << unit.name();
-      if (panel != 0) {
-        EXPECT_EQ(panel, unit.matrices.front().panels());
+        if (p.streamed[u] == 0) continue;
+        // A border lies between panels.
+        const bool between =
+            std::any_of(unit.matrices.begin(), unit.matrices.end(), [&](const PlacedMatrix& m) {
+              return p.streamed[u] > m.offset && p.streamed[u] <= m.offset + m.bytes() &&
+                     (p.streamed[u] - m.offset) % m.panel_bytes == 0;
+            });
+        EXPECT_TRUE(between) << unit.name();
+        if (!swept) continue;
+        EXPECT_GE(piece->bytes, p.streamed[u]) << unit.name();
+        EXPECT_TRUE(piece->bytes % kReadBlock == 0 || piece->bytes == unit.image_bytes);
+        EXPECT_LT(piece->bytes, p.streamed[u] + kReadBlock) << unit.name();
       }
     }
   }
 }
 
 TEST_P(WeightPlacementTest, LayersStreamTheSameShare) {
-  const uint64_t least = smallest_placement(layout_);
-  const WeightPlacement p = place_weights(layout_, (least + layout_.image_bytes()) / 2, kAhead);
+  const uint64_t least = smallest_placement(layout_, false);
+  const WeightPlacement p =
+      place_weights(layout_, (least + layout_.image_bytes()) / 2, {kAhead, false, true});
   double low = 1.0, high = 0.0, grain = 0.0;
   for (size_t u = 0; u < layout_.units.size(); ++u) {
     const WeightUnit& unit = layout_.units[u];

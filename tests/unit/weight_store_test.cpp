@@ -141,10 +141,10 @@ TEST(WeightStore, ATiedHeadIsSharedOnOneStageAndLoadedOnTheLastOfSeveral) {
   MemoryBudget budget("host memory", kPlenty);
   ThreadPool pool(1, 0);
   WeightStore whole(model, {0, 2, true, true}, budget, pool);
-  const PackedMatrix a = whole.acquire_head(0).head;
+  const PackedMatrix a = whole.acquire_head().weight;
   EXPECT_EQ(a.panels, embedding(whole).panels);
   WeightStore last(model, {1, 2, false, true}, budget, pool);
-  const PackedMatrix b = last.acquire_head(0).head;
+  const PackedMatrix b = last.acquire_head().weight;
   ASSERT_NE(b.panels, nullptr);
   ASSERT_EQ(a.panel_bytes() * static_cast<size_t>(a.panel_count()),
             b.panel_bytes() * static_cast<size_t>(b.panel_count()));
@@ -158,7 +158,7 @@ TEST(WeightStore, AnUntiedHeadHasItsOwnMemory) {
   MemoryBudget budget("host memory", kPlenty);
   ThreadPool pool(1, 0);
   WeightStore store(model, {0, 2, true, true}, budget, pool);
-  const PackedMatrix head = store.acquire_head(0).head;
+  const PackedMatrix head = store.acquire_head().weight;
   EXPECT_NE(head.panels, embedding(store).panels);
   EXPECT_EQ(head.rows, 80);
 }

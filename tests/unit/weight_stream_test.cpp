@@ -32,7 +32,7 @@ TEST(MemoryBudget, ARingIsThereTwiceAndCountedOnce) {
 }
 
 // Layers of several megabytes, which take many reads.
-class WeightStreamTest : public testing::TestWithParam<std::tuple<uint64_t, bool, IoMethod>> {
+class WeightStreamTest : public testing::Test {
  protected:
   const std::unique_ptr<Checkpoint> model_ = Checkpoint::open("synthetic:smollm2-135m:q8");
   const StageRange range_{10, 14, false, false};
@@ -44,11 +44,15 @@ class WeightStreamTest : public testing::TestWithParam<std::tuple<uint64_t, bool
                                  range_, layout_, budget_, threads_, [](const std::string&) {});
 };
 
-TEST_P(WeightStreamTest, EveryByteIsRightFromItsAwaitToItsDone) {
-  const auto [ahead_bytes, ahead, method] = GetParam();
+// Ring, reading ahead, method.
+class WeightStreamRing : public WeightStreamTest,
+                         public testing::WithParamInterface<std::tuple<uint64_t, bool, IoMethod>> {
+};
+
+TEST_P(WeightStreamRing, EveryByteIsRightFromItsAwaitToItsDone) {
+  const auto [ring, ahead, method] = GetParam();
   std::vector<std::vector<std::byte>> images;
   std::vector<WeightPiece> pieces;
-  WeightPlacement placement;
   for (size_t u = 0; u < layout_.units.size(); ++u) {
     const uint64_t bytes = layout_.units[u].image_bytes;
     ASSERT_GT(bytes, 8 * kReadBlock);
@@ -56,13 +60,9 @@ TEST_P(WeightStreamTest, EveryByteIsRightFromItsAwaitToItsDone) {
     pack_image(*model_, layout_.units[u], 0, images.back(), threads_);
     // Of different lengths; the last one to the image's end, which is no multiple of a block.
     const uint64_t to = u + 1 < layout_.units.size() ? (5 + 3 * u) * kReadBlock : bytes;
-    pieces.push_back({u, 0, std::min(to, bytes), 0, 0});
-    placement.piece_bytes =
-        std::max(placement.piece_bytes, (pieces.back().to / kReadBlock + 1) * kReadBlock);
+    pieces.push_back({u, std::min(to, bytes)});
   }
-  placement.ahead_bytes = ahead_bytes;
-  WeightStream stream(*file_, pieces, placement, make_io_queue(4, method), budget_, threads_,
-                      ahead);
+  WeightStream stream(*file_, pieces, ring, make_io_queue(4, method), budget_, threads_, ahead);
 
   std::mt19937 random(11);
   int used = 0;
@@ -70,14 +70,20 @@ TEST_P(WeightStreamTest, EveryByteIsRightFromItsAwaitToItsDone) {
     const size_t p = visit % pieces.size();
     if (random() % 5 == 0) continue;  // left out
     ++used;
-    const std::byte* memory = stream.acquire(p);
-    const uint64_t length = pieces[p].to - pieces[p].from;
+    stream.acquire(p);
+    const uint64_t length = pieces[p].bytes;
+    uint64_t done = 0;
     for (uint64_t at = 0; at < length;) {
-      const uint64_t next = std::min(length, at + 1 + random() % (length / 3));
-      stream.await(next);
-      ASSERT_TRUE(std::equal(memory + at, memory + next, images[p].begin() + at))
-          << "visit " << visit << ", bytes " << at << " to " << next;
-      if (random() % 2 == 0) stream.done(next);
+      const uint64_t most = std::min(length / 3, ring - kReadBlock - kIoAlignment);
+      const uint64_t next = std::min(length, at + 1 + random() % most);
+      if (next - done > most) stream.done(done = at);
+      const uint64_t there = stream.await(next);
+      ASSERT_GE(there, next);
+      ASSERT_LE(there, length);
+      const std::byte* memory = stream.memory(at);
+      ASSERT_TRUE(std::equal(memory, memory + (there - at), images[p].begin() + at))
+          << "visit " << visit << ", bytes " << at << " to " << there;
+      if (random() % 2 == 0) stream.done(done = next);
       at = next;
     }
     stream.release(p);
@@ -85,10 +91,19 @@ TEST_P(WeightStreamTest, EveryByteIsRightFromItsAwaitToItsDone) {
   EXPECT_GT(used, 30);
 }
 
-INSTANTIATE_TEST_SUITE_P(Rings, WeightStreamTest,
-                         testing::Combine(testing::Values(0, kReadBlock, 16 * kReadBlock),
-                                          testing::Bool(),
-                                          testing::Values(IoMethod::kAuto, IoMethod::kThreads)));
+// A plan whose ring is too small must not wait for ever.
+TEST_F(WeightStreamTest, WhatCannotComeIsNotWaitedFor) {
+  const std::vector<WeightPiece> pieces = {{0, 8 * kReadBlock}};
+  WeightStream stream(*file_, pieces, 4 * kReadBlock, make_io_queue(4), budget_, threads_, true);
+  stream.acquire(0);
+  EXPECT_GE(stream.await(4 * kReadBlock), 4 * kReadBlock);
+  EXPECT_THROW(stream.await(4 * kReadBlock + 1), std::logic_error);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rings, WeightStreamRing,
+    testing::Combine(testing::Values(2 * kReadBlock, 7 * kReadBlock, 40 * kReadBlock),
+                     testing::Bool(), testing::Values(IoMethod::kAuto, IoMethod::kThreads)));
 
 }  // namespace
 }  // namespace headrace
