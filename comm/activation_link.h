@@ -20,8 +20,9 @@ class ActivationLink {
 
   virtual ~ActivationLink() = default;
 
-  // The buffers to work with, kLinkBuffers spans of the same size; posts the first receives. The
-  // memory is the caller's and must outlive the link. Call once, first.
+  // The buffers to work with, kLinkBuffers spans of the same size, or one where there is one rank;
+  // posts the first receives. The memory is the caller's and must outlive the link. Call once,
+  // first.
   virtual void set_buffers(const std::vector<HiddenBuffer>& buffers) = 0;
 
   // First stage: a buffer that is free. Waits for earlier sends to complete. Throws PeerLost.
@@ -34,7 +35,7 @@ class ActivationLink {
   virtual void recycle(HiddenBuffer buffer) = 0;
 };
 
-// Buffers a link needs: one computed on, one being sent, one being received.
+// Buffers a link between ranks needs: one computed on, one being sent, one being received.
 inline constexpr int kLinkBuffers = 3;
 
 }  // namespace headrace

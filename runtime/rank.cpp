@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "engine/error.h"
 #include "engine/io/directory.h"
@@ -120,7 +121,7 @@ Workload Rank::workload(const RequestSizes& requests) const {
   RequestSizes sizes = from_rank_0(wires_.communicator, requests);
   const int64_t context = checkpoint_->config().max_positions;
   if (options_.max_tokens > 0) sizes = {options_.max_tokens, options_.max_tokens, 0};
-  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens, 0};
+  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens, 0, true};
   Workload workload;
   workload.sequences = stage_sizes(options_, checkpoint_->config()).slots;
   if (sizes.sequences > 0 && sizes.sequences < workload.sequences) {
@@ -130,6 +131,11 @@ Workload Rank::workload(const RequestSizes& requests) const {
   workload.tokens = std::min(sizes.usual, context);
   workload.longest = std::min(sizes.longest, context);
   workload.groups = wires_.communicator.size();
+  workload.sampled = sizes.sampled;
+  // Whole prompts go in one step as far as the user wants it.
+  if (options_.prefill_chunk == 0 || options_.prefill_chunk > kStepRows) {
+    workload.least_step_rows = kLongestStep;
+  }
   return workload;
 }
 
@@ -177,11 +183,12 @@ void Rank::settle(Workload workload, bool build) {
     return plan_.sizes.kv_disk_pages > 0 ? plan_.sizes.kv_staging_pages : plan_.kv_pages();
   };
   const Agreement agreed =
-      agree(wires_.communicator, {HEADRACE_VERSION,
-                                  checkpoint_->fingerprint(),
-                                  numerics(options_),
-                                  schedule_text(options_),
-                                  {plan_.kv_pages(), room_for_one(), plan_.sizes.slots}});
+      agree(wires_.communicator,
+            {HEADRACE_VERSION,
+             checkpoint_->fingerprint(),
+             numerics(options_),
+             schedule_text(options_),
+             {plan_.kv_pages(), room_for_one(), plan_.sizes.slots, plan_.sizes.step_rows}});
   if (agreed.slots < plan_.sizes.slots) {  // another rank has room for fewer
     workload.sequences = static_cast<int>(agreed.slots);
     workload.exact = true;
@@ -193,15 +200,13 @@ void Rank::settle(Workload workload, bool build) {
     plan_.kv = Stage::kv_bytes(checkpoint_->config(), range_, plan_.sizes);
   }
   if (plan_.kv_pages() < agreed.kv_pages || plan_.sizes.slots < agreed.slots) {
-    throw DoesNotFit("this stage has no room for the " + std::to_string(agreed.slots) +
-                     " sequences that the other ranks settled on; give --max-batch " +
-                     std::to_string(plan_.sizes.slots) + " on all ranks, or more --host-memory");
+    throw std::logic_error("a plan for fewer sequences has less room than the one for more");
   }
   limits_.slots = plan_.sizes.slots;
   limits_.groups = std::min(wires_.communicator.size(), limits_.slots);
   limits_.kv_pages = agreed.kv_pages;
   limits_.sequence_pages = agreed.sequence_pages;
-  limits_.step_rows = plan_.sizes.step_rows;
+  limits_.step_rows = agreed.step_rows;
   limits_.prefill_chunk = options_.prefill_chunk > 0 ? options_.prefill_chunk : limits_.step_rows;
 }
 
@@ -250,7 +255,7 @@ void Rank::load() {
       KvDiskAccess{options_.disk, [] { return make_io_queue(kKvTransfers); }, !options_.serial});
   const size_t bytes = link_buffer_bytes(config, plan_.sizes.step_rows);
   std::vector<ActivationLink::HiddenBuffer> spans;
-  for (int i = 0; i < kLinkBuffers; ++i) {
+  for (int i = 0; i < link_buffers(range_); ++i) {
     hidden_.push_back(budget_.allocate(bytes, "activations"));
     spans.emplace_back(hidden_.back().data(), bytes);
   }

@@ -63,6 +63,14 @@ void Sampler::observe(int slot, std::span<const int32_t> tokens) {
   }
 }
 
+SampledToken Sampler::best(int slot, const BestToken& best) {
+  SampledToken result;
+  result.slot = slot;
+  result.finite = std::isfinite(best.logit) && !best.has_nan;
+  if (result.finite) result.chosen.token = best.token;
+  return result;
+}
+
 SampledToken Sampler::sample(int slot, int64_t position, std::span<float> logits) const {
   const Slot& s = slots_[slot];
   const SamplingParams& sampling = s.admission.sampling;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/ops/cpu/kernels.h"
+#include "engine/stage_engine.h"
 #include "runtime/schedule/step_message.h"
 
 namespace headrace {
@@ -21,6 +22,12 @@ class Sampler {
   void admit(const Admission& admission);
   // Tokens of the slot's sequence, as a step brings them in: prompt chunks, then generated ones.
   void observe(int slot, std::span<const int32_t> tokens);
+
+  // The slot's token is the one with the largest logit of the model, and nothing more is told of
+  // it.
+  bool takes_best(int slot) const { return slots_[slot].admission.sampling.takes_best(); }
+  // The token of such a slot.
+  static SampledToken best(int slot, const BestToken& best);
 
   // The token that follows position `position`. `logits` [vocab_size] is overwritten.
   SampledToken sample(int slot, int64_t position, std::span<float> logits) const;

@@ -1,17 +1,12 @@
 #include "runtime/pipeline/stage.h"
 
 #include <algorithm>
-#include <cstring>
+#include <utility>
 
 #include "engine/timeline.h"
 
 namespace headrace {
 namespace {
-
-uint64_t sample_bytes(const ModelConfig& config, const StageRange& range, int64_t logit_rows) {
-  if (!range.is_last) return 0;
-  return static_cast<uint64_t>(logit_rows * (config.d_model + config.vocab_size)) * sizeof(float);
-}
 
 KvStore make_kv(const KvPageShape& shape, int layers, const Stage::Sizes& sizes,
                 const KvDiskAccess& access, MemoryBudget& budget) {
@@ -44,8 +39,7 @@ KvPageShape Stage::page_shape(const ModelConfig& config, KvFormat format) {
 
 uint64_t Stage::fixed_bytes(const ModelConfig& config, const StageRange& range,
                             const Sizes& sizes) {
-  return StageEngine::scratch_bytes(config, sizes.micro_batch_rows) +
-         sample_bytes(config, range, sizes.logit_rows);
+  return StageEngine::scratch_bytes(config, range, sizes.micro_batch_rows, sizes.logit_rows);
 }
 
 Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, MemoryBudget& budget,
@@ -54,9 +48,7 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, Me
       range_(weights.range()),
       cpu_(cpu),
       kv_(make_kv(page_shape(config, sizes.kv_format), range_.layers(), sizes, disk, budget)),
-      engine_(config, weights, kv_, cpu, budget, sizes.micro_batch_rows),
-      logit_rows_(sizes.logit_rows),
-      sampled_(budget.allocate(sample_bytes(config, range_, sizes.logit_rows), "logits")),
+      engine_(config, weights, kv_, cpu, budget, sizes.micro_batch_rows, sizes.logit_rows),
       prompt_tokens_(static_cast<size_t>(sizes.slots)) {
   if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
 }
@@ -93,38 +85,51 @@ void Stage::count_rows(const StepMessage& step) {
   timeline->count(Counter::kDecodeRows, step.rows() - prompt);
 }
 
-StepResult Stage::sample(const StepMessage& step, const float* hidden) {
+StepResult Stage::sample(const StepMessage& step, float* hidden) {
   for (const Admission& admission : step.admissions) sampler_->admit(admission);
   struct Row {
     const StepItem* item;
-    int64_t row;
+    int64_t row;    // of hidden
+    size_t result;  // of the step's results
   };
   std::vector<Row> wanted;
   int64_t row = 0;
   for (const StepItem& item : step.items) {
     sampler_->observe(item.slot, std::span(step.tokens).subspan(row, item.rows));
     row += item.rows;
-    if (item.sample) wanted.push_back({&item, row - 1});
+    if (item.sample) wanted.push_back({&item, row - 1, wanted.size()});
+  }
+  // The wanted rows come to the front, and of them those that need no logits.
+  const int64_t width = config_.d_model;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    float* const to = hidden + static_cast<int64_t>(i) * width;
+    if (const float* const from = hidden + wanted[i].row * width; from != to) {
+      std::copy_n(from, width, to);
+    }
+  }
+  size_t best_rows = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (!sampler_->takes_best(wanted[i].item->slot)) continue;
+    float* const to = hidden + static_cast<int64_t>(best_rows) * width;
+    if (i != best_rows) std::swap_ranges(to, to + width, hidden + static_cast<int64_t>(i) * width);
+    std::swap(wanted[best_rows++], wanted[i]);
   }
 
   StepResult result{step.step, std::vector<SampledToken>(wanted.size())};
-  auto* rows = sampled_.as<float>();
-  float* logits = rows + logit_rows_ * config_.d_model;
-  const auto at_once = static_cast<size_t>(logit_rows_);
-  for (size_t done = 0; done < wanted.size(); done += at_once) {
-    const auto count = std::min(at_once, wanted.size() - done);
-    for (size_t i = 0; i < count; ++i) {
-      std::memcpy(rows + i * config_.d_model, hidden + wanted[done + i].row * config_.d_model,
-                  config_.d_model * sizeof(float));
-    }
-    engine_.logits(rows, static_cast<int64_t>(count), logits);
-    const Span span(Track::kCompute, "sample", {Arg::kRows, static_cast<int64_t>(count)});
-    cpu_.threads.parallel_for(static_cast<int64_t>(count), [&](int64_t i) {
-      const StepItem& item = *wanted[done + i].item;
-      const std::span<float> row_logits(logits + i * config_.vocab_size, config_.vocab_size);
-      result.tokens[done + i] =
-          sampler_->sample(item.slot, item.first_position + item.rows - 1, row_logits);
+  std::vector<BestToken> best(best_rows);
+  const auto logit_rows = static_cast<int64_t>(wanted.size() - best_rows);
+  engine_.head(hidden, best, logit_rows, [&](int64_t first, int64_t count, float* logits) {
+    const Span span(Track::kCompute, "sample", {Arg::kRows, count});
+    cpu_.threads.parallel_for(count, [&](int64_t i) {
+      const Row& sampled = wanted[best_rows + static_cast<size_t>(first + i)];
+      const StepItem& item = *sampled.item;
+      result.tokens[sampled.result] =
+          sampler_->sample(item.slot, item.first_position + item.rows - 1,
+                           std::span<float>(logits + i * config_.vocab_size, config_.vocab_size));
     });
+  });
+  for (size_t i = 0; i < best_rows; ++i) {
+    result.tokens[wanted[i].result] = Sampler::best(wanted[i].item->slot, best[i]);
   }
   return result;
 }

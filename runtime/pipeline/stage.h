@@ -28,7 +28,7 @@ class Stage {
     int64_t kv_pages = 0;          // in memory for good
     int64_t kv_disk_pages = 0;     // besides them
     int64_t kv_staging_pages = 0;  // where pages from disk come in; most that a sequence may have
-    int64_t logit_rows = 16;       // rows whose logits are in memory at once
+    int64_t logit_rows = 16;       // rows whose logits are in memory at once, at least
     int64_t step_rows = 512;
     int64_t micro_batch_rows = 256;
     KvFormat kv_format = KvFormat::kF16;
@@ -53,16 +53,14 @@ class Stage {
 
  private:
   void count_rows(const StepMessage& step);
-  StepResult sample(const StepMessage& step, const float* hidden);
+  StepResult sample(const StepMessage& step, float* hidden);
 
   const ModelConfig& config_;
   StageRange range_;
   Cpu cpu_;
   KvStore kv_;
   StageEngine engine_;
-  std::optional<Sampler> sampler_;  // last stage
-  int64_t logit_rows_;
-  Buffer sampled_;                      // [logit_rows][d_model + vocab_size], last stage
+  std::optional<Sampler> sampler_;      // last stage
   std::vector<int32_t> prompt_tokens_;  // [slot], where a Timeline is attached
 };
 

@@ -15,11 +15,13 @@ using nlohmann::json;
 
 Agreement agree(Communicator& communicator, const RankFacts& facts) {
   const auto room_of = [](const json& rank) { return rank.at("room").get<std::vector<int64_t>>(); };
-  const json mine = {{"headrace version", facts.version},
-                     {"model fingerprint", facts.fingerprint},
-                     {"numerics", facts.numerics},
-                     {"schedule", facts.schedule},
-                     {"room", {facts.room.kv_pages, facts.room.sequence_pages, facts.room.slots}}};
+  const json mine = {
+      {"headrace version", facts.version},
+      {"model fingerprint", facts.fingerprint},
+      {"numerics", facts.numerics},
+      {"schedule", facts.schedule},
+      {"room",
+       {facts.room.kv_pages, facts.room.sequence_pages, facts.room.slots, facts.room.step_rows}}};
   std::vector<int64_t> least = room_of(mine);
   const std::vector<Bytes> all = gather(communicator, to_bytes(mine));
   for (size_t r = 1; r < all.size(); ++r) {
@@ -37,7 +39,7 @@ Agreement agree(Communicator& communicator, const RankFacts& facts) {
     for (size_t i = 0; i < least.size(); ++i) least[i] = std::min(least[i], room.at(i));
   }
   least = room_of(from_bytes(broadcast(communicator, to_bytes({{"room", least}}))));
-  return {least.at(0), least.at(1), least.at(2)};
+  return {least.at(0), least.at(1), least.at(2), least.at(3)};
 }
 
 }  // namespace headrace

@@ -14,6 +14,7 @@ struct Agreement {
   int64_t kv_pages = 0;        // of all sequences
   int64_t sequence_pages = 0;  // of one
   int64_t slots = 0;           // sequences
+  int64_t step_rows = 0;       // rows of a step
 };
 
 // What one rank brings. All but `room` must be the same on every rank.

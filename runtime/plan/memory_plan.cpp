@@ -4,8 +4,8 @@
 #include <cstdio>
 #include <cstring>
 #include <utility>
+#include <vector>
 
-#include "comm/activation_link.h"
 #include "engine/error.h"
 #include "engine/memory/offload_file.h"
 #include "runtime/plan/stage_plan.h"
@@ -14,13 +14,12 @@ namespace headrace {
 namespace {
 
 constexpr uint64_t kRounding = 4096;  // of each buffer
-// Read ahead at least: what a fast disk brings while the matrices of an attention are computed.
-constexpr uint64_t kReadAhead = 8 << 20;
+// Read ahead: what a fast disk brings while the matrices of an attention are computed, or more.
+constexpr uint64_t kReadAheads[] = {8 << 20, 24 << 20};
 constexpr int64_t kLogitRows = 16;
-// Where weights come from disk, memory is better used for weights than for larger micro-batches.
-constexpr int64_t kMicroBatchRows = 128;
 constexpr int64_t kMostLogitRows = 128;  // where a head on disk is read once for so many
-constexpr int kKvSteps = 8;              // shares of the KV cache in memory that are tried
+constexpr int64_t kLeastMicroRows = 32, kUsefulMicroRows = 128;
+constexpr int kKvSteps = 8;  // shares of the KV cache in memory that are tried
 
 class Planner {
  public:
@@ -48,7 +47,7 @@ class Planner {
       for (int step = kKvSteps; step >= 0; --step) {
         std::optional<StagePlan> plan = partly_on_disk(b, step);
         // Of equals, the one that has more sequences and more of its KV cache in memory.
-        if (plan && (!best || plan->tokens_per_s > 1.01 * best->tokens_per_s)) best = plan;
+        if (plan && (!best || plan->served_per_s > 1.01 * best->served_per_s)) best = plan;
       }
       if (best && workload_.exact) break;
     }
@@ -75,9 +74,9 @@ class Planner {
   }
 
   uint64_t activations(const Stage::Sizes& sizes) const {
+    const auto buffers = static_cast<uint64_t>(link_buffers(layout_.range));
     return Stage::fixed_bytes(config_, layout_.range, sizes) +
-           kLinkBuffers * link_buffer_bytes(config_, sizes.step_rows) +
-           kRounding * (kLinkBuffers + 3);
+           buffers * link_buffer_bytes(config_, sizes.step_rows) + kRounding * (buffers + 2);
   }
 
   // Norms and biases, which are always in memory.
@@ -108,31 +107,71 @@ class Planner {
     return plan;
   }
 
-  // `step` eighths of the KV cache of `sequences` sequences in memory. The head takes least in
-  // memory, but while it is computed no weights are used up and the disk may have to wait.
-  std::optional<StagePlan> partly_on_disk(int sequences, int step) const {
-    auto plan = partly_on_disk(sequences, step, false);
-    if (plan && !layout_.range.is_last) return plan;
-    auto other = partly_on_disk(sequences, step, true);
-    const bool better = !plan || (other && other->tokens_per_s > 1.01 * plan->tokens_per_s);
-    return better ? other : plan;
+  // How a stage that does not keep all its weights goes through a step.
+  struct Sweep {
+    int64_t micro_batch_rows;
+    int64_t step_rows;
+    // A step is several micro-batches, or one, to which the weights are gone once it has used them.
+    bool whole_layers;
+    uint64_t ahead;
+  };
+
+  // The larger a step the fewer the passes over the weights for prompts, the smaller its buffers
+  // the fewer bytes in each pass.
+  std::vector<Sweep> sweeps(int sequences, bool kv_on_disk) const {
+    std::vector<Sweep> all;
+    const int64_t most = sizes_.step_rows;
+    const int64_t least =
+        std::max({std::min(most, workload_.least_step_rows), std::min(most, kLeastMicroRows),
+                  std::min<int64_t>(most, (sequences - 1) / workload_.groups + 1)});
+    for (const uint64_t ahead : kReadAheads) {
+      for (int64_t power = least; power < 2 * most; power *= 2) {
+        const int64_t rows = std::min(power, most);
+        // The staging memory of a KV cache on disk cuts a step into micro-batches.
+        if (!kv_on_disk) all.push_back({rows, rows, false, ahead});
+        if (kv_on_disk || rows > kUsefulMicroRows) {
+          all.push_back({std::min(rows, kUsefulMicroRows), rows, true, ahead});
+        }
+      }
+    }
+    return all;
   }
 
-  std::optional<StagePlan> partly_on_disk(int sequences, int step, bool head_streamed) const {
+  // `step` eighths of the KV cache of `sequences` sequences in memory.
+  std::optional<StagePlan> partly_on_disk(int sequences, int step) const {
     if (limits_.disk == 0) return std::nullopt;
-    Stage::Sizes sizes = kv_sizes(sequences, step);
-    sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, kMicroBatchRows);
+    const Stage::Sizes sizes = kv_sizes(sequences, step);
+    std::optional<StagePlan> best;
+    for (const Sweep& sweep : sweeps(sequences, sizes.kv_disk_pages > 0)) {
+      for (const bool head_streamed : {false, true}) {
+        if (head_streamed && !layout_.range.is_last) continue;
+        const auto plan = partly_on_disk(sequences, sizes, sweep, head_streamed);
+        if (plan && (!best || plan->served_per_s > 1.002 * best->served_per_s)) best = plan;
+      }
+    }
+    return best;
+  }
+
+  // A resident head takes part of the weights' memory whole; a streamed one is read evenly with the
+  // layers, but where it is the embedding, too, its rows must be looked up on the disk.
+  std::optional<StagePlan> partly_on_disk(int sequences, Stage::Sizes sizes, const Sweep& sweep,
+                                          bool head_streamed) const {
+    sizes.micro_batch_rows = sweep.micro_batch_rows;
+    sizes.step_rows = sweep.step_rows;
     const uint64_t kv = kv_bytes(sizes);
     if (limits_.kv_memory > 0 && kv > std::max(limits_.kv_memory, page_)) return std::nullopt;
-    sizes.logit_rows = head_streamed
-                           ? std::min<int64_t>({sequences, kMostLogitRows, sizes.micro_batch_rows})
-                           : std::min<int64_t>(sequences, kLogitRows);
+    sizes.logit_rows =
+        workload_.sampled
+            ? std::min<int64_t>(sequences, head_streamed ? kMostLogitRows : kLogitRows)
+            : 1;
     StagePlan plan = start(sizes);
     const uint64_t fixed =
         plan.activations + vectors() + kv + kRounding * (layout_.units.size() + 2);
-    if (fixed + smallest_placement(layout_) > limits_.host_memory) return std::nullopt;
-    plan.placement =
-        place_weights(layout_, limits_.host_memory - fixed, kReadAhead, !head_streamed);
+    if (fixed + smallest_placement(layout_, sweep.whole_layers) > limits_.host_memory) {
+      return std::nullopt;
+    }
+    plan.placement = place_weights(layout_, limits_.host_memory - fixed,
+                                   {sweep.ahead, sweep.whole_layers, !head_streamed});
     if (streams_head(plan) && !head_streamed) return std::nullopt;
     plan.kv = kv;
     plan.weights = resident_bytes(layout_, plan.placement) + vectors();
@@ -188,25 +227,55 @@ class Planner {
     plan.compute_s = groups * rates_.compute_s(compute_bytes(), sequences / groups) +
                      pages * page * rates_.byte_s;
     if (rates_.disk > 0) {
-      plan.disk_s = (groups * static_cast<double>(plan.streamed) +
+      plan.disk_s = (groups * step_bytes(plan, sequences / groups) +
                      (plan.sizes.kv_disk_pages > 0 ? on_disk * page : 0.0)) /
                     rates_.disk;
       if (limits_.overlapped && plan.streamed > 0) {
-        plan.disk_s += groups * waits_for_head(plan, sequences / groups);
+        plan.disk_s += groups * disk_idles(plan, sequences / groups);
       }
     }
-    plan.round_s =
-        limits_.overlapped ? std::max(plan.compute_s, plan.disk_s) : plan.compute_s + plan.disk_s;
+    plan.round_s = together(plan.compute_s, plan.disk_s);
     plan.tokens_per_s = sequences / plan.round_s;
+    const double tokens = sequences * std::max(1.0, static_cast<double>(workload_.tokens) / 2);
+    plan.served_per_s = sequences / (plan.round_s + sequences * prompt_token_s(plan, tokens));
   }
 
-  // Seconds of a step in which the disk has nothing to do: the ring is full, and the head is
-  // computed more slowly than what there is of it to read.
-  double waits_for_head(const StagePlan& plan, double rows) const {
-    if (!layout_.range.is_last) return 0;
-    const uint64_t head = layout_.units[layout_.head_unit()].matrices.front().bytes();
-    const double read = static_cast<double>(plan.ring + (streams_head(plan) ? head : 0));
-    return std::max(0.0, rates_.compute_s(head, rows) - read / rates_.disk);
+  double together(double compute_s, double disk_s) const {
+    return limits_.overlapped ? std::max(compute_s, disk_s) : compute_s + disk_s;
+  }
+
+  // Seconds for a token of a prompt, where all prompts together have so many.
+  double prompt_token_s(const StagePlan& plan, double tokens) const {
+    const double rows = std::min(static_cast<double>(plan.sizes.step_rows), tokens);
+    const double micro_rows = std::min(static_cast<double>(plan.sizes.micro_batch_rows), rows);
+    const double compute_s = rows / micro_rows * rates_.compute_s(compute_bytes(), micro_rows);
+    const double disk_s = rates_.disk > 0 ? step_bytes(plan, rows) / rates_.disk : 0;
+    return together(compute_s, disk_s) / rows;
+  }
+
+  // Weights that a step of so many rows reads from disk.
+  double step_bytes(const StagePlan& plan, double rows) const {
+    return static_cast<double>(plan.streamed) +
+           rows * lookup_bytes_per_row(layout_, plan.placement);
+  }
+
+  // Seconds of a step in which the disk has nothing to do: the ring is full, and what is resident
+  // of a layer or the head is computed.
+  double disk_idles(const StagePlan& plan, double rows) const {
+    const double full_s = static_cast<double>(plan.placement.ring) / rates_.disk;
+    double seconds = 0;
+    const auto add = [&](uint64_t resident) {
+      seconds += std::max(0.0, rates_.compute_s(resident, rows) - full_s);
+    };
+    for (size_t u = 0; u < layout_.units.size(); ++u) {
+      const WeightUnit& unit = layout_.units[u];
+      if (unit.kind == WeightUnit::Kind::kLayer) add(unit.image_bytes - plan.placement.streamed[u]);
+    }
+    if (layout_.range.is_last) {
+      const size_t head = layout_.head_unit();
+      add(layout_.units[head].matrices.front().bytes() - plan.placement.streamed[head]);
+    }
+    return seconds;
   }
 
   // Packed weights that a row passes: all but an embedding that is not the head, too.

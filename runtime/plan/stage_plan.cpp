@@ -95,6 +95,10 @@ std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
                            stages));
 }
 
+int link_buffers(const StageRange& range) {
+  return range.is_first && range.is_last ? 1 : kLinkBuffers;
+}
+
 size_t link_buffer_bytes(const ModelConfig& config, int64_t step_rows) {
   return static_cast<size_t>(step_rows * config.d_model) * sizeof(float);
 }

@@ -18,7 +18,9 @@ namespace headrace {
 std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
                                    const std::vector<int>& split);
 
-// Bytes of one link buffer.
+// Buffers of hidden states that a stage needs; the only one hands none on.
+int link_buffers(const StageRange& range);
+// Bytes of one of them.
 size_t link_buffer_bytes(const ModelConfig& config, int64_t step_rows);
 
 }  // namespace headrace

@@ -25,6 +25,11 @@ struct SamplingParams {
   // log-softmax of the model's own logits, before any of the steps above.
   std::optional<int> top_logprobs;
 
+  // The token is the one with the largest logit, and nothing more is told of it.
+  bool takes_best() const {
+    return !(temperature > 0.0f) && repetition_penalty == 1.0f && logit_bias.empty() &&
+           !top_logprobs;
+  }
   bool operator==(const SamplingParams&) const = default;
 };
 

@@ -34,6 +34,7 @@ RequestSizes sizes_of(const Prompt& prompt, int max_tokens) {
 RequestSizes sizes_of_prompt(const std::string& prompt, const RequestDefaults& defaults) {
   RequestSizes sizes = sizes_of(std::vector<ChatMessage>{{"user", prompt}}, defaults.max_tokens);
   sizes.sequences = 1;
+  sizes.sampled = !defaults.sampling.takes_best();
   return sizes;
 }
 
@@ -55,6 +56,7 @@ RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& 
     usual.push_back(one.usual);
     sequences += request->n;
     sizes.longest = std::max(sizes.longest, one.longest);
+    sizes.sampled |= !request->sampling.takes_best();
   }
   if (usual.empty()) return {};
   // Nine in ten are not longer.

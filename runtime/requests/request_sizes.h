@@ -15,6 +15,7 @@ struct RequestSizes {
   int64_t usual = 0;      // rather more than less
   int64_t longest = 0;    // no request that was looked at has more
   int64_t sequences = 0;  // that the whole input has
+  bool sampled = false;   // some need more of the logits than the largest one
 };
 
 // Looks at the first thousand lines of a batch file. Nothing is known of standard input. Throws

@@ -146,7 +146,7 @@ class Mistakes(BenchTest):
                          says=["batch 900", "budget", "up to", "--host-memory"])
 
     def test_a_model_that_does_not_fit(self):
-        self.refused(DOES_NOT_FIT, "--model", "synthetic:smollm2-135m", "--host-memory", "64MiB",
+        self.refused(DOES_NOT_FIT, "--model", "synthetic:smollm2-135m", "--host-memory", "2MiB",
                      says=["needed", "budget", "--host-memory"])
 
     def test_json_that_cannot_be_written(self):

@@ -147,8 +147,8 @@ class Mistakes(CommandTest):
 
     def test_does_not_fit(self):
         log = self.refused(DOES_NOT_FIT, "generate", "--model", TINY, "--prompt", "x",
-                           "--host-memory", "1MiB",
-                           says=["weights", "activations", "KV cache", "budget       1.0 MiB"])
+                           "--host-memory", "500KiB",
+                           says=["weights", "activations", "KV cache", "budget       500.0 KiB"])
         cure = log.partition("--host-memory ")[2].split()[0]
         self.run_program("generate", "--model", TINY, "--input", self.batch(), "--output", "-",
                          "--host-memory", cure)

@@ -116,13 +116,13 @@ class DoesNotFit(Offload):
         print(f"{model}: {too_small} refused, {least} MiB enough", flush=True)
 
     def test_host_memory(self):
-        self.check_budget(WEIGHTS, "9MiB")
+        self.check_budget(WEIGHTS, "2MiB")
 
     def test_host_memory_of_a_small_model(self):
         self.check_budget(KV, "600KiB")
 
     def test_host_memory_of_one_of_two_ranks(self):
-        job = self.run_offloaded(WEIGHTS, FEW, ranks=[["--host-memory", "40MiB"], ["--host-memory", "5MiB"]],
+        job = self.run_offloaded(WEIGHTS, FEW, ranks=[["--host-memory", "40MiB"], ["--host-memory", "2MiB"]],
                                  expect=harness.DOES_NOT_FIT)
         self.assertIn("host memory is too small", job.log())
 

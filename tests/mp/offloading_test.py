@@ -85,7 +85,7 @@ class Offloading(same_tokens_test.SameTokens):
             arguments += ["--kv-memory", f"{kv}MiB"]
         if run["place"] in ("least", "half", "both"):
             least, weights = self.least_memory(model, layers, requests, run)
-            more = {"least": 0, "half": weights // 2, "both": kv}[run["place"]]
+            more = {"least": 0, "half": weights // 2, "both": kv + weights // 8}[run["place"]]
             arguments += ["--host-memory", f"{least + more}MiB"]
         return arguments
 

@@ -6,7 +6,6 @@
 #include <optional>
 #include <random>
 
-#include "comm/activation_link.h"
 #include "engine/error.h"
 #include "engine/memory/offload_file.h"
 #include "runtime/plan/stage_plan.h"
@@ -57,7 +56,7 @@ void build_stage(const Checkpoint& checkpoint, const StagePlan& plan, MemoryBudg
   const KvDiskAccess disk{testing::TempDir(), [] { return make_io_queue(8); }, true};
   const Stage stage(checkpoint.config(), *weights, cpu, budget, plan.sizes, disk);
   std::vector<Buffer> hidden;
-  for (int i = 0; i < kLinkBuffers; ++i) {
+  for (int i = 0; i < link_buffers(plan.range); ++i) {
     hidden.push_back(budget.allocate(link_buffer_bytes(checkpoint.config(), plan.sizes.step_rows),
                                      "activations"));
   }
@@ -129,7 +128,7 @@ TEST(PlanStage, DoesNotFitSaysWhatIsNeeded) {
   PlanLimits limits;
   for (const bool disk : {false, true}) {
     limits.disk = disk ? UINT64_MAX : 0;
-    limits.host_memory = disk ? 8 << 20 : 100 << 20;
+    limits.host_memory = disk ? 2 << 20 : 100 << 20;
     const std::string text = refusal(*checkpoint, layout, {}, limits);
     for (const char* part :
          {"layers 0-29, embedding, head", "\n  weights ", "\n  activations ", "\n  KV cache ",
@@ -214,7 +213,8 @@ TEST(PlanStage, TheLongestSequenceHasRoomWhateverTheMemory) {
 // Qwen2.5-1.5B in 8 bits does not fit in 900 MiB.
 class PlanQwen : public testing::Test {
  protected:
-  StagePlan plan(int sequences, int64_t tokens, uint64_t kv_memory = 0) const {
+  StagePlan plan(int sequences, int64_t tokens, uint64_t kv_memory = 0,
+                 const Rates& rates = kRates) const {
     Stage::Sizes sizes;
     sizes.slots = sequences;
     PlanLimits limits;
@@ -222,7 +222,7 @@ class PlanQwen : public testing::Test {
     limits.kv_memory = kv_memory;
     limits.disk = UINT64_MAX;
     return plan_stage(model_->config(), layout_, sizes, workload_of(sizes, tokens, true), limits,
-                      kRates);
+                      rates);
   }
 
   const std::unique_ptr<Checkpoint> model_ = Checkpoint::open("synthetic:qwen2.5-1.5b:q8");
@@ -237,7 +237,8 @@ TEST_F(PlanQwen, StreamsWhatDoesNotFit) {
   const uint64_t missing = one.all_weights + one.activations + one.kv - (uint64_t{900} << 20);
   EXPECT_GE(one.streamed, missing);
   EXPECT_LT(one.streamed, missing + one.ring + (uint64_t{16} << 20));
-  EXPECT_NEAR(one.disk_s, static_cast<double>(one.streamed) / 5e8, 1e-9);
+  const double looked_up = lookup_bytes_per_row(layout_, one.placement);
+  EXPECT_NEAR(one.disk_s, (static_cast<double>(one.streamed) + looked_up) / 5e8, 1e-9);
   EXPECT_DOUBLE_EQ(one.round_s, std::max(one.compute_s, one.disk_s));
 }
 
@@ -247,6 +248,36 @@ TEST_F(PlanQwen, KeepsTheWantedSequences) {
     EXPECT_EQ(p.sizes.slots, sequences);
     EXPECT_EQ(p.kv_pages(), sequences * KvStore::pages_for(96));
   }
+}
+
+// What is beside resident weights and KV cache is read anew in every step.
+TEST_F(PlanQwen, TakesLittleForRingAndActivations) {
+  for (const int sequences : {1, 8, 32}) {
+    const StagePlan p = plan(sequences, 96, 0, {5e8, 5e-11, 8e-12});  // reading takes longer
+    EXPECT_LT(p.ring + p.activations, uint64_t{40} << 20) << describe(p);
+    EXPECT_GE(p.sizes.step_rows, sequences);
+  }
+}
+
+// The slower the disk, the more rows share a pass over what it reads.
+TEST(PlanStage, PromptsGoInLargerStepsWhereTheDiskIsSlow) {
+  const auto checkpoint = Checkpoint::open("synthetic:qwen2.5-1.5b:q8");
+  const WeightLayout layout = weight_layout(*checkpoint, {0, 28, true, true});
+  Stage::Sizes sizes;
+  sizes.slots = 32;
+  PlanLimits limits;
+  limits.host_memory = uint64_t{900} << 20;
+  limits.disk = UINT64_MAX;
+  const auto step_rows = [&](const Workload& workload, double disk) {
+    return plan_stage(checkpoint->config(), layout, sizes, workload, limits, {disk, 1e-11, 1e-11})
+        .sizes.step_rows;
+  };
+  const Workload workload = workload_of(sizes, 96, true);
+  EXPECT_LT(step_rows(workload, 1e9), sizes.step_rows);
+  EXPECT_EQ(step_rows(workload, 5e7), sizes.step_rows);
+  Workload whole = workload_of(sizes, 96, true);
+  whole.least_step_rows = 8192;
+  EXPECT_EQ(step_rows(whole, 1e9), sizes.step_rows);
 }
 
 TEST_F(PlanQwen, AKvBudgetSendsPagesToDisk) {

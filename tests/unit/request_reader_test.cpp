@@ -124,6 +124,10 @@ TEST_F(Reader, SizesOfAWholeInputAndOfALongOne) {
   EXPECT_EQ(few.sequences, 3);
   EXPECT_EQ(few.longest, 300 + 9 + 1);
   EXPECT_EQ(few.usual, 300 / 3 + 9 + 1);
+  EXPECT_FALSE(few.sampled);
+  RequestDefaults warm;
+  warm.sampling.temperature = 1.0f;
+  EXPECT_TRUE(sizes_of_requests(path_, warm).sampled);
   std::ofstream many(path_);
   for (int i = 0; i < 1000; ++i) many << ids;
   many.close();

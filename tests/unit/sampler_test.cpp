@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "engine/ops/canonical.h"
 #include "tests/ops/op_test.h"
@@ -52,6 +53,37 @@ TEST(Sampler, GreedyTakesTheHighestAndOfEqualsTheLowestId) {
   std::vector<float> logits(1000, 0.0f);
   logits[701] = logits[999] = 1e-30f;
   EXPECT_EQ(sample_once({}, kPrompt, logits).chosen.token, 701);
+}
+
+TEST(Sampler, TheBestTokenIsWhatWouldBeSampled) {
+  const std::vector<std::vector<float>> all = {{1, 3, 2, 3}, {-kInf, 2, 1},  {kNan, 3, 1},
+                                               {1, kInf, 2}, {-kInf, -kInf}, {1, 2, kNan}};
+  for (const std::vector<float>& logits : all) {
+    BestToken best;
+    for (size_t id = 0; id < logits.size(); ++id) {
+      if (logits[id] > best.logit) best = {static_cast<int32_t>(id), logits[id], best.has_nan};
+      best.has_nan |= std::isnan(logits[id]);
+    }
+    const SampledToken expected = sample_once({}, kPrompt, logits);
+    const SampledToken got = Sampler::best(0, best);
+    EXPECT_EQ(got.finite, expected.finite);
+    EXPECT_EQ(got.slot, expected.slot);
+    EXPECT_EQ(got.chosen.token, expected.chosen.token);
+  }
+}
+
+TEST(Sampler, OnlyPlainGreedyRequestsDoWithTheBestToken) {
+  EXPECT_TRUE(SamplingParams{}.takes_best());
+  SamplingParams filtered;  // what is cut off is never the best one
+  filtered.top_k = 3;
+  filtered.top_p = 0.5f;
+  EXPECT_TRUE(filtered.takes_best());
+  std::vector<SamplingParams> others(4);
+  others[0].temperature = 0.1f;
+  others[1].repetition_penalty = 1.1f;
+  others[2].logit_bias = {{1, 1.0f}};
+  others[3].top_logprobs = 0;
+  for (const SamplingParams& sampling : others) EXPECT_FALSE(sampling.takes_best());
 }
 
 TEST(Sampler, LogitBiasIsAdded) {
