@@ -41,7 +41,8 @@ struct PlacementWishes {
   // The ring holds the largest layer's piece beside what is read ahead: several micro-batches pass
   // a layer. Else it holds a few panels, which are used once.
   bool whole_layers = true;
-  // The head is streamed after all layers only, else the same share of it as of a layer.
+  // The head stays resident where streaming layers is enough. False: the same share of it is
+  // streamed as of a layer.
   bool keep_head = true;
 };
 
