@@ -32,6 +32,9 @@ uint64_t most_streamed(const WeightUnit& unit) {
   return first.role == Role::kTokenEmbedding || first.role == Role::kHead ? first.bytes() : 0;
 }
 
+// Of the share of each layer that is streamed; ends below a panel also of the largest layers.
+constexpr int kHalvings = 24;
+
 class Placer {
  public:
   Placer(const WeightLayout& layout, uint64_t ahead, bool whole_layers)
@@ -128,7 +131,7 @@ WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes,
         return takes(layout, placer.place(share, head, false)) <= bytes;
       };
       if (!fits(high)) continue;
-      for (int i = 0; i < 40; ++i) {
+      for (int i = 0; i < kHalvings; ++i) {
         const double middle = (low + high) / 2;
         (fits(middle) ? high : low) = middle;
       }

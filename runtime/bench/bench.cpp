@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <climits>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "engine/error.h"
@@ -99,7 +100,10 @@ std::vector<BenchRun> measure(Rank& rank, const BenchOptions& options,
                               const std::atomic<bool>& interrupted) {
   BenchFeed feed(options.shape, rank.checkpoint().config().vocab_size, seconds_now, say);
   ScheduleLimits limits = rank.limits();
+  // A batch is there as a whole, first its prompts, then its decoding.
+  limits.prompts_first = true;
   limits.window = std::max(limits.window, options.max_batch);
+  limits.window_bytes = std::numeric_limits<int64_t>::max();
   Coordinator coordinator(
       limits, nullptr, {}, [&](bool) { return feed.next(); },
       [&](const RequestResult& result) { feed.done(result); },

@@ -19,9 +19,7 @@ double per_second(int64_t count, double seconds) {
 }  // namespace
 
 double BenchRun::prefill_rate() const { return per_second(prompt_tokens, prefill_s); }
-double BenchRun::decode_rate() const {
-  return per_second(generated_tokens - tokens_in_prefill, decode_s);
-}
+double BenchRun::decode_rate() const { return per_second(generated_tokens - batch, decode_s); }
 double BenchRun::generated_rate() const {
   return per_second(generated_tokens, prefill_s + decode_s);
 }
@@ -86,7 +84,6 @@ void BenchFeed::accepted(const ScheduleCounts& counts) {
   if (!prefilled_ && counts.first_tokens - before_.first_tokens == run_.batch) {
     prefilled_ = true;
     run_.prefill_s = now - start_;
-    run_.tokens_in_prefill = counts.generated_tokens - before_.generated_tokens;
   }
   if (done_ == run_.batch) end(now);
 }

@@ -24,13 +24,12 @@ struct BenchRun {
   double prefill_s = 0;  // until every sequence has its first token
   double decode_s = 0;   // the rest
   int64_t prompt_tokens = 0;
-  int64_t generated_tokens = 0;   // in all
-  int64_t tokens_in_prefill = 0;  // of these, sampled within prefill_s
+  int64_t generated_tokens = 0;  // in all; the first of each sequence is of its prefill
   int64_t steps = 0;
   uint64_t tokens_hash = 0;  // XXH3-64 of all token ids (int32), sequence by sequence
 
-  double prefill_rate() const;    // prompt tokens per second of prefill_s
-  double decode_rate() const;     // tokens sampled after prefill_s per second; 0 if there are none
+  double prefill_rate() const;  // prompt tokens per second of prefill_s
+  double decode_rate() const;   // tokens but the first per second of decode_s; 0 if there are none
   double generated_rate() const;  // generated tokens per second of both
 };
 

@@ -69,7 +69,6 @@ Json json_of(const BenchRun& run) {
           {"decode_s", run.decode_s},
           {"prompt_tokens", run.prompt_tokens},
           {"generated_tokens", run.generated_tokens},
-          {"tokens_in_prefill", run.tokens_in_prefill},
           {"steps", run.steps},
           {"tokens_hash", fmt::format("{:016x}", run.tokens_hash)}};
 }

@@ -32,13 +32,13 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Of one call, once it has been made before: not the best, for what else runs on this machine will
-// go on, too.
-// What a buffer may have.
+// What a buffer may have: a budget is taken in whole pages.
 uint64_t room(const MemoryBudget& budget) {
   return budget.available() / kIoAlignment * kIoAlignment;
 }
 
+// Of one call, once it has been made before: not the best, for what else runs on this machine will
+// go on, too.
 template <typename F>
 double mean_seconds(F&& f) {
   f();

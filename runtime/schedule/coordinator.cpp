@@ -154,9 +154,15 @@ void Coordinator::admit(StepMessage& message) {
 // The sequences that travel together next, those first that have waited longest: an even share of
 // all active ones, and no more than leaves a share for every other group that is not under way.
 std::vector<Coordinator::Sequence*> Coordinator::pick_ready() {
+  const auto in_prompt = [](const std::unique_ptr<Sequence>& sequence) {
+    return sequence && std::ssize(sequence->tokens) == sequence->prompt_tokens();
+  };
+  const bool only_prompts =
+      limits_.prompts_first && std::any_of(slots_.begin(), slots_.end(), in_prompt);
   std::vector<Sequence*> ready;
   for (const auto& sequence : slots_) {
-    if (sequence && !sequence->in_flight) ready.push_back(sequence.get());
+    if (!sequence || sequence->in_flight || (only_prompts && !in_prompt(sequence))) continue;
+    ready.push_back(sequence.get());
   }
   std::stable_sort(ready.begin(), ready.end(), [](const Sequence* a, const Sequence* b) {
     return a->last_step < b->last_step;

@@ -37,6 +37,8 @@ struct ScheduleLimits {
   int64_t step_rows = 512;      // rows of a step, at most
   int64_t prefill_chunk = 128;  // prompt tokens per sequence and step
   Order order = Order::kLongestFirst;
+  // No sequence decodes while one in flight has no token yet, so that both can be timed apart.
+  bool prompts_first = false;
   // Sequences read ahead, among which the longest goes first, and the memory they may take; one is
   // always read.
   int window = 1024;

@@ -41,10 +41,10 @@ def one_batch(lab, model, batch, with_peer):
         steps = lab.peer(model, batch, o.prompt, o.peer_steps)["step_s"]
         entry["peer_s"] = sum(steps) / len(steps)
     with lab.group() as group:
-        result = lab.limited(model, batch, o.prompt, o.generate, group=group)
+        result = lab.limited(model, batch, o.prompt, o.generate, "--kv", o.kv, group=group)
         entry["peak_mib"] = group.peak_memory() / 2**20
     # Computing alone: all in memory, short prompts.
-    alone = lab.bench(model, batch, 8, min(o.generate, 8))
+    alone = lab.bench(model, batch, 8, min(o.generate, 8), "--kv", o.kv)
     rank = result["ranks"][0]
     entry |= {"step_s": result["step_s"], "streamed": streamed(result),
               "predicted_s": rank["expected_round_s"], "compute_s": alone["step_s"],
@@ -65,7 +65,8 @@ def print_against_peer(lab, rounds):
                      spread.text([100 * r * 1e6 / lab.rate for r in rate], 1)])
     o = lab.options
     print(f"\nfigure 1: {LARGE[0]} {LARGE[1]}, {o.memory} MiB, {o.rate:.0f} MB/s, "
-          f"{o.prompt} + {o.generate} tokens (peer: {o.peer_steps} steps), {o.rounds} rounds\n")
+          f"{o.prompt} + {o.generate} tokens (peer: {o.peer_steps} steps), KV {o.kv}, "
+          f"{o.rounds} rounds\n")
     print(spread.table(["batch", "llama.cpp s/step", "headrace s/step", "ratio", "headrace tok/s",
                         "MB/s read", "% of the disk's rate"], rows))
 

@@ -40,8 +40,9 @@ def parse():
     parser.add_argument("--generate", type=int, default=32, help="tokens, figures 1 and 2")
     parser.add_argument("--peer-steps", type=int, default=4, help="decode steps of the peer")
     parser.add_argument("--memory", type=int, default=900, help="MiB of the control group")
-    parser.add_argument("--margin", type=int, default=32,
+    parser.add_argument("--margin", type=int, default=12,
                         help="MiB of it for code and libraries; headrace gets the rest as its budget")
+    parser.add_argument("--kv", default="f16", help="KV cache of headrace, figures 1 and 2")
     parser.add_argument("--rate", type=float, default=500, help="MB/s of the disk")
     parser.add_argument("--pair-rate", type=float, default=250,
                         help="MB/s of each disk of figure 3, whose two are one disk in truth")

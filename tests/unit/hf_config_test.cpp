@@ -178,6 +178,7 @@ TEST_F(HfDirectory, FieldsThatAreRefused) {
   }
   refused("llama-gqa", R"({"num_key_value_heads": 3})", {"n_heads 4", "n_kv_heads 3"});
   refused("llama-gqa", R"({"head_dim": 15})", {"head_dim 15", "odd"});
+  refused("opt-post", R"({"word_embed_proj_dim": 4096})", {"d_embed 4096", "d_model"});
   refused("llama-gqa", R"({"head_dim": 1073741824})", {"n_heads * head_dim"});
   refused("llama-gqa", R"({"head_dim": null, "num_attention_heads": 5, "num_key_value_heads": 5})",
           {"hidden_size", "multiple", "5"});

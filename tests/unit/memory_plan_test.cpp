@@ -241,8 +241,8 @@ TEST(PlanStage, AShortSequenceStaysInMemoryWhateverTheBudget) {
   limits.disk = UINT64_MAX;
   const uint64_t least = advised(refusal(*checkpoint, layout, sizes, limits));
   ASSERT_GT(least, 0);
-  // With the very least it has room on disk only.
-  for (uint64_t more = 1 << 20; more < uint64_t{100} << 20; more += 1 << 20) {
+  // The very least is for a cache on disk.
+  for (uint64_t more = 1 << 20; more < uint64_t{120} << 20; more += 256 << 10) {
     limits.host_memory = least + more;
     const StagePlan plan =
         plan_stage(checkpoint->config(), layout, sizes, workload_of(sizes, 64), limits, kRates);
