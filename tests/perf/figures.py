@@ -140,12 +140,12 @@ def kv_on_disk(lab):
     if not pathlib.Path(o.kv_model).is_file():
         raise LeftOut(f"{o.kv_model} is not there; give --kv-model or set HEADRACE_MODELS")
     prompt = o.kv_tokens // 2
+    shape = (o.kv_model, o.kv_sequences, prompt, o.kv_tokens - prompt)
     entries = []
     for number in range(o.rounds):
         with lab.round(number):
-            shape = (o.kv_model, o.kv_sequences, prompt, o.kv_tokens - prompt)
-            memory = lab.bench(*shape)
             disk = lab.bench(*shape, "--kv-memory", f"{o.kv_memory}MiB")
+            memory = lab.bench(*shape)
         if memory["run"]["tokens_hash"] != disk["run"]["tokens_hash"]:
             raise RuntimeError("the tokens differ between KV in memory and on disk")
         rank = disk["ranks"][0]
