@@ -38,6 +38,8 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual const std::string& host(int rank) const = 0;
+  // The library that carries the messages, and its version.
+  virtual std::string library() const = 0;
   // Ranks on this rank's host, itself included.
   int ranks_on_host() const;
 

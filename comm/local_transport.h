@@ -27,6 +27,7 @@ class LocalTransport final : public Communicator, public ActivationLink {
   int rank() const override { return rank_; }
   int size() const override;
   const std::string& host(int rank) const override;
+  std::string library() const override { return "none: one process"; }
   void send(int to, Channel channel, Bytes message) override;
   Bytes receive(int from, Channel channel) override;
   std::optional<Bytes> try_receive(int from, Channel channel) override;

@@ -218,6 +218,15 @@ int MpiTransport::rank() const { return impl_->rank; }
 int MpiTransport::size() const { return impl_->size; }
 const std::string& MpiTransport::host(int rank) const { return impl_->life.watch().host(rank); }
 
+// "Open MPI v4.1.4, package: ...": what stands before the comma.
+std::string MpiTransport::library() const {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+  int length = 0;
+  check_mpi(MPI_Get_library_version(text, &length), "MPI_Get_library_version");
+  const std::string all(text, static_cast<size_t>(length));
+  return all.substr(0, all.find_first_of(",\n"));
+}
+
 void MpiTransport::send(int to, Channel channel, Bytes message) {
   impl_->send([&] { impl_->transfers.send(to, channel, std::move(message)); });
 }

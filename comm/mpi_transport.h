@@ -30,6 +30,7 @@ class MpiTransport final : public Communicator, public ActivationLink {
   int rank() const override;
   int size() const override;
   const std::string& host(int rank) const override;
+  std::string library() const override;
   void send(int to, Channel channel, Bytes message) override;
   Bytes receive(int from, Channel channel) override;
   std::optional<Bytes> try_receive(int from, Channel channel) override;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <string_view>
 
 #include "runtime/error.h"
@@ -31,6 +32,10 @@ std::string default_offload_directory() {
     cache = home + "/.cache";
   }
   return cache + "/headrace/offload";
+}
+
+std::string beside_program(const std::string& name) {
+  return std::filesystem::read_symlink("/proc/self/exe").replace_filename(name);
 }
 
 }  // namespace headrace

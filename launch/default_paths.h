@@ -9,4 +9,7 @@ namespace headrace {
 // has no home directory.
 std::string default_offload_directory();
 
+// A file that lies in the directory of this program.
+std::string beside_program(const std::string& name);
+
 }  // namespace headrace

@@ -29,6 +29,7 @@ int main(int argc, char** argv) {
   headrace::add_generate(app, exit_code);
   headrace::add_bench(app, exit_code);
   headrace::add_plan(app, exit_code);
+  headrace::add_doctor(app, exit_code);
   headrace::add_inspect(app, exit_code);
   headrace::add_tokenize(app, exit_code);
   headrace::add_perplexity(app, exit_code);

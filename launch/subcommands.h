@@ -7,6 +7,7 @@ namespace headrace {
 
 void add_bench(CLI::App& app, int& exit_code);
 void add_clean(CLI::App& app, int& exit_code);
+void add_doctor(CLI::App& app, int& exit_code);
 void add_generate(CLI::App& app, int& exit_code);
 void add_inspect(CLI::App& app, int& exit_code);
 void add_perplexity(CLI::App& app, int& exit_code);

@@ -1,9 +1,7 @@
 #include "runtime/rank.h"
 
 #include <malloc.h>
-#include <sched.h>
 #include <spdlog/spdlog.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -14,6 +12,7 @@
 #include "runtime/open_model.h"
 #include "runtime/plan/agreement.h"
 #include "runtime/plan/host_memory.h"
+#include "runtime/report/host_facts.h"
 
 namespace headrace {
 namespace {
@@ -27,15 +26,6 @@ constexpr int64_t kLongestTokens = 4096;
 // Transfers under way.
 constexpr int kWeightReads = 64;
 constexpr int kKvTransfers = 1024;
-
-int cores_for_this_rank(int ranks_on_host) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const long all = sysconf(_SC_NPROCESSORS_ONLN);
-  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) < all) return CPU_COUNT(&set);
-  return std::max(1,
-                  static_cast<int>(all) / ranks_on_host);  // not bound: shared by the node's ranks
-}
 
 Stage::Sizes stage_sizes(const RunOptions& options, const ModelConfig& config) {
   Stage::Sizes sizes;
@@ -79,7 +69,7 @@ std::string numerics(const RunOptions& options) {
 
 Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build)
     : Rank(options, wires, requests, build,
-           cores_for_this_rank(wires.communicator.ranks_on_host())) {}
+           cores_of_this_process().for_one_of(wires.communicator.ranks_on_host())) {}
 
 Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
            int cores)

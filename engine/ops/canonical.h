@@ -20,6 +20,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "engine/both.h"
+
 namespace headrace {
 
 inline constexpr int kSumLanes = 16;
@@ -41,7 +43,7 @@ inline constexpr float kExpC5 = 0.00833333333f;
 inline constexpr float kExpC6 = 0.00138888889f;
 inline constexpr float kExpC7 = 0.000198412698f;
 
-inline float canonical_exp(float x) {
+HEADRACE_BOTH inline float canonical_exp(float x) {
   if (std::isnan(x)) return x;
   x = x < kExpMin ? kExpMin : x;
   x = x > kExpMax ? kExpMax : x;

@@ -1,6 +1,8 @@
 #include "runtime/report/host_facts.h"
 
+#include <sched.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <fstream>
@@ -20,6 +22,11 @@ std::string field(const char* path, const std::string& key) {
   return "";
 }
 
+// Of a field in kB, in bytes; 0 if it is not there.
+uint64_t kib(const char* path, const std::string& key) {
+  return std::strtoull(field(path, key).c_str(), nullptr, 10) << 10;
+}
+
 double seconds(const timeval& time) {
   return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
 }
@@ -31,9 +38,17 @@ std::string cpu_model() {
   return model.empty() ? "unknown" : model;
 }
 
-uint64_t peak_memory() {
-  return std::strtoull(field("/proc/self/status", "VmHWM").c_str(), nullptr, 10) << 10;  // kB
+Cores cores_of_this_process() {
+  const auto all = static_cast<int>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return {all, all};
+  return {all, std::min(all, CPU_COUNT(&set))};
 }
+
+uint64_t total_memory() { return kib("/proc/meminfo", "MemTotal"); }
+
+uint64_t peak_memory() { return kib("/proc/self/status", "VmHWM"); }
 
 double cpu_seconds() {
   rusage usage{};

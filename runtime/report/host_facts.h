@@ -1,6 +1,7 @@
 // What the operating system knows of this process and its machine.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -8,6 +9,20 @@ namespace headrace {
 
 // "model name" of /proc/cpuinfo, or "unknown".
 std::string cpu_model();
+// Cores of this machine, and those that this process may run on.
+struct Cores {
+  int machine = 1, usable = 1;
+
+  bool bound() const { return usable < machine; }
+  // A rank's part: all that it is bound to, else its share of the machine's.
+  int for_one_of(int ranks_on_host) const {
+    return bound() ? usable : std::max(1, machine / ranks_on_host);
+  }
+};
+Cores cores_of_this_process();
+
+// Of this machine, in bytes; 0 if not known.
+uint64_t total_memory();
 // The most memory this process had resident so far (VmHWM), in bytes; 0 if not known.
 uint64_t peak_memory();
 // CPU time of all threads of this process so far, user and system, in seconds.

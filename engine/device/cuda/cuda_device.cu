@@ -1,0 +1,87 @@
+#include "engine/device/cuda/cuda_device.h"
+
+#include <cuda_runtime.h>
+
+#include "engine/device/cuda/check.h"
+#include "engine/device/cuda/memory.h"
+#include "engine/ops/cuda/row_ops.h"
+
+namespace headrace {
+namespace {
+
+class Stream final : public DeviceStream {
+ public:
+  void synchronize() override {
+    check_cuda(cudaStreamSynchronize(stream_.get()), "what was queued");
+  }
+  cudaStream_t get() const { return stream_.get(); }
+
+ private:
+  CudaStream stream_;
+};
+
+class Memory final : public DeviceBuffer {
+ public:
+  explicit Memory(size_t bytes) : memory_(bytes) {}
+  std::byte* data() override { return memory_.data(); }
+  size_t size() const override { return memory_.size(); }
+
+ private:
+  DeviceMemory memory_;
+};
+
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(int device) { check_cuda(cudaSetDevice(device), "choosing a device"); }
+
+  std::unique_ptr<DeviceBuffer> allocate(size_t bytes) override {
+    return std::make_unique<Memory>(bytes);
+  }
+  std::unique_ptr<DeviceStream> make_stream() override { return std::make_unique<Stream>(); }
+
+  void copy_in(DeviceStream& stream, std::byte* to, std::span<const std::byte> from_host) override {
+    check_cuda(
+        cudaMemcpyAsync(to, from_host.data(), from_host.size(), cudaMemcpyHostToDevice, of(stream)),
+        "copying in");
+  }
+  void copy_out(DeviceStream& stream, std::span<std::byte> to_host,
+                const std::byte* from) override {
+    check_cuda(
+        cudaMemcpyAsync(to_host.data(), from, to_host.size(), cudaMemcpyDeviceToHost, of(stream)),
+        "copying out");
+  }
+
+  void rms_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n, const float* weight,
+                float eps, float* y) override {
+    cuda::rms_norm(of(stream), x, rows, n, weight, eps, y);
+  }
+  void layer_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
+                  const float* weight, const float* bias, float eps, float* y) override {
+    cuda::layer_norm(of(stream), x, rows, n, weight, bias, eps, y);
+  }
+  void add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) override {
+    cuda::add(of(stream), x, y, rows * n);
+  }
+  void relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) override {
+    cuda::relu(of(stream), x, rows * n);
+  }
+  void silu_multiply(DeviceStream& stream, float* gate, const float* up, int64_t rows,
+                     int64_t n) override {
+    cuda::silu_multiply(of(stream), gate, up, rows * n);
+  }
+  void apply_rope(DeviceStream& stream, const float* cos, const float* sin, float* x, int64_t rows,
+                  int heads, int head_dim) override {
+    cuda::apply_rope(of(stream), cos, sin, x, rows, heads, head_dim);
+  }
+
+ private:
+  static cudaStream_t of(DeviceStream& stream) { return static_cast<Stream&>(stream).get(); }
+};
+
+}  // namespace
+
+std::unique_ptr<Device> open_cuda_device(int device) {
+  return std::make_unique<CudaDevice>(device);
+}
+
+}  // namespace headrace

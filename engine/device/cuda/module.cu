@@ -1,0 +1,85 @@
+// libheadrace_cuda.so: see engine/device/device_module.h. Links the CUDA runtime, never the
+// driver's own library, so that it opens where there is none and says so.
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "engine/device/cuda/check.h"
+#include "engine/device/cuda/cuda_device.h"
+#include "engine/device/cuda/memory.h"
+#include "engine/device/device_module.h"
+#include "headrace/version.h"
+
+namespace headrace {
+namespace {
+
+constexpr size_t kCopyBytes = size_t{64} << 20;
+constexpr int kCopies = 8;
+
+// CUDA writes 13.0 as 13000.
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+double copy_rate(const CudaStream& stream, std::byte* to, const std::byte* from) {
+  const auto copy = [&] {
+    check_cuda(cudaMemcpyAsync(to, from, kCopyBytes, cudaMemcpyDefault, stream.get()), "copying");
+  };
+  CudaEvent begin, end;
+  copy();
+  begin.record(stream);
+  for (int i = 0; i < kCopies; ++i) copy();
+  end.record(stream);
+  end.synchronize();
+  return static_cast<double>(kCopyBytes) * kCopies / end.seconds_since(begin);
+}
+
+class CudaModule final : public DeviceModule {
+ public:
+  int count() override {
+    int devices = 0;
+    const cudaError_t code = cudaGetDeviceCount(&devices);
+    if (code == cudaErrorInsufficientDriver) {
+      throw ResourceMissing("this needs a newer NVIDIA driver, or one at all (" + software() +
+                            "); in a container, see that it is let in");
+    }
+    if (code == cudaErrorNoDevice) throw ResourceMissing("there is no GPU (" + software() + ")");
+    check_cuda(code, "looking for devices");
+    return devices;
+  }
+
+  DeviceFacts facts(int device) override {
+    const DeviceScope scope(device);
+    cudaDeviceProp properties{};
+    check_cuda(cudaGetDeviceProperties(&properties, device), "asking for properties");
+    size_t free = 0, total = 0;
+    check_cuda(cudaMemGetInfo(&free, &total), "asking for memory");
+    return {properties.name, properties.major, properties.minor, total, free};
+  }
+
+  DeviceLinkRates measure_link(int device) override {
+    const DeviceScope scope(device);
+    const DeviceMemory memory(kCopyBytes);
+    const PinnedMemory pinned(kCopyBytes);
+    const CudaStream stream;
+    return {copy_rate(stream, memory.data(), pinned.data()),
+            copy_rate(stream, pinned.data(), memory.data())};
+  }
+
+  std::unique_ptr<Device> open(int device) override { return open_cuda_device(device); }
+
+  std::string software() override {
+    int runtime = 0, driver = 0;
+    check_cuda(cudaRuntimeGetVersion(&runtime), "asking for the version");
+    check_cuda(cudaDriverGetVersion(&driver), "asking for the driver's version");
+    return "CUDA " + version_text(runtime) + ", " +
+           (driver == 0 ? "no driver" : "driver for CUDA " + version_text(driver));
+  }
+};
+
+}  // namespace
+}  // namespace headrace
+
+extern "C" const char* headrace_module_version() { return HEADRACE_VERSION; }
+extern "C" headrace::DeviceModule* headrace_open_module() { return new headrace::CudaModule; }

@@ -1,0 +1,61 @@
+// A GPU as the engine sees it: memory, streams, copies and ops. Implemented by a module
+// (device_module.h), so this header knows nothing of CUDA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace headrace {
+
+// Work of a stream is done in order; streams go on beside each other. Calls that take a stream
+// return when the work is queued; memory must stay valid until it is done.
+class DeviceStream {
+ public:
+  virtual ~DeviceStream() = default;
+  // Returns when all that was queued is done. Throws ResourceMissing if some of it failed.
+  virtual void synchronize() = 0;
+};
+
+// Owner of device memory; goes back to the device with it.
+class DeviceBuffer {
+ public:
+  virtual ~DeviceBuffer() = default;
+  virtual std::byte* data() = 0;
+  virtual size_t size() const = 0;
+
+  template <typename T>
+  T* as() {
+    return reinterpret_cast<T*>(data());
+  }
+};
+
+// One thread uses a device and what it makes, which it outlives. All pointers are to device memory
+// but where "host" says otherwise. Throws DoesNotFit, ResourceMissing.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual std::unique_ptr<DeviceBuffer> allocate(size_t bytes) = 0;
+  virtual std::unique_ptr<DeviceStream> make_stream() = 0;
+  virtual void copy_in(DeviceStream& stream, std::byte* to,
+                       std::span<const std::byte> from_host) = 0;
+  virtual void copy_out(DeviceStream& stream, std::span<std::byte> to_host,
+                        const std::byte* from) = 0;
+
+  // The ops of ops/vector_ops.h and ops/rope.h with the same arguments and the same bits.
+  virtual void rms_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
+                        const float* weight, float eps, float* y) = 0;
+  virtual void layer_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
+                          const float* weight, const float* bias, float eps, float* y) = 0;
+  virtual void add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) = 0;
+  virtual void relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) = 0;
+  virtual void silu_multiply(DeviceStream& stream, float* gate, const float* up, int64_t rows,
+                             int64_t n) = 0;
+  // cos and sin: [rows][head_dim / 2] of the rows of x.
+  virtual void apply_rope(DeviceStream& stream, const float* cos, const float* sin, float* x,
+                          int64_t rows, int heads, int head_dim) = 0;
+};
+
+}  // namespace headrace

@@ -1,0 +1,221 @@
+#include "runtime/doctor/doctor.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <map>
+
+#include "engine/memory/budget.h"
+#include "runtime/json_bytes.h"
+
+namespace headrace {
+namespace {
+
+// Hidden states of a full step of a 7B model: what a link carries at a time.
+constexpr double kStepBytes = 512.0 * 4096 * sizeof(float);
+constexpr double kSlowStep = 0.1;       // seconds that such a step may take on a link
+constexpr double kSlowLatency = 0.002;  // seconds
+constexpr double kSlowDisk = 200e6;     // bytes per second
+constexpr double kUneven = 1.5;
+
+}  // namespace
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GpuFacts, name, capability, memory_free, memory_total,
+                                   to_device_rate, from_device_rate)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MachineFacts, host, cpu, version, mpi, target, cores,
+                                   usable_cores, bound, threads, memory_free, memory_total,
+                                   memory_rate, gpus, gpu_software, gpu_missing, disk, file_system,
+                                   disk_shared, disk_in_memory, disk_free, disk_rate,
+                                   scattered_rate, disk_error, io)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LinkFacts, latency_s, rate)
+
+std::optional<Examination> examine(const MachineOptions& options, const Wires& wires) {
+  Communicator& ranks = wires.communicator;
+  gather(ranks, {});  // all begin together
+  broadcast(ranks, {});
+  MachineFacts mine;
+  {
+    const Communicator::Idle measuring(ranks);
+    mine = check_machine(options, ranks.ranks_on_host());
+  }
+  mine.host = ranks.host(ranks.rank());
+  mine.mpi = ranks.library();
+  const std::vector<Bytes> machines = gather(ranks, to_bytes(mine));
+  const auto link = check_links(ranks);
+  const std::vector<Bytes> links = gather(ranks, to_bytes(link.value_or(LinkFacts{})));
+  if (!wires.is_first()) return std::nullopt;
+  Examination found;
+  for (const Bytes& machine : machines) {
+    found.ranks.push_back(from_bytes(machine).get<MachineFacts>());
+  }
+  for (const Bytes& one : links) found.links.push_back(from_bytes(one).get<LinkFacts>());
+  found.links.pop_back();
+  return found;
+}
+
+namespace {
+
+std::string rate(double bytes_per_s) {
+  return bytes_per_s < 1e9 ? fmt::format("{:.0f} MB/s", bytes_per_s / 1e6)
+                           : fmt::format("{:.1f} GB/s", bytes_per_s / 1e9);
+}
+
+std::string disk_line(const MachineFacts& m) {
+  if (m.disk.empty()) return "none";
+  if (!m.disk_error.empty()) return m.disk + ": not usable";
+  return fmt::format("{} ({}): {} free, read at {}, in small pieces at {}, through {}", m.disk,
+                     m.file_system, format_bytes(m.disk_free), rate(m.disk_rate),
+                     rate(m.scattered_rate), m.io);
+}
+
+std::string gpu_line(const GpuFacts& gpu, const std::string& software) {
+  return fmt::format("{} ({}): {} free of {}, {} to it and {} from it, {}; not used by runs yet",
+                     gpu.name, gpu.capability, format_bytes(gpu.memory_free),
+                     format_bytes(gpu.memory_total), rate(gpu.to_device_rate),
+                     rate(gpu.from_device_rate), software);
+}
+
+std::string describe(const MachineFacts& m, size_t rank) {
+  std::string text = fmt::format("rank {} on {}\n", rank, m.host);
+  const auto line = [&text](const char* name, const std::string& value) {
+    text += fmt::format("  {:<9}{}\n", name, value);
+  };
+  line("cpu",
+       fmt::format("{}, {}, {} of {} cores to use{}, {} thread{}", m.cpu, m.target, m.usable_cores,
+                   m.cores, m.bound ? " (bound)" : "", m.threads, m.threads == 1 ? "" : "s"));
+  line("memory", fmt::format("{} free of {}, read at {}", format_bytes(m.memory_free),
+                             format_bytes(m.memory_total), rate(m.memory_rate)));
+  line("disk", disk_line(m));
+  for (const GpuFacts& gpu : m.gpus) line("gpu", gpu_line(gpu, m.gpu_software));
+  if (!m.gpu_missing.empty()) line("gpu", "none to use: " + m.gpu_missing);
+  line("mpi", m.mpi);
+  line("headrace", m.version);
+  return text;
+}
+
+// "rank 1 on node2"
+std::string name(const Examination& found, size_t rank) {
+  return fmt::format("rank {} on {}", rank, found.ranks[rank].host);
+}
+
+void warn_of_machine(const Examination& found, size_t r, std::vector<std::string>& all) {
+  const MachineFacts& m = found.ranks[r];
+  const std::string who = name(found, r);
+  if (m.version != found.ranks[0].version) {
+    all.push_back(fmt::format("{} has headrace {}, rank 0 has {}: install the same on every node",
+                              who, m.version, found.ranks[0].version));
+  }
+  if (m.mpi != found.ranks[0].mpi) {
+    all.push_back(fmt::format("{} has {}, rank 0 has {}: install the same on every node", who,
+                              m.mpi, found.ranks[0].mpi));
+  }
+  if (m.target == "scalar") {
+    all.push_back(who +
+                  " computes without vector instructions, many times slower than with AVX2: "
+                  "leave it out, or give it few layers with --split");
+  }
+  if (!m.disk_error.empty()) {
+    all.push_back(who + ": " + m.disk_error);
+    return;
+  }
+  if (m.disk_in_memory) {
+    all.push_back(
+        fmt::format("{}: {} is in memory ({}), so what is put there takes the memory that "
+                    "it should spare: give --disk on a local SSD",
+                    who, m.disk, m.file_system));
+  }
+  if (m.disk_shared) {
+    all.push_back(
+        fmt::format("{}: {} is a network file system ({}), which all nodes share: give "
+                    "--disk on a local SSD",
+                    who, m.disk, m.file_system));
+  }
+  if (m.disk_rate > 0 && m.disk_rate < kSlowDisk) {
+    all.push_back(
+        fmt::format("{} reads its disk at {}: a model that does not fit in memory will "
+                    "run at that speed; give --disk on an SSD, or use more ranks",
+                    who, rate(m.disk_rate)));
+  }
+  if (m.io.find("threads") != std::string::npos) {
+    all.push_back(
+        fmt::format("{} reads through {}: allow io_uring (sysctl kernel.io_uring_disabled, "
+                    "or the container's seccomp profile) to spare a little CPU time",
+                    who, m.io));
+  }
+}
+
+// Ranks of each host.
+std::map<std::string, std::vector<size_t>> by_host(const Examination& found) {
+  std::map<std::string, std::vector<size_t>> hosts;
+  for (size_t r = 0; r < found.ranks.size(); ++r) hosts[found.ranks[r].host].push_back(r);
+  return hosts;
+}
+
+void warn_of_cores(const Examination& found, std::vector<std::string>& all) {
+  for (const auto& [host, ranks] : by_host(found)) {
+    int threads = 0;
+    for (const size_t r : ranks) threads += found.ranks[r].threads;
+    const int cores = found.ranks[ranks.front()].cores;
+    if (threads > cores) {
+      all.push_back(fmt::format(
+          "{} computes with {} threads on {} cores: give --threads {} or fewer "
+          "ranks",
+          host, threads, cores, std::max<size_t>(1, static_cast<size_t>(cores) / ranks.size())));
+    } else if (threads < cores) {
+      const bool bound = found.ranks[ranks.front()].bound;
+      all.push_back(fmt::format("{} computes with {} of its {} cores: {}", host, threads, cores,
+                                bound ? "start with mpirun --bind-to none, or srun "
+                                        "--cpus-per-task, or more ranks"
+                                      : "give more --threads or ranks"));
+    }
+  }
+}
+
+void warn_of_uneven_machines(const Examination& found, std::vector<std::string>& all) {
+  const auto slower = [](const MachineFacts& a, const MachineFacts& b) {
+    return a.memory_rate < b.memory_rate;
+  };
+  const auto [least, most] = std::minmax_element(found.ranks.begin(), found.ranks.end(), slower);
+  if (most->memory_rate < kUneven * least->memory_rate) return;
+  all.push_back(fmt::format(
+      "{} reads memory at {}, {} at {}: layers are shared out as if all ranks were equal; give the "
+      "slower one fewer with --split",
+      name(found, static_cast<size_t>(least - found.ranks.begin())), rate(least->memory_rate),
+      name(found, static_cast<size_t>(most - found.ranks.begin())), rate(most->memory_rate)));
+}
+
+void warn_of_links(const Examination& found, std::vector<std::string>& all) {
+  for (size_t r = 0; r < found.links.size(); ++r) {
+    const LinkFacts& link = found.links[r];
+    const double step = link.latency_s + kStepBytes / link.rate;
+    if (link.latency_s < kSlowLatency && step < kSlowStep) continue;
+    all.push_back(fmt::format(
+        "{} to {}: a message takes {:.2f} ms, and hidden states go at {}, {:.0f} ms for a step of "
+        "a 7B model: see which network MPI uses (mpirun --mca btl_tcp_if_include eth1)",
+        name(found, r), name(found, r + 1), 1e3 * link.latency_s, rate(link.rate), 1e3 * step));
+  }
+}
+
+}  // namespace
+
+std::string describe(const Examination& found) {
+  std::string text;
+  for (size_t r = 0; r < found.ranks.size(); ++r) text += describe(found.ranks[r], r);
+  for (size_t r = 0; r < found.links.size(); ++r) {
+    const LinkFacts& link = found.links[r];
+    text += fmt::format("link from rank {} to rank {}: {:.0f} us for a message, {}\n", r, r + 1,
+                        1e6 * link.latency_s, rate(link.rate));
+  }
+  return text;
+}
+
+std::vector<std::string> warnings(const Examination& found) {
+  std::vector<std::string> all;
+  for (size_t r = 0; r < found.ranks.size(); ++r) warn_of_machine(found, r, all);
+  warn_of_cores(found, all);
+  warn_of_uneven_machines(found, all);
+  warn_of_links(found, all);
+  return all;
+}
+
+}  // namespace headrace
