@@ -40,10 +40,7 @@ class CudaModule final : public DeviceModule {
   int count() override {
     int devices = 0;
     const cudaError_t code = cudaGetDeviceCount(&devices);
-    if (code == cudaErrorInsufficientDriver) {
-      throw ResourceMissing("this needs a newer NVIDIA driver, or one at all (" + software() +
-                            "); in a container, see that it is let in");
-    }
+    if (code == cudaErrorInsufficientDriver) throw ResourceMissing(why_no_driver());
     if (code == cudaErrorNoDevice) throw ResourceMissing("there is no GPU (" + software() + ")");
     check_cuda(code, "looking for devices");
     return devices;
@@ -70,11 +67,28 @@ class CudaModule final : public DeviceModule {
   std::unique_ptr<Device> open(int device) override { return open_cuda_device(device); }
 
   std::string software() override {
+    const Versions v = versions();
+    return "CUDA " + v.runtime + ", " +
+           (v.driver.empty() ? "no driver" : "driver for CUDA " + v.driver);
+  }
+
+ private:
+  struct Versions {
+    std::string runtime, driver;  // empty: there is none
+  };
+  static Versions versions() {
     int runtime = 0, driver = 0;
     check_cuda(cudaRuntimeGetVersion(&runtime), "asking for the version");
     check_cuda(cudaDriverGetVersion(&driver), "asking for the driver's version");
-    return "CUDA " + version_text(runtime) + ", " +
-           (driver == 0 ? "no driver" : "driver for CUDA " + version_text(driver));
+    return {version_text(runtime), driver == 0 ? "" : version_text(driver)};
+  }
+  static std::string why_no_driver() {
+    const Versions v = versions();
+    if (v.driver.empty()) {
+      return "there is no NVIDIA driver (the module has CUDA " + v.runtime + ")";
+    }
+    return "the NVIDIA driver is for CUDA " + v.driver + ", the module has CUDA " + v.runtime +
+           ": update the driver";
   }
 };
 
