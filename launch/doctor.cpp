@@ -50,7 +50,8 @@ void add_doctor(CLI::App& app, int& exit_code) {
                   "cache directory)");
   add_target_option(*sub, a->machine.target);
   sub->add_option("--peer-timeout", a->peer_timeout,
-                  "Seconds without a sign of life after which a rank is lost")
+                  "Seconds without a sign of life after which a rank is lost; a slow disk wants "
+                  "some")
       ->check(positive_number())
       ->capture_default_str();
   sub->footer(

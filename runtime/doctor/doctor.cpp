@@ -3,7 +3,9 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
+#include <memory>
 
 #include "engine/memory/budget.h"
 #include "runtime/json_bytes.h"
@@ -33,11 +35,11 @@ std::optional<Examination> examine(const MachineOptions& options, const Wires& w
   Communicator& ranks = wires.communicator;
   gather(ranks, {});  // all begin together
   broadcast(ranks, {});
-  MachineFacts mine;
-  {
-    const Communicator::Idle measuring(ranks);
-    mine = check_machine(options, ranks.ranks_on_host());
-  }
+  // A rank whose disk or driver hangs is missed after the peer timeout. The communicator's own
+  // thread may look at the number after this function's end.
+  const auto parts = std::make_shared<std::atomic<uint64_t>>(0);
+  ranks.watch_progress([parts] { return parts->load(); });
+  MachineFacts mine = check_machine(options, ranks.ranks_on_host(), [&] { ++*parts; });
   mine.host = ranks.host(ranks.rank());
   mine.mpi = ranks.library();
   const std::vector<Bytes> machines = gather(ranks, to_bytes(mine));
@@ -87,7 +89,9 @@ std::string describe(const MachineFacts& m, size_t rank) {
                              format_bytes(m.memory_total), rate(m.memory_rate)));
   line("disk", disk_line(m));
   for (const GpuFacts& gpu : m.gpus) line("gpu", gpu_line(gpu, m.gpu_software));
-  if (!m.gpu_missing.empty()) line("gpu", "none to use: " + m.gpu_missing);
+  if (!m.gpu_missing.empty()) {
+    line("gpu", (m.gpus.empty() ? "none to use: " : "no other: ") + m.gpu_missing);
+  }
   line("mpi", m.mpi);
   line("headrace", m.version);
   return text;

@@ -27,7 +27,7 @@ namespace {
 constexpr uint64_t kMiB = 1 << 20;
 constexpr uint64_t kMemorySample = 256 * kMiB;  // more than caches hold, of most machines
 constexpr uint64_t kDiskSample = 64 * kMiB;
-constexpr int kReads = 16;  // under way, as measure_disk has them
+constexpr int kReads = 16;  // under way, as measure_read has them
 constexpr double kMemorySeconds = 0.3;
 
 struct FileSystem {
@@ -59,15 +59,17 @@ void find_file_system(MachineFacts& facts) {
   }
 }
 
-void check_disk(MachineFacts& facts, MemoryBudget& budget) {
+void check_disk(MachineFacts& facts, MemoryBudget& budget, const std::function<void()>& on) {
   facts.io = make_io_queue(kReads)->description();
   try {
     make_writable_directory(facts.disk);
     find_file_system(facts);
     facts.disk_free = free_bytes(facts.disk);
-    facts.disk_rate = measure_disk(facts.disk, kDiskSample, budget);
-    facts.scattered_rate =
-        measure_disk(facts.disk, kDiskSample, budget, {.part = 64 << 10, .scattered = true});
+    const auto probe = make_probe(facts.disk, kDiskSample, budget);
+    on();
+    facts.disk_rate = measure_read(*probe, budget);
+    on();
+    facts.scattered_rate = measure_read(*probe, budget, {.part = 64 << 10, .scattered = true});
   } catch (const IoError& e) {
     facts.disk_error = e.what();
   }
@@ -77,7 +79,8 @@ void check_gpus(const std::string& file, MachineFacts& facts) {
   try {
     const auto module = open_device_module(file);
     facts.gpu_software = module->software();
-    for (int device = 0; device < module->count(); ++device) {
+    const int devices = module->count();
+    for (int device = 0; device < devices; ++device) {
       const DeviceFacts found = module->facts(device);
       const DeviceLinkRates link = module->measure_link(device);
       facts.gpus.push_back({found.name, fmt::format("{}.{}", found.major, found.minor),
@@ -120,7 +123,8 @@ double read_rate(ThreadPool& threads, MemoryBudget& budget) {
 
 }  // namespace
 
-MachineFacts check_machine(const MachineOptions& options, int ranks_on_host) {
+MachineFacts check_machine(const MachineOptions& options, int ranks_on_host,
+                           const std::function<void()>& on) {
   const Cores cores = cores_of_this_process();
   MachineFacts facts;
   facts.cpu = cpu_model();
@@ -136,8 +140,10 @@ MachineFacts check_machine(const MachineOptions& options, int ranks_on_host) {
   MemoryBudget budget("host memory", default_host_memory(facts.memory_free, ranks_on_host));
   ThreadPool threads(facts.threads);
   facts.memory_rate = read_rate(threads, budget);
+  on();
   check_gpus(options.cuda_module, facts);
-  if (!options.disk.empty()) check_disk(facts, budget);
+  on();
+  if (!options.disk.empty()) check_disk(facts, budget, on);
   return facts;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,7 @@ struct MachineFacts {
   uint64_t memory_free = 0, memory_total = 0;  // bytes; free: that this process may still take
   double memory_rate = 0;                      // bytes per second, all threads reading
 
-  // Empty where there is none that can be used; `gpu_missing` says why, then.
+  // Those that can be used; `gpu_missing` says why there is none, or no other.
   std::vector<GpuFacts> gpus;
   std::string gpu_software, gpu_missing;
 
@@ -46,8 +47,10 @@ struct MachineOptions {
   std::string cuda_module;  // file
 };
 
-// Takes about three seconds. What the disk refuses is a fact, not an error. Throws ResourceMissing
-// for a target that this CPU lacks.
-MachineFacts check_machine(const MachineOptions& options, int ranks_on_host);
+// Takes about three seconds; calls `on()` between its parts, none of which takes long unless
+// something hangs. What the disk refuses is a fact, not an error. Throws ResourceMissing for a
+// target that this CPU lacks.
+MachineFacts check_machine(const MachineOptions& options, int ranks_on_host,
+                           const std::function<void()>& on);
 
 }  // namespace headrace

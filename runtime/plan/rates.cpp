@@ -192,20 +192,23 @@ double measure_read(const File& file, MemoryBudget& budget, const ReadPattern& p
   return static_cast<double>((done - from) * part) / (time - from_time);
 }
 
-double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget,
-                    const ReadPattern& pattern) {
+std::unique_ptr<File> make_probe(const std::string& directory, uint64_t most,
+                                 MemoryBudget& budget) {
   constexpr uint64_t kWritePart = 1 << 20;
   const uint64_t bytes =
       std::clamp<uint64_t>(most / kWritePart * kWritePart, kWritePart, kProbeBytes);
-  File file(directory, File::Mode::kTemporary);
-  file.allocate(bytes);
-  {
-    const Buffer content = budget.allocate(kWritePart, "measuring");
-    for (uint64_t at = 0; at < bytes; at += kWritePart) {
-      write_now(file, at, {content.data(), kWritePart});
-    }
+  auto file = std::make_unique<File>(directory, File::Mode::kTemporary);
+  file->allocate(bytes);
+  const Buffer content = budget.allocate(kWritePart, "measuring");
+  for (uint64_t at = 0; at < bytes; at += kWritePart) {
+    write_now(*file, at, {content.data(), kWritePart});
   }
-  return measure_read(file, budget, pattern);
+  return file;
+}
+
+double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget,
+                    const ReadPattern& pattern) {
+  return measure_read(*make_probe(directory, most, budget), budget, pattern);
 }
 
 }  // namespace headrace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "engine/checkpoint/checkpoint.h"
@@ -45,8 +46,10 @@ struct ReadPattern {
 // Bytes per second of several reads under way, once the rate has settled. `file` has content; reads
 // its first 64 MiB again and again. Takes a second.
 double measure_read(const File& file, MemoryBudget& budget, const ReadPattern& pattern = {});
-// The same with a temporary file of up to `most` bytes (but at least 1 MiB) in the directory.
-// Throws IoError.
+// A temporary file with content of up to `most` bytes (but at least 1 MiB) in the directory. Throws
+// IoError.
+std::unique_ptr<File> make_probe(const std::string& directory, uint64_t most, MemoryBudget& budget);
+// measure_read of such a file.
 double measure_disk(const std::string& directory, uint64_t most, MemoryBudget& budget,
                     const ReadPattern& pattern = {});
 

@@ -3,6 +3,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
 import unittest
 
@@ -66,6 +67,12 @@ class Doctor(harness.ProgramTest):
         self.addCleanup(shutil.rmtree, folder, True)
         text = self.run_program("doctor", "--disk", folder).stdout()
         self.assertIn(f"{folder} is in memory (tmpfs)", text)
+
+    def test_a_rank_that_stops_is_missed(self):
+        job = self.start("doctor", "--disk", self.folder / "disk", "--peer-timeout", 6, ranks=2)
+        os.kill(job.rank_process(1), signal.SIGSTOP)
+        self.assertEqual(harness.TRY_AGAIN, job.wait(40))
+        self.assertRegex(job.log(), "rank 1 ")
 
     def test_unknown_options(self):
         self.run_program("doctor", "--model", "x", expect=harness.USAGE)

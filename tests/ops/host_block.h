@@ -1,6 +1,8 @@
 // A block of GPU threads on the CPU, for block programs (engine/ops/cuda/row_blocks.h): threads of
 // a phase run one after the other, in another order each time, so that a program which counts on an
 // order, or on a phase that it lacks, gives other results. Memory is poisoned and guarded.
+// What all threads do between phases runs once, so a phase that is missing after such a read is not
+// seen.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -8,7 +10,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <numeric>
 #include <random>
 #include <vector>

@@ -54,6 +54,19 @@ TEST(Doctor, DescribesEveryRankAndLink) {
                       "link from rank 0 to rank 1: 50 us for a message, 1.1 GB/s"});
 }
 
+TEST(Doctor, NamesGpusOrWhyThereIsNone) {
+  Examination found = two_nodes();
+  found.ranks[0].gpu_missing = "there is no driver";
+  found.ranks[1].gpu_software = "CUDA 13.0";
+  found.ranks[1].gpus.push_back(
+      {"a GPU", "9.0", uint64_t{79} << 30, uint64_t{80} << 30, 54e9, 55e9});
+  expect_words(describe(found), {"none to use: there is no driver",
+                                 "a GPU (9.0): 79.0 GiB free of 80.0 GiB, 54.0 GB/s to it and "
+                                 "55.0 GB/s from it, CUDA 13.0; not used by runs yet"});
+  found.ranks[1].gpu_missing = "out of memory";
+  expect_words(describe(found), {"a GPU (9.0)", "no other: out of memory"});
+}
+
 TEST(Doctor, HasNothingToSayOfAGoodCluster) { EXPECT_EQ(warning(two_nodes()), ""); }
 
 TEST(Doctor, OneWarningForEachFault) {

@@ -5,7 +5,6 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <utility>
 
 #include "engine/device/cuda/check.h"
 
@@ -46,7 +45,7 @@ class DeviceMemory {
 // Host memory that copies go to and from directly.
 class PinnedMemory {
  public:
-  explicit PinnedMemory(size_t bytes) : size_(bytes) {
+  explicit PinnedMemory(size_t bytes) {
     check_cuda(cudaHostAlloc(&data_, bytes, cudaHostAllocDefault), "allocating pinned memory");
   }
   ~PinnedMemory() { cudaFreeHost(data_); }
@@ -54,11 +53,9 @@ class PinnedMemory {
   PinnedMemory& operator=(const PinnedMemory&) = delete;
 
   std::byte* data() const { return static_cast<std::byte*>(data_); }
-  size_t size() const { return size_; }
 
  private:
   void* data_ = nullptr;
-  size_t size_;
 };
 
 class CudaStream {
