@@ -70,6 +70,8 @@ class Doctor(harness.ProgramTest):
 
     def test_a_rank_that_stops_is_missed(self):
         job = self.start("doctor", "--disk", self.folder / "disk", "--peer-timeout", 6, ranks=2)
+        # Both ranks make the folder in the middle of their measurements.
+        job.await_true((self.folder / "disk").exists, "measuring", 30)
         os.kill(job.rank_process(1), signal.SIGSTOP)
         self.assertEqual(harness.TRY_AGAIN, job.wait(40))
         self.assertRegex(job.log(), "rank 1 ")
