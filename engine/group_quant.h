@@ -15,9 +15,13 @@
 // holding elements j (low four bits) and j + 32.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+
+#include "engine/both.h"
+#include "engine/half.h"
 
 namespace headrace {
 
@@ -28,8 +32,57 @@ struct GroupScale {
   uint16_t minimum;  // f16
 };
 
-// codes[x.size()] receives the codes. x holds 1 to 64 floats, none infinite. `levels` is 255 or 15.
-GroupScale quantize_group(std::span<const float> x, int levels, uint8_t* codes);
+namespace group_quant_detail {
+
+inline constexpr float kF16Max = 65504.0f;
+inline constexpr uint16_t kF16MaxBits = 0x7BFF;
+inline constexpr uint16_t kF16Nan = 0x7E00;
+
+HEADRACE_BOTH constexpr float clamp(float x, float least, float most) {
+  return x < least ? least : x > most ? most : x;
+}
+
+HEADRACE_BOTH constexpr uint16_t minimum_of(float lo) {
+  const uint16_t bits = f32_to_f16(clamp(lo, -kF16Max, kF16Max));
+  return bits == 0x8000 ? uint16_t{0} : bits;
+}
+
+HEADRACE_BOTH constexpr uint16_t scale_of(float range, float levels) {
+  if (!(range > 0.0f)) return 0;
+  const float step = range / levels;
+  const uint16_t bits = f32_to_f16(step < kF16Max ? step : kF16Max);
+  const bool reaches = range / f16_to_f32(bits) <= levels + 0.5f;
+  return reaches || bits == kF16MaxBits ? bits : static_cast<uint16_t>(bits + 1);
+}
+
+}  // namespace group_quant_detail
+
+// codes[count] receives the codes. x holds `count` floats, 1 to 64, none infinite. `levels` is 255
+// or 15.
+HEADRACE_BOTH inline GroupScale quantize_group(const float* x, int count, int levels,
+                                               uint8_t* codes) {
+  using namespace group_quant_detail;
+  float lo = x[0], hi = x[0];
+  bool broken = false;
+  for (int i = 0; i < count; ++i) {
+    lo = x[i] < lo ? x[i] : lo;
+    hi = x[i] > hi ? x[i] : hi;
+    broken |= x[i] != x[i];
+    codes[i] = 0;
+  }
+  if (broken) return {0, kF16Nan};
+
+  const auto most = static_cast<float>(levels);
+  const uint16_t minimum = minimum_of(lo);
+  const float m = f16_to_f32(minimum);
+  const uint16_t scale = scale_of(hi - m, most);
+  if (scale == 0) return {scale, minimum};
+  const float d = f16_to_f32(scale);
+  for (int i = 0; i < count; ++i) {
+    codes[i] = static_cast<uint8_t>(std::nearbyint(clamp((x[i] - m) / d, 0.0f, most)));
+  }
+  return {scale, minimum};
+}
 
 // One stored block of 64 elements: 68 bytes (8 bits) or 36 bytes (4 bits) to `block`.
 void quantize_block(std::span<const float, kQuantGroup> x, int bits, std::byte* block);

@@ -19,15 +19,11 @@ constexpr int64_t kMostBlockRows = kBlockFloats / kPanelRows;
 
 // Floats per row of each scratch matrix.
 struct ScratchWidths {
-  int64_t stream, q, kv, gate, up;
+  int64_t stream, q, kv, ffn;
 
   explicit ScratchWidths(const ModelConfig& c)
-      : stream(std::max(c.d_model, c.d_embed)),
-        q(c.q_rows()),
-        kv(c.kv_rows()),
-        gate(c.gated_mlp ? c.d_ffn : 0),
-        up(c.d_ffn) {}
-  int64_t sum() const { return 2 * stream + std::max(2 * q + 2 * kv, gate + up); }
+      : stream(std::max(c.d_model, c.d_embed)), q(c.q_rows()), kv(c.kv_rows()), ffn(c.d_ffn) {}
+  int64_t sum() const { return stream + std::max(2 * q + 2 * kv, ffn); }
 };
 
 }  // namespace
@@ -55,16 +51,14 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStor
   const auto take = [&](int64_t width) {
     return std::exchange(next, next + width * micro_batch_rows);
   };
-  normed_ = take(widths.stream);
-  out_ = take(widths.stream);
+  block_ = take(widths.stream);
   float* const shared = next;
   q_ = take(widths.q);
   k_ = take(widths.kv);
   v_ = take(widths.kv);
   mixed_ = take(widths.q);
   next = shared;
-  gate_ = take(widths.gate);
-  up_ = take(widths.up);
+  ffn_ = take(widths.ffn);
 }
 
 void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_t> tokens,
@@ -76,11 +70,11 @@ void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_
   }
   weights_.look_up(tokens, [&](size_t row, const PackedMatrix& matrix, int64_t matrix_row) {
     float* x = hidden + static_cast<int64_t>(row) * config_.d_model;
-    unpack_row(cpu_, matrix, matrix_row, config_.has_projections() ? normed_ : x);
-    if (config_.has_projections()) linear(cpu_, normed_, 1, w.project_in, nullptr, x);
+    unpack_row(cpu_, matrix, matrix_row, config_.has_projections() ? block_ : x);
+    if (config_.has_projections()) linear(cpu_, block_, 1, w.project_in, nullptr, x);
     if (config_.learned_positions) {
-      unpack_row(cpu_, w.positions, positions[row] + config_.position_offset, out_);
-      add(cpu_, x, out_, 1, config_.d_model);
+      unpack_row(cpu_, w.positions, positions[row] + config_.position_offset, block_);
+      add(cpu_, x, block_, 1, config_.d_model);
     }
   });
 }
@@ -126,18 +120,18 @@ void StageEngine::run_layer(const LayerWeights& w, int layer, MicroBatch& batch,
   const int64_t rows = batch.rows, width = config_.d_model;
   if (config_.post_norm) {
     attention_block(w, layer, batch, x);
-    add(cpu_, x, out_, rows, width);
+    add(cpu_, x, block_, rows, width);
     apply_norm(w.attn_norm, x, rows, x);
     mlp_block(w, rows, x);
-    add(cpu_, x, out_, rows, width);
+    add(cpu_, x, block_, rows, width);
     apply_norm(w.mlp_norm, x, rows, x);
   } else {
-    apply_norm(w.attn_norm, x, rows, normed_);
-    attention_block(w, layer, batch, normed_);
-    add(cpu_, x, out_, rows, width);
-    apply_norm(w.mlp_norm, x, rows, normed_);
-    mlp_block(w, rows, normed_);
-    add(cpu_, x, out_, rows, width);
+    apply_norm(w.attn_norm, x, rows, block_);
+    attention_block(w, layer, batch, block_);
+    add(cpu_, x, block_, rows, width);
+    apply_norm(w.mlp_norm, x, rows, block_);
+    mlp_block(w, rows, block_);
+    add(cpu_, x, block_, rows, width);
   }
 }
 
@@ -153,7 +147,7 @@ void StageEngine::attention_block(const LayerWeights& w, int layer, MicroBatch& 
     apply_rope(cpu_, rope_, batch.first_row, k_, rows, config_.n_kv_heads, config_.head_dim);
   }
   attend(layer, batch);
-  project(w.o, mixed_, rows, out_);
+  project(w.o, mixed_, rows, block_);
 }
 
 void StageEngine::attend(int layer, MicroBatch& batch) {
@@ -176,15 +170,15 @@ void StageEngine::attend(int layer, MicroBatch& batch) {
 void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x) {
   const Span span(Track::kCompute, "mlp");
   if (config_.gated_mlp) {
-    project(w.gate, x, rows, gate_);
-    project(w.up, x, rows, up_);
-    silu_multiply(cpu_, gate_, up_, rows, config_.d_ffn);
-    project(w.down, gate_, rows, out_);
+    project(w.gate, x, rows, ffn_);
+    for_panels(w.up, [&](const Panels& panels) {
+      gate_panels(cpu_, x, rows, panels.weight, w.up.bias, panels.first, panels.end, ffn_);
+    });
   } else {
-    project(w.up, x, rows, up_);
-    relu(cpu_, up_, rows, config_.d_ffn);
-    project(w.down, up_, rows, out_);
+    project(w.up, x, rows, ffn_);
+    relu(cpu_, ffn_, rows, config_.d_ffn);
   }
+  project(w.down, ffn_, rows, block_);
 }
 
 // Final norm and projection, in place: rows of d_embed floats (no more than d_model) afterwards.
@@ -194,8 +188,8 @@ void StageEngine::before_head(float* hidden, int64_t rows) {
   if (!config_.has_projections()) return;
   for (int64_t done = 0; done < rows; done += micro_batch_rows_) {
     const int64_t count = std::min(micro_batch_rows_, rows - done);
-    linear(cpu_, hidden + done * config_.d_model, count, w.project_out, nullptr, out_);
-    std::copy_n(out_, count * config_.d_embed, hidden + done * config_.d_embed);
+    linear(cpu_, hidden + done * config_.d_model, count, w.project_out, nullptr, block_);
+    std::copy_n(block_, count * config_.d_embed, hidden + done * config_.d_embed);
   }
 }
 
@@ -309,9 +303,17 @@ void StageEngine::apply_norm(const Norm& norm, const float* x, int64_t rows, flo
 }
 
 void StageEngine::project(const Linear& w, const float* x, int64_t rows, float* y) {
+  for_panels(w, [&](const Panels& panels) {
+    linear_panels(cpu_, x, rows, panels.weight, w.bias, panels.first, panels.end, y);
+  });
+}
+
+// As they come.
+template <typename Use>
+void StageEngine::for_panels(const Linear& w, Use use) {
   for (int64_t done = 0; done < w.weight.panel_count();) {
     const Panels panels = weights_.await(w, done);
-    linear_panels(cpu_, x, rows, panels.weight, w.bias, panels.first, panels.end, y);
+    use(panels);
     done = panels.end;
     if (last_use_) weights_.done_with(w, done);
   }

@@ -73,6 +73,8 @@ class StageEngine {
   void mlp_block(const LayerWeights& w, int64_t rows, const float* x);
   void apply_norm(const Norm& norm, const float* x, int64_t rows, float* y) const;
   void project(const Linear& w, const float* x, int64_t rows, float* y);
+  template <typename Use>
+  void for_panels(const Linear& w, Use use);
   void before_head(float* hidden, int64_t rows);
   void head_pass(const float* x, std::span<BestToken> best, int64_t logit_rows, float* logits);
   void best_of_panels(const Panels& panels, const float* x, std::span<BestToken> best);
@@ -86,12 +88,12 @@ class StageEngine {
   std::vector<float> frequencies_;  // [head_dim/2]
   RopeTable rope_;                  // of the step's rows
   // Used by the layers:
-  //   normed [micro rows][d_model], out [micro rows][d_model]: what a block adds to the residual
-  //   stream; q, mixed (attention's output) [micro rows][q_rows], k, v [micro rows][kv_rows] in the
-  //   same place as gate (gated MLPs only), up [micro rows][d_ffn].
+  //   block [micro rows][d_model]: what a block reads (with pre-norms), then what it adds to the
+  //   residual stream; q, mixed (attention's output) [micro rows][q_rows], k, v [micro
+  //   rows][kv_rows] in the same place as ffn [micro rows][d_ffn].
   // By the head: kBlockFloats of logits of some panels, and whole rows of logits.
   Buffer scratch_;
-  float *normed_, *out_, *q_, *k_, *v_, *mixed_, *gate_, *up_;
+  float *block_, *q_, *k_, *v_, *mixed_, *ffn_;
 };
 
 }  // namespace headrace

@@ -12,12 +12,12 @@ constexpr uint64_t round_up(uint64_t value) {
 }
 constexpr uint64_t round_down(uint64_t value) { return value / kReadBlock * kReadBlock; }
 
-// Where the last panel that begins before `bytes` ends; 0 for 0.
+// Where the last panel that ends within `bytes` does; 0 if none does.
 uint64_t panel_border(const WeightUnit& unit, uint64_t bytes) {
   uint64_t border = 0;
   for (const PlacedMatrix& matrix : unit.matrices) {
-    if (matrix.offset >= bytes) break;
-    const uint64_t panels = (bytes - matrix.offset + matrix.panel_bytes - 1) / matrix.panel_bytes;
+    if (matrix.offset + matrix.panel_bytes > bytes) break;
+    const uint64_t panels = (bytes - matrix.offset) / matrix.panel_bytes;
     border = matrix.offset + std::min<uint64_t>(panels, static_cast<uint64_t>(matrix.panels())) *
                                  matrix.panel_bytes;
   }
@@ -35,24 +35,32 @@ uint64_t most_streamed(const WeightUnit& unit) {
 // Of the share of each layer that is streamed; ends below a panel also of the largest layers.
 constexpr int kHalvings = 24;
 
+// `most` of each layer is streamed, but of `lesser` layers, spread over all, only `least`.
+struct Shares {
+  double most = 0.0, least = 0.0;
+  int lesser = 0, layers = 1;
+
+  double of(int layer) const {
+    const bool is_lesser = (layer + 1) * lesser / layers > layer * lesser / layers;
+    return is_lesser ? least : most;
+  }
+};
+
 class Placer {
  public:
   Placer(const WeightLayout& layout, uint64_t ahead, bool whole_layers)
       : layout_(layout), ahead_(ahead), whole_layers_(whole_layers) {}
 
-  // Everything resident but: `share` of each layer, and of the head; the embedding, if not wanted.
-  WeightPlacement place(double share, bool head_resident, bool embedding_resident) const {
+  // Everything resident but: `shares` of the layers, and of the head; the embedding, if not wanted.
+  WeightPlacement place(const Shares& shares, bool head_resident, bool embedding_resident) const {
     WeightPlacement p;
     for (const WeightUnit& unit : layout_.units) {
-      const uint64_t most = most_streamed(unit);
-      const uint64_t part = panel_border(
-          unit, std::min(most, static_cast<uint64_t>(share * static_cast<double>(most))));
       if (unit.kind == WeightUnit::Kind::kLayer) {
-        p.streamed.push_back(part);
+        p.streamed.push_back(part_of(unit, shares.of(unit.layer - layout_.range.first_layer)));
       } else if (layout_.range.is_last && &unit == &layout_.units[layout_.head_unit()]) {
-        p.streamed.push_back(head_resident ? 0 : part);
+        p.streamed.push_back(head_resident ? 0 : part_of(unit, shares.most));
       } else {
-        p.streamed.push_back(embedding_resident ? 0 : most);
+        p.streamed.push_back(embedding_resident ? 0 : most_streamed(unit));
       }
     }
     p.ring = ring(p);
@@ -63,6 +71,13 @@ class Placer {
   }
 
  private:
+  // Whole blocks, as it is read in blocks: what else ends in the last one need not be resident.
+  static uint64_t part_of(const WeightUnit& unit, double share) {
+    const uint64_t most = most_streamed(unit);
+    return panel_border(
+        unit, std::min(most, round_up(static_cast<uint64_t>(share * static_cast<double>(most)))));
+  }
+
   uint64_t ring(const WeightPlacement& p) const {
     uint64_t panel = 0, layer = 0, all = 0;
     for (const WeightPiece& piece : pieces_of(layout_, p)) {
@@ -120,31 +135,35 @@ WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes,
   for (const uint64_t ahead : {wishes.ahead, wishes.ahead / 2, uint64_t{0}}) {
     const Placer placer(layout, ahead, wishes.whole_layers);
     for (const bool embedding : {true, false}) {
-      const WeightPlacement all_layers = placer.place(0.0, true, embedding);
+      const WeightPlacement all_layers = placer.place({}, true, embedding);
       if (takes(layout, all_layers) <= bytes) return all_layers;
     }
     for (const bool head : {true, false}) {
       if (head && !wishes.keep_head) continue;
+      const int layers = layout.range.layers();
+      const auto fits = [&](const Shares& shares) {
+        return takes(layout, placer.place(shares, head, false)) <= bytes;
+      };
       // The least share of the layers that must be streamed.
       double low = 0.0, high = 1.0;
-      const auto fits = [&](double share) {
-        return takes(layout, placer.place(share, head, false)) <= bytes;
-      };
-      if (!fits(high)) continue;
+      if (!fits({high, high, 0, layers})) continue;
       for (int i = 0; i < kHalvings; ++i) {
         const double middle = (low + high) / 2;
-        (fits(middle) ? high : low) = middle;
+        (fits({middle, middle, 0, layers}) ? high : low) = middle;
       }
-      return placer.place(high, head, false);
+      // All layers with a block less do not fit, but some of them may.
+      int lesser = layers - 1;
+      while (lesser > 0 && !fits({high, low, lesser, layers})) --lesser;
+      return placer.place({high, low, lesser, layers}, head, false);
     }
   }
-  return Placer(layout, 0, wishes.whole_layers).place(1.0, false, false);
+  return Placer(layout, 0, wishes.whole_layers).place({1.0, 1.0}, false, false);
 }
 
 uint64_t smallest_placement(const WeightLayout& layout, bool whole_layers) {
   uint64_t smallest = layout.image_bytes();
   for (const bool head : {true, false}) {
-    const WeightPlacement p = Placer(layout, 0, whole_layers).place(1.0, head, false);
+    const WeightPlacement p = Placer(layout, 0, whole_layers).place({1.0, 1.0}, head, false);
     smallest = std::min(smallest, takes(layout, p));
   }
   return smallest;

@@ -2,7 +2,8 @@
 //
 // Each unit's image is cut at a panel border: its first `streamed` bytes are read anew for each
 // step, the rest is resident, chosen once and never evicted (a cyclic scan under LRU evicts exactly
-// what is needed next). All layers stream the same share, so that reads are even over the sweep.
+// what is needed next). All layers stream the same share, up to a block, so that reads are even
+// over the sweep.
 #pragma once
 
 #include <cstdint>
@@ -48,8 +49,8 @@ struct PlacementWishes {
 
 // The most useful placement that takes at most `bytes` of memory for resident weights, ring and
 // look-ups (vectors not counted); all resident if that fits. What is resident, in this order:
-// positions and projections, the head (see PlacementWishes), the same share of every layer, the
-// embedding. Needs smallest_placement(layout, wishes.whole_layers).
+// positions and projections, the head (see PlacementWishes), the same share of every layer and of
+// some a block more, the embedding. Needs smallest_placement(layout, wishes.whole_layers).
 WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes,
                               const PlacementWishes& wishes);
 

@@ -1,15 +1,6 @@
 // Causal attention over a paged KV cache.
 //
-// A KV page holds kPageTokens tokens of one layer and one sequence, for all KV heads: first K of
-// every head, then V of every head; v_stride = head_dim rounded up to 16.
-//   f16 f32  K as [head_dim][16], V as [16][v_stride]; f16 saturates at +-65504
-//   q8 q4    K and V each: scale [groups][16] f16, minimum [groups][16] f16, then codes; a group is
-//            64 elements of one token along head_dim, the last one what is left
-//            (engine/group_quant.h; elements are saturated at +-65504 before)
-//            q8: K as [head_dim][16], V as [16][v_stride], a byte each
-//            q4: a byte holds elements d (low four bits) and d + 1, d even: K as
-//            [head_dim / 2 rounded up][16], V as [16][v_stride / 2]
-// What is stored of a token depends on its own K and V only. K and V are always read back from
+// Pages: ops/kv_elements.h. K and V are always read back from
 // their pages, also those of the step being computed, so the result does not depend on how a prompt
 // was cut in chunks.
 //
@@ -26,8 +17,8 @@
 #include <span>
 #include <string_view>
 
-#include "engine/group_quant.h"
 #include "engine/ops/cpu/kernels.h"
+#include "engine/ops/kv_elements.h"
 
 namespace headrace {
 
@@ -37,33 +28,6 @@ struct Cpu;
 const char* kv_format_name(KvFormat format);
 // Throws std::invalid_argument that lists the names.
 KvFormat kv_format_of(std::string_view name);
-
-struct KvPageShape {
-  int kv_heads = 0;
-  int head_dim = 0;
-  KvFormat format = KvFormat::kF16;
-
-  int v_stride() const { return (head_dim + 15) / 16 * 16; }
-  int groups() const { return (head_dim + kQuantGroup - 1) / kQuantGroup; }
-  // Scales and minima before the codes of one head's K or V; 0 for f16 and f32.
-  size_t scale_bytes() const { return is_quantised() ? size_t{4} * groups() * kPageTokens : 0; }
-  size_t k_bytes() const { return scale_bytes() + code_bytes(head_dim); }  // one head
-  size_t v_bytes() const { return scale_bytes() + code_bytes(v_stride()); }
-  // The same for every page: kv_heads * (k_bytes + v_bytes), a multiple of 16.
-  size_t page_bytes() const { return kv_heads * (k_bytes() + v_bytes()); }
-  bool is_quantised() const { return kv_code_bits(format) != 0; }
-  size_t k_offset(int head) const { return head * k_bytes(); }
-  size_t v_offset(int head) const { return kv_heads * k_bytes() + head * v_bytes(); }
-
- private:
-  // Codes or plain elements of 16 tokens.
-  size_t code_bytes(int elements) const {
-    const size_t bytes = format == KvFormat::kQ8   ? elements
-                         : format == KvFormat::kQ4 ? (elements + 1) / 2
-                                                   : kv_element_bytes(format) * elements;
-    return bytes * kPageTokens;
-  }
-};
 
 // The rows of one sequence in a ragged batch: consecutive rows at consecutive positions.
 struct AttentionSequence {

@@ -19,6 +19,11 @@ void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
 void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
                    const float* bias, int64_t first, int64_t end, float* y);
 
+// gate[m][n] = silu(gate[m][n]) * y[m][n], y as above and nowhere in memory, silu(v) = v / (1 +
+// exp(-v)): the second half of a gated MLP.
+void gate_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
+                 const float* bias, int64_t first, int64_t end, float* gate);
+
 // out[w.cols] = row `row` of w in float32.
 void unpack_row(const Cpu& cpu, const PackedMatrix& w, int64_t row, float* out);
 

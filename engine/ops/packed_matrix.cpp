@@ -9,49 +9,6 @@ namespace {
 
 constexpr int kScaleRow = kPanelRows * 2;  // bytes of one f16 per row
 
-constexpr PanelLayout plain(size_t element) { return {1, kPanelRows * element, 0, 0, 0}; }
-
-constexpr PanelLayout coded(int block_k, int scale_bytes, int low_bits, int high_bits) {
-  const auto codes = static_cast<size_t>(block_k * kPanelRows * (low_bits + high_bits) / 8);
-  const auto offset = static_cast<size_t>(scale_bytes);
-  return {block_k, offset + codes, offset, low_bits, high_bits};
-}
-
-constexpr PanelLayout layout_of(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return plain(4);
-    case DType::kF16:
-    case DType::kBF16:
-      return plain(2);
-    case DType::kQ8_0:
-      return coded(32, kScaleRow, 8, 0);
-    case DType::kQ4_0:
-      return coded(32, kScaleRow, 4, 0);
-    case DType::kQ4_1:
-      return coded(32, 2 * kScaleRow, 4, 0);
-    case DType::kQ5_0:
-      return coded(32, kScaleRow, 4, 1);
-    case DType::kQ5_1:
-      return coded(32, 2 * kScaleRow, 4, 1);
-    case DType::kQ2_K:
-      return coded(256, 2 * kScaleRow + 16 * kPanelRows, 2, 0);
-    case DType::kQ3_K:
-      return coded(256, kScaleRow + 16 * kPanelRows, 2, 1);
-    case DType::kQ4_K:
-      return coded(256, 2 * kScaleRow + 16 * kPanelRows, 4, 0);
-    case DType::kQ5_K:
-      return coded(256, 2 * kScaleRow + 16 * kPanelRows, 4, 1);
-    case DType::kQ6_K:
-      return coded(256, kScaleRow + 16 * kPanelRows, 4, 2);
-    case DType::kG8:
-      return coded(64, 2 * kScaleRow, 8, 0);
-    case DType::kG4:
-      return coded(64, 2 * kScaleRow, 4, 0);
-  }
-  throw std::logic_error("panel_layout: unknown dtype");
-}
-
 uint8_t u8(std::byte value) { return static_cast<uint8_t>(value); }
 
 // The code (unsigned, not yet shifted to its signed meaning) of the k-th element of one row's ggml
@@ -174,7 +131,7 @@ using BlockCodes = uint8_t[256][kPanelRows];
 // Cuts the codes of a block into planes.
 template <DType kType>
 void pack_planes(const BlockCodes& c, std::byte* out) {
-  constexpr PanelLayout kLayout = layout_of(kType);
+  constexpr PanelLayout kLayout = panel_layout(kType);
   constexpr int kK = kLayout.block_k, kLow = kLayout.low_bits;
   const auto put = [&out](int value) { *out++ = static_cast<std::byte>(value); };
   if constexpr (kLow == 8) {
@@ -209,7 +166,7 @@ using PanelRows = std::span<const std::byte* const, kPanelRows>;
 
 template <DType kType>
 void pack_coded(int64_t cols, PanelRows rows, std::byte* panel) {
-  constexpr PanelLayout kLayout = layout_of(kType);
+  constexpr PanelLayout kLayout = panel_layout(kType);
   const auto source_block = static_cast<size_t>(dtype_info(kType).block_bytes);
   BlockCodes codes = {};
   for (int64_t b = 0; b < cols / kLayout.block_k; ++b) {
@@ -238,8 +195,6 @@ void pack_plain(int64_t cols, PanelRows rows, std::byte* panel) {
 }
 
 }  // namespace
-
-PanelLayout panel_layout(DType dtype) { return layout_of(dtype); }
 
 size_t PackedMatrix::packed_panel_bytes(DType dtype, int64_t cols) {
   const PanelLayout layout = panel_layout(dtype);

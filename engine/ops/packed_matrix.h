@@ -31,18 +31,9 @@
 #include "engine/checkpoint/dtype.h"
 #include "engine/memory/budget.h"
 #include "engine/ops/canonical.h"
+#include "engine/ops/panel_elements.h"
 
 namespace headrace {
-
-// How a dtype is laid out in panels.
-struct PanelLayout {
-  int block_k;          // columns per block
-  size_t block_bytes;   // bytes of a block (32 rows x block_k columns)
-  size_t codes_offset;  // where the codes start in a block
-  int low_bits;         // bits of the first plane: 8, 4 or 2; 0 for plain elements
-  int high_bits;        // bits of the second plane: 2, 1 or 0
-};
-PanelLayout panel_layout(DType dtype);
 
 // The view every kernel takes. The panels lie one after the other, in one piece or in two: those
 // from `split` on may be elsewhere.

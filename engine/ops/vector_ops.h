@@ -22,7 +22,4 @@ void add(const Cpu& cpu, float* x, const float* y, int64_t rows, int64_t n);
 // x = max(x, 0)
 void relu(const Cpu& cpu, float* x, int64_t rows, int64_t n);
 
-// gate = silu(gate) * up, silu(v) = v / (1 + exp(-v))
-void silu_multiply(const Cpu& cpu, float* gate, const float* up, int64_t rows, int64_t n);
-
 }  // namespace headrace

@@ -61,7 +61,7 @@ class Planner {
   }
 
   bool faster(const StagePlan& plan, const StagePlan& than) const {
-    // Weights are placed in whole panels of all layers: less memory than that buys only rounding.
+    // Less memory than a panel per layer buys less than a prediction can tell.
     const bool buys_nothing = plan.sizes.slots == than.sizes.slots &&
                               plan.sizes.kv_disk_pages > than.sizes.kv_disk_pages &&
                               plan.kv + panel_of_each_layer() > than.kv;

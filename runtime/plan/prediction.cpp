@@ -19,17 +19,18 @@ uint64_t compute_bytes(const WeightLayout& layout) {
 }
 
 // Seconds of a step in which the disk has nothing to do: the ring is full, and what is resident of
-// a layer or the head is computed.
+// a layer or the head is computed, or attention.
 double disk_idles(const WeightLayout& layout, const Rates& rates, const StagePlan& plan,
-                  double rows) {
+                  double rows, double layer_attention_s) {
   const double full_s = static_cast<double>(plan.placement.ring) / rates.disk;
   double seconds = 0;
-  const auto add = [&](uint64_t resident) {
-    seconds += std::max(0.0, rates.compute_s(resident, rows) - full_s);
+  const auto add = [&](uint64_t resident, double attention_s = 0) {
+    seconds += std::max(0.0, rates.compute_s(resident, rows) + attention_s - full_s);
   };
   for (size_t u = 0; u < layout.units.size(); ++u) {
     const WeightUnit& unit = layout.units[u];
-    if (unit.kind == WeightUnit::Kind::kLayer) add(unit.image_bytes - plan.placement.streamed[u]);
+    if (unit.kind != WeightUnit::Kind::kLayer) continue;
+    add(unit.image_bytes - plan.placement.streamed[u], layer_attention_s);
   }
   if (layout.range.is_last) {
     const size_t head = layout.head_unit();
@@ -116,7 +117,8 @@ void predict(const WeightLayout& layout, const Rates& rates, const Round& round,
     plan.disk_s =
         middle.groups * (step_bytes(layout, plan, middle.rows) / rates.disk + middle.kv_read_s);
     if (round.overlapped && plan.streamed > 0) {
-      plan.disk_s += middle.groups * disk_idles(layout, rates, plan, middle.rows);
+      plan.disk_s += middle.groups * disk_idles(layout, rates, plan, middle.rows,
+                                                middle.attention_s / middle.layers);
     }
     waits_for_kv = middle.groups * middle.waits_for_kv(plan, round, rates);
   }

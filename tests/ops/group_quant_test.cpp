@@ -17,7 +17,7 @@ constexpr float kF16Max = 65504.0f;
 
 struct Quantised {
   explicit Quantised(std::span<const float> x, int most) : levels(most), codes(x.size() + 1, 0xAB) {
-    scale = quantize_group(x, levels, codes.data());
+    scale = quantize_group(x.data(), static_cast<int>(x.size()), levels, codes.data());
     EXPECT_EQ(codes.back(), 0xAB) << "wrote past the end";
     codes.pop_back();
     for (const uint8_t q : codes) {

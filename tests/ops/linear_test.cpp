@@ -70,6 +70,23 @@ class Linear : public testing::TestWithParam<std::tuple<DType, Target>> {
     }
   }
 
+  // The product as the second half of a gated MLP, panels in two parts.
+  void check_gate(const Case& c, int64_t rows, int64_t outputs, bool biased) {
+    const PackedMatrix w{c.w.dtype, outputs, c.w.cols, c.first_outputs.at(outputs).data()};
+    const std::vector<float> gate = Random(24).floats(rows * outputs, 3.0f);
+    std::vector<float> expected = c.expected(0, rows, outputs, biased);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] *= reference::silu(gate[i]);
+    for (ThreadPool* pool : {&one_, &three_}) {
+      const Cpu cpu{*pool, kernels(std::get<1>(GetParam()))};
+      std::vector<float> y = gate;
+      const float* bias = biased ? c.bias.data() : nullptr;
+      const int64_t panels = w.panel_count(), half = panels / 2;
+      gate_panels(cpu, c.x.data(), rows, w, bias, 0, half, y.data());
+      gate_panels(cpu, c.x.data(), rows, w, bias, half, panels, y.data());
+      ASSERT_TRUE(same_bits(expected, y)) << outputs << " outputs, " << rows << " rows";
+    }
+  }
+
  private:
   ThreadPool one_{1, 0}, two_{2, 0}, three_{3, 0};
 };
@@ -90,6 +107,15 @@ TEST_P(Linear, ShortRows) {
           ASSERT_NO_FATAL_FAILURE(check(c, 0, rows, outputs, biased));
         }
       }
+    }
+  }
+}
+
+TEST_P(Linear, SecondHalfOfAGatedMlp) {
+  const Case c(dtype(), dtype_info(dtype()).block_elements == 1 ? 65 : 256, kMostRows);
+  for (const int64_t outputs : kOutputs) {
+    for (const int64_t rows : {1, 7, 257}) {
+      ASSERT_NO_FATAL_FAILURE(check_gate(c, rows, outputs, rows != 7));
     }
   }
 }

@@ -129,7 +129,7 @@ TEST_P(VectorOps, SiluMultiply) {
     const std::vector<float> up = random.floats(rows * n, 5.0f);
     std::vector<float> expected = x;
     for (size_t i = 0; i < x.size(); ++i) expected[i] = reference::silu(x[i]) * up[i];
-    silu_multiply(cpu_, x.data(), up.data(), rows, n);
+    cpu_.kernels.silu_multiply(x.data(), up.data(), rows * n);
     ASSERT_TRUE(same_bits(expected, x));
   });
 }

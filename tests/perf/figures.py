@@ -1,4 +1,4 @@
-"""The five figures of offload.py: each measures, prints a table and returns what it measured."""
+"""The six figures of offload.py: each measures, prints a table and returns what it measured."""
 import os
 import pathlib
 import shutil
@@ -87,27 +87,52 @@ def print_against_limit(lab, rounds):
                         "predicted", "measured / predicted"], rows))
 
 
+class Pair:
+    """Two ranks, each with half of the layers of the large model and --pair-memory."""
+
+    def __init__(self, lab):
+        if not shutil.which("mpirun"):
+            raise LeftOut("there is no mpirun")
+        o = lab.options
+        self.lab, self.model, self.rate = lab, lab.model(*LARGE), o.pair_rate * 1e6
+        self.group_size = 8 if o.quick else 32
+        self.budget = ["--host-memory", f"{o.pair_memory - o.margin}MiB",
+                       "--threads", max(1, o.threads // 2)]
+        self.launcher = MPIRUN if os.geteuid() else [*MPIRUN, "--allow-run-as-root"]
+        lab.build_offload_file(self.model, *self.budget, launcher=self.launcher)
+
+    def bench(self, sequences, first, second):
+        """Each rank in its control group."""
+        enter = enter_by_rank(first, second)
+        return self.lab.bench(self.model, sequences, 16, 24, *self.budget,
+                              launcher=[*self.launcher, *enter])
+
+    def on_own_disks(self, sequences):
+        with self.disk() as first, self.disk() as second:
+            return self.bench(sequences, first, second)
+
+    def on_one_disk(self, sequences):
+        """That is as fast as both together."""
+        o = self.lab.options
+        with self.lab.group(2 * o.pair_memory, 2 * self.rate) as both:
+            return self.bench(sequences, both, both)
+
+    def disk(self):
+        return self.lab.group(self.lab.options.pair_memory, self.rate)
+
+
 def two_ranks(lab):
     """A group of 32 sequences is in a stage at a time, so two stages have 64 in flight."""
-    if not shutil.which("mpirun"):
-        raise LeftOut("there is no mpirun")
-    o = lab.options
-    model, rate, group_size = lab.model(*LARGE), o.pair_rate * 1e6, 8 if o.quick else 32
-    pair_budget = ["--host-memory", f"{o.pair_memory - o.margin}MiB", "--threads", max(1, o.threads // 2)]
-    launcher = MPIRUN if os.geteuid() else [*MPIRUN, "--allow-run-as-root"]
-    lab.build_offload_file(model)
-    lab.build_offload_file(model, *pair_budget, launcher=launcher)
+    o, pair = lab.options, Pair(lab)
+    group_size = pair.group_size
+    lab.build_offload_file(pair.model)
     entries = []
     for number in range(o.rounds):
         with lab.round(number):
-            with lab.group(rate=rate) as group:
-                one = lab.limited(model, group_size, 16, 24, group=group)
-            with lab.group(o.pair_memory, rate) as first, lab.group(o.pair_memory, rate) as second:
-                enter = enter_by_rank(first, second)
-                two = lab.bench(model, 2 * group_size, 16, 24, *pair_budget,
-                                launcher=[*launcher, *enter])
-                same = lab.bench(model, group_size, 16, 24, *pair_budget,
-                                 launcher=[*launcher, *enter])
+            with lab.group(rate=pair.rate) as group:
+                one = lab.limited(pair.model, group_size, 16, 24, group=group)
+            two = pair.on_own_disks(2 * group_size)
+            same = pair.on_own_disks(group_size)
         entries.append({"one": one["decode_rate"], "two": two["decode_rate"],
                         "same": same["decode_rate"], "one_streamed": streamed(one),
                         "two_streamed": streamed(two),
@@ -128,6 +153,24 @@ def two_ranks(lab):
     return entries
 
 
+def shared_disk(lab):
+    o, pair = lab.options, Pair(lab)
+    entries = []
+    for number in range(o.rounds):
+        with lab.round(number):
+            own = pair.on_own_disks(2 * pair.group_size)
+            shared = pair.on_one_disk(2 * pair.group_size)
+        entries.append({"own": own["decode_rate"], "shared": shared["decode_rate"]})
+        lab.say(str(entries[-1]))
+    own, shared = ([e[k] for e in entries] for k in ("own", "shared"))
+    print(f"\nfigure 6: two ranks, {2 * pair.group_size} in flight, decode tok/s, {o.rounds} rounds\n")
+    print(spread.table(["disks", "tok/s", "over own disks"], [
+        [f"one each, {o.pair_rate:.0f} MB/s", spread.text(own), ""],
+        [f"one for both, {2 * o.pair_rate:.0f} MB/s", spread.text(shared),
+         spread.text(spread.ratios(shared, own))]]))
+    return entries
+
+
 def enter_by_rank(first, second):
     """A command before the program: each rank goes into its own group."""
     script = ('case $OMPI_COMM_WORLD_RANK in 0) for f in $1; do echo $$ > $f; done ;; '
@@ -141,25 +184,30 @@ def kv_on_disk(lab):
         raise LeftOut(f"{o.kv_model} is not there; give --kv-model or set HEADRACE_MODELS")
     prompt = o.kv_tokens // 2
     shape = (o.kv_model, o.kv_sequences, prompt, o.kv_tokens - prompt)
+    # Once, as it is there for its tokens.
+    memory = lab.bench(*shape)
+    lab.say(f"all in memory: {memory['decode_rate']}")
     entries = []
     for number in range(o.rounds):
         with lab.round(number):
             disk = lab.bench(*shape, "--kv-memory", f"{o.kv_memory}MiB")
-            memory = lab.bench(*shape)
         if memory["run"]["tokens_hash"] != disk["run"]["tokens_hash"]:
             raise RuntimeError("the tokens differ between KV in memory and on disk")
         rank = disk["ranks"][0]
         if rank["disk_bytes_per_s"] == 0:
             raise RuntimeError("nothing was on disk: --kv-memory is too large")
         entries.append({"memory": memory["decode_rate"], "disk": disk["decode_rate"],
+                        "prefill_s": disk["run"]["prefill_s"],
                         "predicted": o.kv_sequences / rank["expected_round_s"],
+                        "compute_s": rank["expected_compute_s"], "disk_s": rank["expected_disk_s"],
                         "disk_rate": rank["disk_bytes_per_s"]})
         lab.say(str(entries[-1]))
-    memory, disk, predicted = ([e[k] for e in entries] for k in ("memory", "disk", "predicted"))
+    disk, predicted = ([e[k] for e in entries] for k in ("disk", "predicted"))
     print(f"\nfigure 4: {o.kv_sequences} sequences of {o.kv_tokens} tokens, half of them generated, "
           f"KV budget {o.kv_memory} MiB, {o.rounds} rounds; the tokens are equal\n")
     print(spread.table(["", "decode tok/s"],
-                       [["all in memory", spread.text(memory)], ["on disk", spread.text(disk)],
+                       [["all in memory, once", f"{memory['decode_rate']:.2f}"],
+                        ["on disk", spread.text(disk)],
                         ["predicted", spread.text(predicted)],
                         ["on disk / predicted", spread.text(spread.ratios(disk, predicted))]]))
     return entries
@@ -195,4 +243,4 @@ def four_bits(lab):
     return entries
 
 
-ALL = {1: larger_than_memory, 3: two_ranks, 4: kv_on_disk, 5: four_bits}
+ALL = {1: larger_than_memory, 3: two_ranks, 4: kv_on_disk, 5: four_bits, 6: shared_disk}

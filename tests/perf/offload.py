@@ -8,6 +8,7 @@
   3  two ranks, each with half of the layers and a disk, against one
   4  a KV cache larger than its memory, against all of it in memory
   5  4-bit weights against 8-bit ones
+  6  two ranks on one disk, against a disk of half its rate for each
 
 Figures 1 and 2 are measured together. Every round runs both sides in turn; "a / b / c" is minimum,
 median and maximum over the rounds, and ratios are taken within a round. --work is a folder on the
@@ -30,7 +31,7 @@ def parse():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", required=True, help="headrace")
     parser.add_argument("--work", required=True, help="folder for models and offload files")
-    parser.add_argument("--figure", type=int, action="append", choices=range(1, 6), help="default: all")
+    parser.add_argument("--figure", type=int, action="append", choices=range(1, 7), help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one small round, to see that all works")
     parser.add_argument("--batches", default="1,8,32,128", help="of figures 1 and 2")
@@ -40,7 +41,7 @@ def parse():
     parser.add_argument("--generate", type=int, default=32, help="tokens, figures 1 and 2")
     parser.add_argument("--peer-steps", type=int, default=4, help="decode steps of the peer")
     parser.add_argument("--memory", type=int, default=900, help="MiB of the control group")
-    parser.add_argument("--margin", type=int, default=12,
+    parser.add_argument("--margin", type=int, default=8,
                         help="MiB of it for code and libraries; headrace gets the rest as its budget")
     parser.add_argument("--kv", default="f16", help="KV cache of headrace, figures 1 and 2")
     parser.add_argument("--rate", type=float, default=500, help="MB/s of the disk")
@@ -80,7 +81,7 @@ def main():
     except limits.CannotLimit as reason:
         raise SystemExit(f"nothing is measured: {reason}") from None
     lab = Lab(options)
-    wanted = {1 if figure == 2 else figure for figure in options.figure or range(1, 6)}
+    wanted = {1 if figure == 2 else figure for figure in options.figure or range(1, 7)}
     measured = {}
     for number in sorted(wanted):
         try:

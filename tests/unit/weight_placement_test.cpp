@@ -126,6 +126,26 @@ TEST_P(WeightPlacementTest, EveryByteOfAMatrixIsResidentOrRead) {
   }
 }
 
+// No memory is left that would save reading a block more.
+TEST_P(WeightPlacementTest, LeavesLessThanABlockUnused) {
+  const uint64_t least = smallest_placement(layout_, false), all = layout_.image_bytes();
+  for (int i = 1; i < 40; ++i) {
+    const uint64_t budget = least + (all - least) * static_cast<uint64_t>(i) / 40;
+    const WeightPlacement p = place_weights(layout_, budget, {0, false, false});
+    // A head that is streamed grows with the share, the embedding comes or goes as a whole.
+    uint64_t layers = 0, grain = 0;
+    for (size_t u = 0; u < layout_.units.size(); ++u) {
+      const WeightUnit& unit = layout_.units[u];
+      if (unit.kind == WeightUnit::Kind::kLayer) layers += p.streamed[u];
+      for (const PlacedMatrix& m : unit.matrices) grain = std::max<uint64_t>(grain, m.panel_bytes);
+    }
+    const bool head_moves = layout_.range.is_last;
+    if (layers == 0 || head_moves) continue;
+    EXPECT_GT(takes(p) + 2 * (grain + kReadBlock), budget) << i << "/40 of the way";
+  }
+}
+
+// Up to the block that is read and the panel that ends in it.
 TEST_P(WeightPlacementTest, LayersStreamTheSameShare) {
   const uint64_t least = smallest_placement(layout_, false);
   const WeightPlacement p =
@@ -138,8 +158,8 @@ TEST_P(WeightPlacementTest, LayersStreamTheSameShare) {
     low = std::min(low, share);
     high = std::max(high, share);
     for (const PlacedMatrix& m : unit.matrices) {
-      grain = std::max(grain,
-                       static_cast<double>(m.panel_bytes) / static_cast<double>(unit.image_bytes));
+      const uint64_t bytes = m.panel_bytes + kReadBlock;
+      grain = std::max(grain, static_cast<double>(bytes) / static_cast<double>(unit.image_bytes));
     }
   }
   EXPECT_LE(high - low, grain);

@@ -11,6 +11,7 @@
 
 #include "engine/checkpoint/dtype.h"
 #include "engine/ops/canonical.h"
+#include "engine/ops/kv_elements.h"
 
 namespace headrace {
 
@@ -18,17 +19,9 @@ enum class Target { kScalar, kAvx2, kAvx512 };
 
 inline constexpr int kChunkK = 32;  // columns that one call of Kernels::expand yields
 
-enum class KvFormat { kF16, kF32, kQ8, kQ4 };
-// Bits of a code where elements are quantised, else 0.
-constexpr int kv_code_bits(KvFormat format) {
-  return format == KvFormat::kQ8 ? 8 : format == KvFormat::kQ4 ? 4 : 0;
-}
-// Of the formats that are not quantised.
-constexpr size_t kv_element_bytes(KvFormat format) { return format == KvFormat::kF16 ? 2 : 4; }
-
 // Up to kMaxQueries queries of one sequence that share a KV head; all see the same pages, each up
-// to and including its own position. A KV head's part of a page is laid out as ops/attention.h
-// says.
+// to and including its own position. A KV head's part of a page is laid out as
+// ops/kv_elements.h says.
 struct AttentionTile {
   static constexpr int kMaxQueries = 8;
   int queries;

@@ -30,15 +30,11 @@ const float* expand(const Kernels& kernels, const PackedMatrix& w, const PanelLa
   return scratch;
 }
 
-}  // namespace
-
-void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
-            float* y) {
-  linear_panels(cpu, x, rows, w, bias, 0, w.panel_count(), y);
-}
-
-void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
-                   const float* bias, int64_t first, int64_t end, float* y) {
+// For each row m of x and panel of [first, end): finish(m, n, width, acc) gets the sums of outputs
+// n .. n + width - 1 and may change them.
+template <typename Finish>
+void for_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, int64_t first,
+                int64_t end, Finish finish) {
   const PanelLayout layout = panel_layout(w.dtype);
   const int64_t panels = end - first;
   const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
@@ -58,17 +54,38 @@ void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMat
       cpu.kernels.multiply(x + first_row * w.cols + k, w.cols, block_rows, tile, count, acc);
     }
 
-    const int64_t n0 = p * kPanelRows;
-    const int width = static_cast<int>(std::min<int64_t>(kPanelRows, w.rows - n0));
-    for (int m = 0; m < block_rows; ++m) {
-      float* out = y + (first_row + m) * w.rows + n0;
-      const float* from = acc + m * kPanelRows;
-      if (bias) {
-        for (int n = 0; n < width; ++n) out[n] = from[n] + bias[n0 + n];
-      } else {
-        std::copy_n(from, width, out);
-      }
-    }
+    const int64_t n = p * kPanelRows;
+    const int width = static_cast<int>(std::min<int64_t>(kPanelRows, w.rows - n));
+    for (int m = 0; m < block_rows; ++m) finish(first_row + m, n, width, acc + m * kPanelRows);
+  });
+}
+
+// `bias` is null, or of all outputs.
+void add_bias(const float* bias, int64_t n, int width, float* acc) {
+  if (!bias) return;
+  for (int i = 0; i < width; ++i) acc[i] += bias[n + i];
+}
+
+}  // namespace
+
+void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
+            float* y) {
+  linear_panels(cpu, x, rows, w, bias, 0, w.panel_count(), y);
+}
+
+void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
+                   const float* bias, int64_t first, int64_t end, float* y) {
+  for_panels(cpu, x, rows, w, first, end, [&](int64_t m, int64_t n, int width, float* acc) {
+    add_bias(bias, n, width, acc);
+    std::copy_n(acc, width, y + m * w.rows + n);
+  });
+}
+
+void gate_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
+                 const float* bias, int64_t first, int64_t end, float* gate) {
+  for_panels(cpu, x, rows, w, first, end, [&](int64_t m, int64_t n, int width, float* acc) {
+    add_bias(bias, n, width, acc);
+    cpu.kernels.silu_multiply(gate + m * w.rows + n, acc, width);
   });
 }
 

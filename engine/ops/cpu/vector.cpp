@@ -166,6 +166,15 @@ void expand_plain(const std::byte* block, int, int k, float* HWY_RESTRICT w) {
   }
 }
 
+template <DType kType>
+void expand(const std::byte* block, int chunk, int k, float* HWY_RESTRICT w) {
+  if constexpr (panel_layout(kType).block_k == 1) {
+    expand_plain<kType>(block, chunk, k, w);
+  } else {
+    expand_coded<kType>(block, chunk, k, w);
+  }
+}
+
 // ---- Linear: outputs across lanes, k ascending ----
 
 constexpr int kTileRows = kL == 16 ? 14 : 6;  // accumulators: rows x 2 vectors, plus 2 for weights

@@ -38,9 +38,4 @@ void relu(const Cpu& cpu, float* x, int64_t rows, int64_t n) {
   for_rows(cpu, rows, n, [&](int64_t i) { cpu.kernels.relu(x + i * n, n); });
 }
 
-void silu_multiply(const Cpu& cpu, float* gate, const float* up, int64_t rows, int64_t n) {
-  for_rows(cpu, rows, n,
-           [&](int64_t i) { cpu.kernels.silu_multiply(gate + i * n, up + i * n, n); });
-}
-
 }  // namespace headrace
