@@ -7,6 +7,9 @@
 #include <memory>
 #include <span>
 
+#include "engine/ops/attention.h"
+#include "engine/ops/packed_matrix.h"
+
 namespace headrace {
 
 // Work of a stream is done in order; streams go on beside each other. Calls that take a stream
@@ -51,11 +54,26 @@ class Device {
                           const float* weight, const float* bias, float eps, float* y) = 0;
   virtual void add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) = 0;
   virtual void relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) = 0;
-  virtual void silu_multiply(DeviceStream& stream, float* gate, const float* up, int64_t rows,
-                             int64_t n) = 0;
   // cos and sin: [rows][head_dim / 2] of the rows of x.
   virtual void apply_rope(DeviceStream& stream, const float* cos, const float* sin, float* x,
                           int64_t rows, int heads, int head_dim) = 0;
+
+  // The ops of ops/linear.h with the same bits; the panels are in device memory, too.
+  virtual void linear_panels(DeviceStream& stream, const float* x, int64_t rows,
+                             const PackedMatrix& w, const float* bias, int64_t first, int64_t end,
+                             float* y) = 0;
+  virtual void gate_panels(DeviceStream& stream, const float* x, int64_t rows,
+                           const PackedMatrix& w, const float* bias, int64_t first, int64_t end,
+                           float* gate) = 0;
+
+  // The ops of ops/attention.h with the same bits. The `count` sequences and their page tables are
+  // in device memory, too; `most_rows` is the largest of their rows.
+  virtual void store_kv(DeviceStream& stream, const KvPageShape& shape,
+                        const AttentionSequence* sequences, int64_t count, int64_t most_rows,
+                        const float* k, const float* v) = 0;
+  virtual void attention(DeviceStream& stream, const KvPageShape& shape,
+                         const AttentionSequence* sequences, int64_t count, int64_t most_rows,
+                         int heads, float scale, const float* q, float* out) = 0;
 };
 
 }  // namespace headrace

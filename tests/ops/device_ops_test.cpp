@@ -2,11 +2,14 @@
 // before. Skipped where there is no GPU; tests/ops/row_blocks_test.cpp runs the same programs on
 // the CPU.
 
-#include <cstring>
+#include <algorithm>
+#include <utility>
 
 #include "engine/device/device_module.h"
 #include "engine/error.h"
+#include "engine/ops/attention.h"
 #include "tests/ops/op_test.h"
+#include "tests/ops/random_weights.h"
 #include "tests/reference/canonical.h"
 
 namespace headrace {
@@ -28,11 +31,14 @@ class DeviceOps : public testing::Test {
     stream_ = device_->make_stream();
   }
 
-  std::unique_ptr<DeviceBuffer> put(const std::vector<float>& values) {
-    auto buffer = device_->allocate(values.size() * sizeof(float));
-    device_->copy_in(*stream_, buffer->data(), std::as_bytes(std::span(values)));
+  std::unique_ptr<DeviceBuffer> put_bytes(std::span<const std::byte> bytes) {
+    auto buffer = device_->allocate(bytes.size());
+    device_->copy_in(*stream_, buffer->data(), bytes);
     stream_->synchronize();
     return buffer;
+  }
+  std::unique_ptr<DeviceBuffer> put(const std::vector<float>& values) {
+    return put_bytes(std::as_bytes(std::span(values)));
   }
 
   std::vector<float> get(DeviceBuffer& buffer) {
@@ -97,19 +103,16 @@ TEST_F(DeviceOps, LayerNorm) {
 TEST_F(DeviceOps, Elements) {
   for_shapes([&](int64_t rows, int64_t n, const std::vector<float>& x) {
     const std::vector<float> y = random_.floats(rows * n);
-    std::vector<float> sum = x, positive = x, product = x;
+    std::vector<float> sum = x, positive = x;
     for (size_t i = 0; i < x.size(); ++i) {
       sum[i] = x[i] + y[i];
       positive[i] = reference::relu(x[i]);
-      product[i] = reference::silu(x[i]) * y[i];
     }
-    const auto other = put(y), added = put(x), rectified = put(x), gate = put(x);
+    const auto other = put(y), added = put(x), rectified = put(x);
     device_->add(*stream_, added->as<float>(), other->as<float>(), rows, n);
     device_->relu(*stream_, rectified->as<float>(), rows, n);
-    device_->silu_multiply(*stream_, gate->as<float>(), other->as<float>(), rows, n);
     ASSERT_TRUE(same_bits(sum, get(*added)));
     ASSERT_TRUE(same_bits(positive, get(*rectified)));
-    ASSERT_TRUE(same_bits(product, get(*gate)));
   });
 }
 
@@ -134,6 +137,98 @@ TEST_F(DeviceOps, Rope) {
         }
         ASSERT_TRUE(same_bits(expected, get(*rotated)));
       }
+    }
+  }
+}
+
+// All formats, panels in two calls and in two places.
+TEST_F(DeviceOps, Linear) {
+  for (const DType dtype : all_dtypes()) {
+    const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512, outputs = 97;
+    const Weights w = random_weights(dtype, outputs, cols, random_.bits());
+    const size_t panel_bytes = w.view().panel_bytes();
+    const auto whole = put_bytes(w.panels);
+    const auto rest = put_bytes(std::span(w.panels).subspan(2 * panel_bytes));
+    const PackedMatrix matrix{dtype, outputs, cols, whole->data(), 2, rest->data()};
+    for (const int64_t rows : {1, 3, 7, 33, 257}) {
+      SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << rows << " rows");
+      const auto x = random_.floats(rows * cols), bias = random_.floats(outputs);
+      const auto before = random_.floats(rows * outputs, 3.0f);
+      std::vector<float> expected = nans(rows * outputs), gated = expected;
+      reference::linear(x.data(), rows, cols, w.floats.data(), outputs, bias.data(),
+                        expected.data());
+      for (size_t i = 0; i < gated.size(); ++i) {
+        gated[i] = expected[i] * reference::silu(before[i]);
+      }
+      const auto in = put(x), b = put(bias), y = put(nans(rows * outputs)), gate = put(before);
+      for (const auto& [first, end] : {std::pair(0, 1), std::pair(1, 4)}) {
+        device_->linear_panels(*stream_, in->as<float>(), rows, matrix, b->as<float>(), first, end,
+                               y->as<float>());
+        device_->gate_panels(*stream_, in->as<float>(), rows, matrix, b->as<float>(), first, end,
+                             gate->as<float>());
+      }
+      ASSERT_TRUE(same_bits(expected, get(*y)));
+      ASSERT_TRUE(same_bits(gated, get(*gate)));
+    }
+  }
+}
+
+// A ragged batch over pages in the memory of the GPU, and the same on the CPU.
+TEST_F(DeviceOps, Attention) {
+  constexpr int kKvHeads = 2, kHeads = 6;
+  constexpr float kScale = 0.125f;
+  ThreadPool threads(1, 0);
+  const Cpu cpu{threads, kernels(Target::kScalar)};
+  for (const KvFormat format : {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4}) {
+    for (const int head_dim : {64, 80, 128}) {
+      SCOPED_TRACE(testing::Message() << kv_format_name(format) << ", " << head_dim << " wide");
+      const KvPageShape shape{kKvHeads, head_dim, format};
+      const size_t stride = shape.page_bytes();
+      const std::vector<int64_t> lengths = {1, 16, 33, 130, 257};
+      std::vector<AttentionSequence> sequences;
+      int64_t rows = 0, pages = 0, most_rows = 0;
+      for (const int64_t length : lengths) {
+        sequences.push_back({rows, length, 0, nullptr});
+        rows += length;
+        pages += (length + kPageTokens - 1) / kPageTokens;
+        most_rows = std::max(most_rows, length);
+      }
+      const auto k = random_.floats(rows * kKvHeads * head_dim, 2.0f);
+      const auto v = random_.floats(rows * kKvHeads * head_dim, 2.0f);
+      const auto q = random_.floats(rows * kHeads * head_dim, 3.0f);
+
+      std::vector<std::byte> memory(static_cast<size_t>(pages) * stride, std::byte{0xFF});
+      const auto device_memory = put_bytes(memory);
+      std::vector<std::byte*> table, device_table;
+      for (size_t i = 0; i < static_cast<size_t>(pages); ++i) {
+        table.push_back(memory.data() + i * stride);
+        device_table.push_back(device_memory->data() + i * stride);
+      }
+      const auto tables = put_bytes(std::as_bytes(std::span(device_table)));
+      std::vector<AttentionSequence> device_sequences = sequences;
+      size_t page = 0;
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        sequences[i].pages = table.data() + page;
+        device_sequences[i].pages = tables->as<std::byte*>() + page;
+        page += static_cast<size_t>((lengths[i] + kPageTokens - 1) / kPageTokens);
+      }
+
+      std::vector<float> expected = nans(std::ssize(q));
+      store_kv(cpu, shape, sequences, k.data(), v.data());
+      attention(cpu, shape, sequences, kHeads, kScale, q.data(), expected.data());
+      const auto list = put_bytes(std::as_bytes(std::span(device_sequences)));
+      const auto count = std::ssize(sequences);
+      const auto device_k = put(k), device_v = put(v), device_q = put(q);
+      const auto out = put(nans(std::ssize(q)));
+      device_->store_kv(*stream_, shape, list->as<AttentionSequence>(), count, most_rows,
+                        device_k->as<float>(), device_v->as<float>());
+      device_->attention(*stream_, shape, list->as<AttentionSequence>(), count, most_rows, kHeads,
+                         kScale, device_q->as<float>(), out->as<float>());
+      ASSERT_TRUE(same_bits(expected, get(*out)));
+      std::vector<std::byte> stored(memory.size());
+      device_->copy_out(*stream_, stored, device_memory->data());
+      stream_->synchronize();
+      ASSERT_EQ(memory, stored);
     }
   }
 }

@@ -4,6 +4,8 @@
 
 #include "engine/device/cuda/check.h"
 #include "engine/device/cuda/memory.h"
+#include "engine/ops/cuda/attention.h"
+#include "engine/ops/cuda/linear.h"
 #include "engine/ops/cuda/row_ops.h"
 
 namespace headrace {
@@ -65,13 +67,26 @@ class CudaDevice final : public Device {
   void relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) override {
     cuda::relu(of(stream), x, rows * n);
   }
-  void silu_multiply(DeviceStream& stream, float* gate, const float* up, int64_t rows,
-                     int64_t n) override {
-    cuda::silu_multiply(of(stream), gate, up, rows * n);
-  }
   void apply_rope(DeviceStream& stream, const float* cos, const float* sin, float* x, int64_t rows,
                   int heads, int head_dim) override {
     cuda::apply_rope(of(stream), cos, sin, x, rows, heads, head_dim);
+  }
+  void linear_panels(DeviceStream& stream, const float* x, int64_t rows, const PackedMatrix& w,
+                     const float* bias, int64_t first, int64_t end, float* y) override {
+    cuda::linear_panels(of(stream), x, rows, w, bias, first, end, y);
+  }
+  void gate_panels(DeviceStream& stream, const float* x, int64_t rows, const PackedMatrix& w,
+                   const float* bias, int64_t first, int64_t end, float* gate) override {
+    cuda::gate_panels(of(stream), x, rows, w, bias, first, end, gate);
+  }
+  void store_kv(DeviceStream& stream, const KvPageShape& shape, const AttentionSequence* sequences,
+                int64_t count, int64_t most_rows, const float* k, const float* v) override {
+    cuda::store_kv(of(stream), shape, sequences, count, most_rows, k, v);
+  }
+  void attention(DeviceStream& stream, const KvPageShape& shape, const AttentionSequence* sequences,
+                 int64_t count, int64_t most_rows, int heads, float scale, const float* q,
+                 float* out) override {
+    cuda::attention(of(stream), shape, sequences, count, most_rows, heads, scale, q, out);
   }
 
  private:

@@ -3,16 +3,15 @@
 #include <algorithm>
 #include <string>
 
-#include "engine/device/cuda/check.h"
 #include "engine/ops/cuda/kernels.cuh"
 #include "engine/ops/cuda/row_blocks.h"
+#include "engine/ops/cuda/start.h"
 
 namespace headrace::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 4096;      // elements beyond them are taken in turns
-constexpr size_t kUsualShared = 48 << 10;  // bytes of a block; more must be asked for
+constexpr int64_t kMostBlocks = 4096;  // elements beyond them are taken in turns
 
 __global__ void rms_norm_kernel(const float* x, int64_t n, const float* weight, float eps,
                                 float* y) {
@@ -46,10 +45,6 @@ __global__ void relu_kernel(float* x, int64_t count) {
   each_element(count, [=](int64_t i) { x[i] = relu_of(x[i]); });
 }
 
-__global__ void silu_multiply_kernel(float* gate, const float* up, int64_t count) {
-  each_element(count, [=](int64_t i) { gate[i] = silu_multiply_of(gate[i], up[i]); });
-}
-
 __global__ void rope_kernel(const float* cos, const float* sin, float* x, int64_t rows, int heads,
                             int half) {
   each_element(rows * heads * half, [=](int64_t i) {
@@ -64,24 +59,13 @@ unsigned blocks_for(int64_t count) {
   return static_cast<unsigned>(std::min(kMostBlocks, (count + kThreads - 1) / kThreads));
 }
 
-void check_start(const char* op) { check_cuda(cudaGetLastError(), op); }
-
 // A kernel with a block for each row and the row in the block's memory.
 template <typename Kernel, typename... Arguments>
 void start_rows(const char* op, cudaStream_t stream, Kernel kernel, int64_t rows, int64_t n,
                 Arguments... arguments) {
   if (rows == 0) return;
   const size_t shared = static_cast<size_t>(norm_shared_floats(n) + 8) * sizeof(float);
-  if (shared > kUsualShared) {
-    const cudaError_t code = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (code == cudaErrorInvalidValue) {
-      cudaGetLastError();
-      throw DoesNotFit(std::string(op) + ": rows of " + std::to_string(n) +
-                       " elements are longer than this GPU's blocks have memory for");
-    }
-    check_cuda(code, op);
-  }
+  allow_shared(op, kernel, shared, "rows of " + std::to_string(n) + " elements are longer");
   kernel<<<static_cast<unsigned>(rows), kThreads, shared, stream>>>(arguments...);
   check_start(op);
 }
@@ -108,12 +92,6 @@ void relu(cudaStream_t stream, float* x, int64_t count) {
   if (count == 0) return;
   relu_kernel<<<blocks_for(count), kThreads, 0, stream>>>(x, count);
   check_start("relu");
-}
-
-void silu_multiply(cudaStream_t stream, float* gate, const float* up, int64_t count) {
-  if (count == 0) return;
-  silu_multiply_kernel<<<blocks_for(count), kThreads, 0, stream>>>(gate, up, count);
-  check_start("silu_multiply");
 }
 
 void apply_rope(cudaStream_t stream, const float* cos, const float* sin, float* x, int64_t rows,

@@ -15,7 +15,6 @@ void layer_norm(cudaStream_t stream, const float* x, int64_t rows, int64_t n, co
                 const float* bias, float eps, float* y);
 void add(cudaStream_t stream, float* x, const float* y, int64_t count);
 void relu(cudaStream_t stream, float* x, int64_t count);
-void silu_multiply(cudaStream_t stream, float* gate, const float* up, int64_t count);
 void apply_rope(cudaStream_t stream, const float* cos, const float* sin, float* x, int64_t rows,
                 int heads, int head_dim);
 
