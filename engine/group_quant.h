@@ -15,6 +15,7 @@
 // holding elements j (low four bits) and j + 32.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -34,23 +35,17 @@ struct GroupScale {
 
 namespace group_quant_detail {
 
-inline constexpr float kF16Max = 65504.0f;
 inline constexpr uint16_t kF16MaxBits = 0x7BFF;
 inline constexpr uint16_t kF16Nan = 0x7E00;
 
-HEADRACE_BOTH constexpr float clamp(float x, float least, float most) {
-  return x < least ? least : x > most ? most : x;
-}
-
 HEADRACE_BOTH constexpr uint16_t minimum_of(float lo) {
-  const uint16_t bits = f32_to_f16(clamp(lo, -kF16Max, kF16Max));
+  const uint16_t bits = f32_to_f16(saturated_to_f16(lo));
   return bits == 0x8000 ? uint16_t{0} : bits;
 }
 
 HEADRACE_BOTH constexpr uint16_t scale_of(float range, float levels) {
   if (!(range > 0.0f)) return 0;
-  const float step = range / levels;
-  const uint16_t bits = f32_to_f16(step < kF16Max ? step : kF16Max);
+  const uint16_t bits = f32_to_f16(saturated_to_f16(range / levels));
   const bool reaches = range / f16_to_f32(bits) <= levels + 0.5f;
   return reaches || bits == kF16MaxBits ? bits : static_cast<uint16_t>(bits + 1);
 }
@@ -79,7 +74,7 @@ HEADRACE_BOTH inline GroupScale quantize_group(const float* x, int count, int le
   if (scale == 0) return {scale, minimum};
   const float d = f16_to_f32(scale);
   for (int i = 0; i < count; ++i) {
-    codes[i] = static_cast<uint8_t>(std::nearbyint(clamp((x[i] - m) / d, 0.0f, most)));
+    codes[i] = static_cast<uint8_t>(std::nearbyint(std::clamp((x[i] - m) / d, 0.0f, most)));
   }
   return {scale, minimum};
 }

@@ -2,10 +2,22 @@
 // every machine. Rounding is to nearest, ties to even; NaN stays a (quiet) NaN of the same sign.
 #pragma once
 
+#include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
+
+#include "engine/both.h"
 
 namespace headrace {
+
+inline constexpr float kF16Max = 65504.0f;  // the largest finite binary16
+
+HEADRACE_BOTH constexpr float saturated_to_f16(float value) {
+  const float most = kF16Max;
+  return std::clamp(value, -most, most);
+}
 
 // IEEE binary16 to float32, exact.
 constexpr float f16_to_f32(uint16_t half) {
@@ -58,5 +70,13 @@ constexpr uint16_t f32_to_bf16(float value) {
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
+
+// Bytes at any address.
+HEADRACE_BOTH inline uint16_t u16_at(const std::byte* p) {
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return bits;
+}
+HEADRACE_BOTH inline float f16_at(const std::byte* p) { return f16_to_f32(u16_at(p)); }
 
 }  // namespace headrace

@@ -45,7 +45,7 @@ class LayoutBuilder {
       const TensorInfo* tensor = find(role, layer);
       if (!tensor) continue;
       PlacedMatrix matrix{role, tensor, round_up(unit.image_bytes, kMatrixAlignment),
-                          PackedMatrix::packed_panel_bytes(tensor->dtype, tensor->cols)};
+                          panel_bytes(tensor->dtype, tensor->cols)};
       unit.image_bytes = matrix.offset + matrix.bytes();
       unit.matrices.push_back(matrix);
     }

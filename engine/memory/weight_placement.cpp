@@ -32,8 +32,8 @@ uint64_t most_streamed(const WeightUnit& unit) {
   return first.role == Role::kTokenEmbedding || first.role == Role::kHead ? first.bytes() : 0;
 }
 
-// Of the share of each layer that is streamed; ends below a panel also of the largest layers.
-constexpr int kHalvings = 24;
+// Of the share of each unit that is streamed; ends below a block also of a unit of 16 GiB.
+constexpr int kHalvings = 16;
 
 // `most` of each layer is streamed, but of `lesser` layers, spread over all, only `least`.
 struct Shares {
@@ -152,8 +152,11 @@ WeightPlacement place_weights(const WeightLayout& layout, uint64_t bytes,
         (fits({middle, middle, 0, layers}) ? high : low) = middle;
       }
       // All layers with a block less do not fit, but some of them may.
-      int lesser = layers - 1;
-      while (lesser > 0 && !fits({high, low, lesser, layers})) --lesser;
+      int lesser = 0, too_many = layers;
+      while (too_many - lesser > 1) {
+        const int middle = (lesser + too_many) / 2;
+        (fits({high, low, middle, layers}) ? lesser : too_many) = middle;
+      }
       return placer.place({high, low, lesser, layers}, head, false);
     }
   }

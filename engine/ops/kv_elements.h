@@ -12,7 +12,6 @@
 // V is zero past head_dim. What is stored of a token depends on its own K and V only.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -76,11 +75,7 @@ HEADRACE_BOTH inline int v_pair_index(const KvPageShape& shape, int token, int d
 
 // Element `index` of a part that is not quantised.
 HEADRACE_BOTH inline float plain_kv_element(KvFormat format, const std::byte* part, int index) {
-  if (format == KvFormat::kF16) {
-    uint16_t bits;
-    std::memcpy(&bits, part + index * 2, 2);
-    return f16_to_f32(bits);
-  }
+  if (format == KvFormat::kF16) return f16_at(part + index * 2);
   float value;
   std::memcpy(&value, part + index * 4, 4);
   return value;
@@ -89,13 +84,10 @@ HEADRACE_BOTH inline float plain_kv_element(KvFormat format, const std::byte* pa
 // Element d of a token whose code, or the byte that two elements share, is `byte`.
 HEADRACE_BOTH inline float quantised_kv_element(const KvPageShape& shape, const std::byte* part,
                                                 int token, int d, int byte) {
-  uint16_t scale, minimum;
-  const std::byte* const at = part + (d / kQuantGroup * kPageTokens + token) * 2;
-  std::memcpy(&scale, at, 2);
-  std::memcpy(&minimum, at + shape.scale_bytes() / 2, 2);
+  const std::byte* const scale = part + (d / kQuantGroup * kPageTokens + token) * 2;
   const int code = shape.format == KvFormat::kQ8 ? byte : (byte >> (d % 2 * 4)) & 15;
-  const float product = f16_to_f32(scale) * static_cast<float>(code);
-  return product + f16_to_f32(minimum);
+  const float product = f16_at(scale) * static_cast<float>(code);
+  return product + f16_at(scale + shape.scale_bytes() / 2);
 }
 
 // Element d of a token's K in `part`, one head's K of a page.
@@ -116,16 +108,11 @@ HEADRACE_BOTH inline float v_element(const KvPageShape& shape, const std::byte* 
   return quantised_kv_element(shape, part, token, d, byte);
 }
 
-HEADRACE_BOTH inline float saturated(float value) {
-  constexpr float kF16Max = 65504.0f;
-  return value < -kF16Max ? -kF16Max : value > kF16Max ? kF16Max : value;
-}
-
 HEADRACE_BOTH inline void put_plain_kv(KvFormat format, std::byte* part, int index, float value) {
   if (format == KvFormat::kF32) {
     std::memcpy(part + index * 4, &value, 4);
   } else {
-    const uint16_t bits = f32_to_f16(saturated(value));
+    const uint16_t bits = f32_to_f16(saturated_to_f16(value));
     std::memcpy(part + index * 2, &bits, 2);
   }
 }
@@ -145,10 +132,10 @@ HEADRACE_BOTH inline void store_kv_group(const KvPageShape& shape, bool is_k, co
     }
     return;
   }
-  float values[kQuantGroup];
+  float values[kQuantGroup] = {};
   uint8_t codes[kQuantGroup] = {};
   const int count = (last < shape.head_dim ? last : shape.head_dim) - first;
-  for (int i = 0; i < count; ++i) values[i] = saturated(row[first + i]);
+  for (int i = 0; i < count; ++i) values[i] = saturated_to_f16(row[first + i]);
   const GroupScale scale =
       quantize_group(values, count, (1 << kv_code_bits(shape.format)) - 1, codes);
   std::byte* const at = part + (group * kPageTokens + token) * 2;

@@ -196,18 +196,13 @@ void pack_plain(int64_t cols, PanelRows rows, std::byte* panel) {
 
 }  // namespace
 
-size_t PackedMatrix::packed_panel_bytes(DType dtype, int64_t cols) {
-  const PanelLayout layout = panel_layout(dtype);
-  return static_cast<size_t>(cols / layout.block_k) * layout.block_bytes;
-}
-
 size_t PackedMatrix::packed_bytes(DType dtype, int64_t rows, int64_t cols) {
   const auto panels = static_cast<size_t>((rows + kPanelRows - 1) / kPanelRows);
-  return panels * packed_panel_bytes(dtype, cols);
+  return panels * headrace::panel_bytes(dtype, cols);
 }
 
 void pack_panel(DType dtype, int64_t cols, PanelRows rows, std::byte* panel) {
-  std::memset(panel, 0, PackedMatrix::packed_panel_bytes(dtype, cols));
+  std::memset(panel, 0, panel_bytes(dtype, cols));
   switch (dtype) {
     case DType::kF32:
       return pack_plain<float>(cols, rows, panel);

@@ -46,18 +46,17 @@ struct PackedMatrix {
   const std::byte* rest = nullptr;  // panel `split`
 
   int64_t panel_count() const { return (rows + kPanelRows - 1) / kPanelRows; }
-  size_t panel_bytes() const { return packed_panel_bytes(dtype, cols); }
-  const std::byte* panel(int64_t p) const {
+  HEADRACE_BOTH size_t panel_bytes() const { return headrace::panel_bytes(dtype, cols); }
+  HEADRACE_BOTH const std::byte* panel(int64_t p) const {
     return p < split ? panels + static_cast<size_t>(p) * panel_bytes()
                      : rest + static_cast<size_t>(p - split) * panel_bytes();
   }
 
-  static size_t packed_panel_bytes(DType dtype, int64_t cols);
   static size_t packed_bytes(DType dtype, int64_t rows, int64_t cols);
 };
 
 // Packs 32 rows as stored in a checkpoint (row_bytes(dtype, cols) each; nullptr: a row of zeros)
-// into one panel of packed_panel_bytes. cols must be a multiple of the dtype's block_elements.
+// into one panel of panel_bytes. cols must be a multiple of the dtype's block_elements.
 void pack_panel(DType dtype, int64_t cols, std::span<const std::byte* const, kPanelRows> rows,
                 std::byte* panel);
 

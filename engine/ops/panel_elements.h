@@ -70,12 +70,12 @@ HEADRACE_BOTH constexpr PanelLayout panel_layout(DType dtype) {
   return plain_layout(4);
 }
 
-HEADRACE_BOTH inline uint16_t u16_at(const std::byte* p) {
-  uint16_t bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return bits;
+// Bytes of a panel of so many columns, a multiple of the dtype's block_elements.
+HEADRACE_BOTH constexpr size_t panel_bytes(DType dtype, int64_t cols) {
+  const PanelLayout layout = panel_layout(dtype);
+  return static_cast<size_t>(cols / layout.block_k) * layout.block_bytes;
 }
-HEADRACE_BOTH inline float f16_at(const std::byte* p) { return f16_to_f32(u16_at(p)); }
+
 HEADRACE_BOTH inline int u8_at(const std::byte* p) { return static_cast<uint8_t>(*p); }
 HEADRACE_BOTH inline int i8_at(const std::byte* p) { return static_cast<int8_t>(*p); }
 

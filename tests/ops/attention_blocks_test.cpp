@@ -31,7 +31,7 @@ struct Pages {
 
 class AttentionBlocks : public testing::Test {
  protected:
-  // K and V of rows that begin at `first_row` of the batch.
+  // K or V.
   std::vector<float> rows_of(const KvPageShape& shape, int64_t rows) {
     return random_.floats(rows * shape.kv_heads * shape.head_dim, 2.0f);
   }
@@ -40,27 +40,6 @@ class AttentionBlocks : public testing::Test {
   ThreadPool threads_{1, 0};
   const Cpu cpu_{threads_, kernels(Target::kScalar)};
 };
-
-TEST_F(AttentionBlocks, StoresWhatTheCpuStores) {
-  for (const KvFormat format : kFormats) {
-    for (const int head_dim : {1, 15, 65, 16, 64, 80, 128}) {
-      SCOPED_TRACE(testing::Message() << kv_format_name(format) << ", " << head_dim << " wide");
-      const KvPageShape shape{kKvHeads, head_dim, format};
-      const int64_t rows = 21, before = 13, first_row = 2;
-      Pages expected(shape, before + rows), got(shape, before + rows);
-      std::vector<float> k = rows_of(shape, first_row + rows), v = rows_of(shape, first_row + rows);
-      for (size_t i = 0; i < k.size(); i += 31) k[i] = v[i] = i % 2 == 0 ? 1e6f : -0.0f;
-      v.back() = kNan;
-      AttentionSequence sequence{first_row, rows, before, expected.pointers.data()};
-      store_kv(cpu_, shape, std::span(&sequence, 1), k.data(), v.data());
-      sequence.pages = got.pointers.data();
-      for (int64_t i = store_pieces(shape, sequence); i-- > 0;) {
-        store_piece(shape, sequence, i, k.data(), v.data());
-      }
-      ASSERT_EQ(expected.memory, got.memory);
-    }
-  }
-}
 
 TEST_F(AttentionBlocks, AttendsAsTheCpuDoes) {
   for (const KvFormat format : kFormats) {
@@ -81,11 +60,11 @@ TEST_F(AttentionBlocks, AttendsAsTheCpuDoes) {
         std::vector<float> expected = nans(floats), got = expected;
         const float scale = 0.125f;
         attention(cpu_, shape, std::span(&last, 1), kHeads, scale, q.data(), expected.data());
-        for (int64_t tile = 0; tile < attention_tiles(rows, kHeads / kKvHeads); ++tile) {
+        for (int64_t tile = 0; tile < query_tiles(rows, kHeads / kKvHeads); ++tile) {
           for (int head = 0; head < kKvHeads; ++head) {
             HostBlock block(random_.below(2) == 0 ? 32 : 128, random_.bits());
-            attend_tile(block, shape, scale,
-                        attention_work(shape, last, tile, head, kHeads, q.data(), got.data()));
+            attend_tile(block, shape, scale, last.pages, head,
+                        query_tile(shape, last, tile, head, kHeads, q.data(), got.data()));
             EXPECT_EQ(block.shared_bytes(), sizeof(float) * attention_shared_floats(head_dim));
           }
         }

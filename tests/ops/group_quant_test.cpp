@@ -13,8 +13,6 @@
 namespace headrace {
 namespace {
 
-constexpr float kF16Max = 65504.0f;
-
 struct Quantised {
   explicit Quantised(std::span<const float> x, int most) : levels(most), codes(x.size() + 1, 0xAB) {
     scale = quantize_group(x.data(), static_cast<int>(x.size()), levels, codes.data());

@@ -64,7 +64,7 @@ TEST_P(PackedMatrixOps, AbsentRowsAreZero) {
     const Weights w = random_weights(dtype, kPanelRows, cols, 12);
     std::array<const std::byte*, kPanelRows> sources{};
     for (int r = 1; r < kPanelRows; r += 3) sources[static_cast<size_t>(r)] = w.raw_row(r);
-    std::vector<std::byte> panel(PackedMatrix::packed_panel_bytes(dtype, cols), std::byte{0xFF});
+    std::vector<std::byte> panel(panel_bytes(dtype, cols), std::byte{0xFF});
     pack_panel(dtype, cols, sources, panel.data());
     const PackedMatrix view{dtype, kPanelRows, cols, panel.data()};
     for (int64_t r = 0; r < kPanelRows; ++r) {
@@ -87,7 +87,7 @@ TEST(PackedMatrix, SizesAreThoseOfTheFormat) {
     const PanelLayout layout = panel_layout(dtype);
     const int64_t cols = 768;
     const size_t stored = kPanelRows * row_bytes(dtype, cols);
-    const size_t packed = PackedMatrix::packed_panel_bytes(dtype, cols);
+    const size_t packed = panel_bytes(dtype, cols);
     EXPECT_EQ(packed, cols / layout.block_k * layout.block_bytes);
     EXPECT_EQ(PackedMatrix::packed_bytes(dtype, 97, cols), 4 * packed);
     EXPECT_EQ(PackedMatrix::packed_bytes(dtype, 96, cols), 3 * packed);

@@ -74,7 +74,7 @@ std::vector<std::byte> Weights::pack_first(int64_t count) const {
       sources[static_cast<size_t>(r)] = raw_row(first + r);
     }
     pack_panel(dtype, cols, sources, panel);
-    panel += PackedMatrix::packed_panel_bytes(dtype, cols);
+    panel += panel_bytes(dtype, cols);
   }
   return packed;
 }

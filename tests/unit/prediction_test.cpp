@@ -86,6 +86,11 @@ TEST_F(Prediction, TheDiskIdlesWhileMoreIsComputedThanTheRingHolds) {
   const double resident = (kFirstRow + 31 * kRow) / 2, ring = static_cast<double>(1 << 20) / 1e9;
   EXPECT_NEAR(predicted().disk_s,
               static_cast<double>(plan_.streamed) / 1e9 + kLayers * (resident - ring), 1e-9);
+  rates_.attention_s = 1e-6;
+  const double attention = 0.75 * 32 * 64 * 1e-6;  // of a layer, which needs no weights either
+  EXPECT_NEAR(predicted().disk_s,
+              static_cast<double>(plan_.streamed) / 1e9 + kLayers * (resident + attention - ring),
+              1e-9);
 }
 
 TEST_F(Prediction, LittleStagingMakesAttentionWait) {

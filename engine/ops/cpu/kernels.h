@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "engine/checkpoint/dtype.h"
+#include "engine/ops/attention.h"
 #include "engine/ops/canonical.h"
-#include "engine/ops/kv_elements.h"
 
 namespace headrace {
 
@@ -19,22 +19,16 @@ enum class Target { kScalar, kAvx2, kAvx512 };
 
 inline constexpr int kChunkK = 32;  // columns that one call of Kernels::expand yields
 
-// Up to kMaxQueries queries of one sequence that share a KV head; all see the same pages, each up
-// to and including its own position. A KV head's part of a page is laid out as
-// ops/kv_elements.h says.
-struct AttentionTile {
-  static constexpr int kMaxQueries = 8;
-  int queries;
-  int head_dim;
-  int v_stride;  // head_dim rounded up to 16
-  KvFormat format;
-  float scale;
-  const float* q[kMaxQueries];      // [head_dim]
-  int64_t position[kMaxQueries];    // last token seen
-  float* out[kMaxQueries];          // [head_dim]
-  const std::byte* const* k_pages;  // [pages], this KV head's part
-  const std::byte* const* v_pages;
-  float* scratch;  // [2 * 16 * v_stride] for quantised formats, else not read
+// What a kernel attends to. All queries see the same pages, each up to and including its own
+// position. A KV head's part of a page is laid out as ops/kv_elements.h says.
+struct AttentionTile : QueryTile {
+  int head_dim = 0;
+  int v_stride = 0;  // head_dim rounded up to 16
+  KvFormat format = KvFormat::kF16;
+  float scale = 0;
+  const std::byte* const* k_pages = nullptr;  // [pages], this KV head's part
+  const std::byte* const* v_pages = nullptr;
+  float* scratch = nullptr;  // [2 * 16 * v_stride] for quantised formats, else not read
 };
 
 struct Kernels {

@@ -24,12 +24,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace headrace::HWY_NAMESPACE {
 
-float f16_at(const std::byte* p) {
-  uint16_t bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return f16_to_f32(bits);
-}
-
 template <KvFormat kFormat>
 V load_kv(const std::byte* page, int64_t index) {
   if constexpr (kFormat == KvFormat::kF16) return load_f16(page + index * 2);
@@ -215,14 +209,14 @@ template <KvFormat kFormat>
 void attend_format(const AttentionTile& t) {
   constexpr int kBits = kv_code_bits(kFormat);
   constexpr KvFormat kRead = kBits == 0 ? kFormat : KvFormat::kF32;  // what attend_page sees
-  Softmax states[AttentionTile::kMaxQueries] = {};
+  Softmax states[QueryTile::kMost] = {};
   int64_t last = 0;
   for (int i = 0; i < t.queries; ++i) {
     std::fill(t.out[i], t.out[i] + t.head_dim, 0.0f);
     last = std::max(last, t.position[i]);
   }
   for (int64_t page = 0; page * kPageTokens <= last; ++page) {
-    int which[AttentionTile::kMaxQueries];
+    int which[QueryTile::kMost];
     int count = 0;
     for (int i = 0; i < t.queries; ++i) {
       if (page * kPageTokens <= t.position[i]) which[count++] = i;

@@ -28,10 +28,11 @@ __global__ void attention_kernel(KvPageShape shape, const AttentionSequence* seq
                                  float* out) {
   const AttentionSequence sequence = sequences[blockIdx.x / tiles];
   const int64_t tile = blockIdx.x % tiles;
-  if (tile >= attention_tiles(sequence.rows, heads / shape.kv_heads)) return;
+  if (tile >= query_tiles(sequence.rows, heads / shape.kv_heads)) return;
   GpuBlock block;
   const auto kv_head = static_cast<int>(blockIdx.y);
-  attend_tile(block, shape, scale, attention_work(shape, sequence, tile, kv_head, heads, q, out));
+  attend_tile(block, shape, scale, sequence.pages, kv_head,
+              query_tile(shape, sequence, tile, kv_head, heads, q, out));
 }
 
 }  // namespace
@@ -51,7 +52,7 @@ void attention(cudaStream_t stream, const KvPageShape& shape, const AttentionSeq
                int64_t count, int64_t most_rows, int heads, float scale, const float* q,
                float* out) {
   if (count == 0 || most_rows == 0) return;
-  const int64_t tiles = attention_tiles(most_rows, heads / shape.kv_heads);
+  const int64_t tiles = query_tiles(most_rows, heads / shape.kv_heads);
   // Each of the eight pieces is rounded up to 16 bytes.
   const auto shared =
       static_cast<size_t>(attention_shared_floats(shape.head_dim) + 8 * 4) * sizeof(float);

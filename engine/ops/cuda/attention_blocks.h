@@ -16,81 +16,28 @@
 
 namespace headrace {
 
-inline constexpr int kTileQueries = 8;
 inline constexpr int kTilePages = 8;
-
-// Up to kTileQueries queries of one sequence that share a KV head.
-struct AttentionWork {
-  const std::byte* const* pages;  // of the sequence in this layer
-  int kv_head;
-  int queries;
-  const float* q[kTileQueries];    // [head_dim]
-  float* out[kTileQueries];        // [head_dim]
-  int64_t position[kTileQueries];  // last token seen, ascending
-};
-
-// Tiles that the rows of a sequence are cut into, for each KV head; `group`: query heads of each.
-HEADRACE_BOTH constexpr int64_t attention_tiles(int64_t rows, int group) {
-  return (rows * group + kTileQueries - 1) / kTileQueries;
-}
-
-HEADRACE_BOTH inline AttentionWork attention_work(const KvPageShape& shape,
-                                                  const AttentionSequence& sequence, int64_t tile,
-                                                  int kv_head, int heads, const float* q,
-                                                  float* out) {
-  const int group = heads / shape.kv_heads;
-  const int64_t first = tile * kTileQueries, left = sequence.rows * group - first;
-  AttentionWork work{};
-  work.pages = sequence.pages;
-  work.kv_head = kv_head;
-  work.queries = static_cast<int>(left < kTileQueries ? left : kTileQueries);
-  for (int j = 0; j < work.queries; ++j) {
-    const int64_t row = (first + j) / group, head = kv_head * group + (first + j) % group;
-    const int64_t at = ((sequence.first_row + row) * heads + head) * shape.head_dim;
-    work.q[j] = q + at;
-    work.out[j] = out + at;
-    work.position[j] = sequence.first_position + row;
-  }
-  return work;
-}
-
-// A sequence's K and V are stored in so many pieces, each by itself.
-HEADRACE_BOTH inline int64_t store_pieces(const KvPageShape& shape,
-                                          const AttentionSequence& sequence) {
-  return sequence.rows * shape.kv_heads * shape.groups() * 2;
-}
-
-HEADRACE_BOTH inline void store_piece(const KvPageShape& shape, const AttentionSequence& sequence,
-                                      int64_t piece, const float* k, const float* v) {
-  const bool is_k = piece % 2 == 0;
-  const auto group = static_cast<int>(piece / 2 % shape.groups());
-  const int64_t of_row = piece / 2 / shape.groups(), row = of_row / shape.kv_heads;
-  const auto head = static_cast<int>(of_row % shape.kv_heads);
-  const int64_t at = ((sequence.first_row + row) * shape.kv_heads + head) * int64_t{shape.head_dim};
-  const int64_t position = sequence.first_position + row;
-  std::byte* const page = sequence.pages[position / kPageTokens];
-  store_kv_group(shape, is_k, (is_k ? k : v) + at, group, static_cast<int>(position % kPageTokens),
-                 page + (is_k ? shape.k_offset(head) : shape.v_offset(head)));
-}
 
 constexpr int64_t attention_shared_floats(int head_dim) {
   const int64_t tokens = kTilePages * kPageTokens;
-  return kTileQueries * (2 * head_dim + tokens + 3 * kTilePages + 2);
+  return QueryTile::kMost * (2 * head_dim + tokens + 3 * kTilePages + 2);
 }
 
 template <typename Block>
 HEADRACE_BOTH void attend_tile(Block& block, const KvPageShape& shape, float scale,
-                               const AttentionWork& work) {
+                               std::byte* const* pages_of_sequence, int kv_head,
+                               const QueryTile& work) {
   constexpr int kTokens = kTilePages * kPageTokens;
   const int queries = work.queries, dim = shape.head_dim, threads = block.threads();
-  float* const q = block.template shared<float>(kTileQueries * dim);
-  float* const o = block.template shared<float>(kTileQueries * dim);
-  float* const p = block.template shared<float>(kTileQueries * kTokens);  // scores, then weights
-  float* const top = block.template shared<float>(kTileQueries * kTilePages);
-  float* const keep = block.template shared<float>(kTileQueries * kTilePages);
-  float* const sums = block.template shared<float>(kTileQueries * kTilePages);
-  float* const max = block.template shared<float>(kTileQueries);
-  float* const sum = block.template shared<float>(kTileQueries);
+  float* const q = block.template shared<float>(QueryTile::kMost * dim);
+  float* const o = block.template shared<float>(QueryTile::kMost * dim);
+  float* const p =
+      block.template shared<float>(QueryTile::kMost * kTokens);  // scores, then weights
+  float* const top = block.template shared<float>(QueryTile::kMost * kTilePages);
+  float* const keep = block.template shared<float>(QueryTile::kMost * kTilePages);
+  float* const sums = block.template shared<float>(QueryTile::kMost * kTilePages);
+  float* const max = block.template shared<float>(QueryTile::kMost);
+  float* const sum = block.template shared<float>(QueryTile::kMost);
   // Calls f(query, i) for i < count of every query.
   const auto for_each = [&](int count, auto f) {
     block.each_thread([&](int t) {
@@ -114,7 +61,7 @@ HEADRACE_BOTH void attend_tile(Block& block, const KvPageShape& shape, float sca
       const int64_t page = first + i / kPageTokens;
       const int token = i % kPageTokens;
       if (token >= seen(query, page)) return;
-      const std::byte* const k = work.pages[page] + shape.k_offset(work.kv_head);
+      const std::byte* const k = pages_of_sequence[page] + shape.k_offset(kv_head);
       float dot = 0.0f;
       for (int d = 0; d < dim; ++d) {
         dot = std::fma(q[query * dim + d], k_element(shape, k, token, d), dot);
@@ -163,7 +110,7 @@ HEADRACE_BOTH void attend_tile(Block& block, const KvPageShape& shape, float sca
           sum[query] = std::fma(sum[query], keep[at], sums[at]);
           continue;
         }
-        const std::byte* const v = work.pages[first + page] + shape.v_offset(work.kv_head);
+        const std::byte* const v = pages_of_sequence[first + page] + shape.v_offset(kv_head);
         float total = o[query * dim + d] * keep[at];
         for (int t = 0; t < tokens; ++t) {
           total = std::fma(p[query * kTokens + page * kPageTokens + t], v_element(shape, v, t, d),

@@ -9,23 +9,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Where the panels of a matrix are, see PackedMatrix.
-struct PanelTable {
-  const std::byte* panels;
-  int64_t split;
-  const std::byte* rest;
-  size_t panel_bytes;
-
-  __device__ const std::byte* panel(int64_t p) const {
-    return p < split ? panels + static_cast<size_t>(p) * panel_bytes
-                     : rest + static_cast<size_t>(p - split) * panel_bytes;
-  }
-};
-
 // What all blocks of a product share.
 struct Product {
-  PanelTable table;
-  int64_t cols, outputs;
+  PackedMatrix w;
   const float* x;
   int64_t rows;
   const float* bias;
@@ -39,12 +25,12 @@ __global__ void linear_kernel(Product p) {
   GpuBlock block;
   const int64_t panel = p.first + blockIdx.x, n = panel * kPanelRows;
   const int64_t row = static_cast<int64_t>(blockIdx.y) * kLinearRows;
-  const int64_t rows = p.rows - row, width = p.outputs - n;
+  const int64_t rows = p.rows - row, width = p.w.rows - n;
   linear_tile<kType>(block,
-                     {p.table.panel(panel), p.cols, p.x + row * p.cols,
+                     {p.w.panel(panel), p.w.cols, p.x + row * p.w.cols,
                       static_cast<int>(rows < kLinearRows ? rows : kLinearRows),
                       static_cast<int>(width < kPanelRows ? width : kPanelRows),
-                      p.bias ? p.bias + n : nullptr, p.y + row * p.outputs + n, p.outputs, p.gate});
+                      p.bias ? p.bias + n : nullptr, p.y + row * p.w.rows + n, p.w.rows, p.gate});
 }
 
 template <DType kType>
@@ -68,11 +54,7 @@ constexpr Start kStarts[kDTypeCount] = {
 void multiply(cudaStream_t stream, const float* x, int64_t rows, const PackedMatrix& w,
               const float* bias, int64_t first, int64_t end, float* y, bool gate) {
   if (rows == 0 || first == end) return;
-  // As PackedMatrix::panel_bytes(), which is the program's and not in this module.
-  const PanelLayout layout = panel_layout(w.dtype);
-  const size_t panel_bytes = static_cast<size_t>(w.cols / layout.block_k) * layout.block_bytes;
-  const Product product{
-      {w.panels, w.split, w.rest, panel_bytes}, w.cols, w.rows, x, rows, bias, first, y, gate};
+  const Product product{w, x, rows, bias, first, y, gate};
   kStarts[static_cast<int>(w.dtype)](stream, product, end - first);
 }
 
