@@ -55,6 +55,7 @@ def parse():
     parser.add_argument("--kv-sequences", type=int, default=128, help="figure 4")
     parser.add_argument("--kv-tokens", type=int, default=1024, help="of each, figure 4")
     parser.add_argument("--kv-memory", type=int, default=400, help="MiB, figure 4")
+    parser.add_argument("--kv-rate", type=float, default=700, help="MB/s of the disk, figure 4")
     parser.add_argument("--lock", help="file to lock during each round")
     parser.add_argument("--json", help="file for all that was measured")
     options = parser.parse_args()
