@@ -166,13 +166,15 @@ class TinyModels(SameTokens):
 
     def test_quantised_weights_and_kv(self):
         """What a format gives does not depend on the run either; and no two formats give the same."""
-        options = dict(OPTIONS, target=tuple(harness.targets()), formats=FORMATS)
+        options = dict(OPTIONS, target=tuple(harness.targets()), formats=FORMATS,
+                       model=tuple(QUANTISABLE))
+        runs = covering_runs(options, lambda run: (run["ranks"] or 1) <= QUANTISABLE[run["model"]])
         for model, layers in QUANTISABLE.items():
-            runs = covering_runs(options, lambda run: (run["ranks"] or 1) <= layers)
             seen = []
             for formats in FORMATS:
-                own = [run for run in runs if run["formats"] == formats]
-                seen.append(self.check_model(model, layers, own))
+                own = [run for run in runs if (run["model"], run["formats"]) == (model, formats)]
+                plain = dict(own[0], ranks=None, batch=1, way="plain")
+                seen.append(self.check_model(model, layers, [plain, *own]))
             logprobs = {json.dumps([harness.choices(r) for r in results.values()]) for results in seen}
             self.assertEqual(len(logprobs), len(FORMATS))
 
