@@ -1,7 +1,11 @@
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <cinttypes>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <string>
 #include <thread>
@@ -89,6 +93,57 @@ TEST(MemoryBudget, TheOperatingSystemsRefusalDoesNotFit) {
   const std::string most = refusal(budget, std::numeric_limits<size_t>::max(), "KV cache");
   EXPECT_TRUE(contains(most, "KV cache")) << most;
 }
+
+#ifndef __SANITIZE_ADDRESS__  // which has its own heap
+
+// Bytes of this process in memory.
+int64_t resident() {
+  int64_t all = 0, pages = 0;
+  std::ifstream("/proc/self/statm") >> all >> pages;
+  return pages * ::sysconf(_SC_PAGESIZE);
+}
+
+// Of the mapping that holds an address: "rd wr mr ...".
+std::string mapping_flags(const std::byte* address) {
+  const auto wanted = reinterpret_cast<uintptr_t>(address);
+  std::ifstream maps("/proc/self/smaps");
+  bool inside = false;
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &begin, &end) == 2) {
+      inside = begin <= wanted && wanted < end;
+    } else if (inside && line.starts_with("VmFlags:")) {
+      return line + " ";
+    }
+  }
+  return "";
+}
+
+TEST(MemoryBudget, WhatIsFreedGoesBackToTheSystem) {
+  MemoryBudget budget("host memory", 64 * kMiB);
+  // malloc learns from it to keep what is smaller, as far as it is not at the end of its heap.
+  { const Buffer gone = budget.allocate(16 * kMiB, "weights"); }
+  Buffer large = budget.allocate(8 * kMiB, "weights");
+  std::memset(large.data(), 1, large.size());
+  const Buffer after = budget.allocate(4 * kMiB, "weights");
+  const int64_t before = resident();
+  large = Buffer();
+  EXPECT_LT(resident(), before - int64_t{7 * kMiB});
+}
+
+TEST(MemoryBudget, LargeBuffersAskForHugePages) {
+  if (::access("/sys/kernel/mm/transparent_hugepage", F_OK) != 0) {
+    GTEST_SKIP() << "this kernel has no huge pages";
+  }
+  MemoryBudget budget("host memory", 64 * kMiB);
+  const Buffer large = budget.allocate(2 * kMiB + 4096, "KV cache");
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(large.data()) % (2 * kMiB), 0u);
+  EXPECT_TRUE(contains(mapping_flags(large.data()), " hg "));
+  const Buffer small = budget.allocate(2 * kMiB - 4096, "KV cache");
+  EXPECT_FALSE(contains(mapping_flags(small.data()), " hg "));
+}
+
+#endif
 
 TEST(MemoryBudget, ARefusalShowsTheTable) {
   MemoryBudget budget("device memory", 10 * kMiB);

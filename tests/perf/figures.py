@@ -189,6 +189,7 @@ def kv_on_disk(lab):
     lab.say(f"all in memory: {memory['decode_rate']}")
     entries = []
     for number in range(o.rounds):
+        # Memory for weights and all else, which are not what is measured.
         with lab.round(number), lab.group(o.kv_memory + 2048, o.kv_rate * 1e6) as group:
             disk = lab.bench(*shape, "--kv-memory", f"{o.kv_memory}MiB", group=group)
         if memory["run"]["tokens_hash"] != disk["run"]["tokens_hash"]:
