@@ -9,6 +9,7 @@
 #include "launch/ranks.h"
 #include "launch/run_options.h"
 #include "launch/subcommands.h"
+#include "runtime/error.h"
 #include "runtime/json_bytes.h"
 #include "runtime/rank.h"
 
@@ -18,7 +19,7 @@ namespace {
 struct PlanArguments {
   RunOptions run;
   RunArguments shared;
-  int64_t tokens = 0;
+  int64_t tokens = 0, prompt_tokens = 0;
 };
 
 // The plans of all stages, on rank 0.
@@ -33,7 +34,12 @@ std::vector<std::string> gather_plans(const Rank& rank, Communicator& ranks) {
 int plan(PlanArguments& a) {
   return run_as_rank(a.shared.peer_timeout, [&](const Wires& wires) {
     finish_run_options(a.run, a.shared);
-    const RequestSizes requests{a.tokens, a.tokens, 0};
+    if (a.prompt_tokens > 0 && a.prompt_tokens >= a.tokens) {
+      throw UsageError(
+          "--prompt-tokens must be less than --tokens, the rest of which are generated");
+    }
+    const int64_t prompt = a.prompt_tokens > 0 ? a.prompt_tokens : a.tokens / 2;
+    const RequestSizes requests{a.tokens, a.tokens, prompt, 0};
     const Rank rank(a.run, wires, requests, false);
     const auto plans = gather_plans(rank, wires.communicator);
     for (size_t r = 0; r < plans.size(); ++r) {
@@ -57,6 +63,9 @@ void add_plan(CLI::App& app, int& exit_code) {
       ->check(positive_number());
   sub->add_option("--tokens", a->tokens,
                   "Prompt and generated tokens of a sequence (default: 1024)")
+      ->check(positive_number());
+  sub->add_option("--prompt-tokens", a->prompt_tokens,
+                  "How many of --tokens are the prompt's (default: half of them)")
       ->check(positive_number());
   add_run_options(*sub, a->run, a->shared);
   add_config_option(*sub);

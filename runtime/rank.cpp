@@ -131,15 +131,15 @@ void Rank::measure_computing() {
 Workload Rank::workload(const RequestSizes& requests) const {
   RequestSizes sizes = from_rank_0(wires_.communicator, requests);
   const int64_t context = checkpoint_->config().max_positions;
-  if (options_.max_tokens > 0) sizes = {options_.max_tokens, options_.max_tokens, 0};
-  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens, 0, true};
+  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens, kUsualTokens / 2, 0, true};
   Workload workload;
   workload.sequences = stage_sizes(options_, checkpoint_->config()).slots;
   if (sizes.sequences > 0 && sizes.sequences < workload.sequences) {
     workload.sequences = static_cast<int>(sizes.sequences);
   }
   workload.exact = options_.max_batch > 0;
-  workload.tokens = std::min(sizes.usual, context);
+  workload.tokens = std::clamp<int64_t>(sizes.usual, 2, context);
+  workload.prompt = std::clamp<int64_t>(sizes.prompt, 1, workload.tokens - 1);
   workload.longest = std::min(sizes.longest, context);
   workload.groups = wires_.communicator.size();
   workload.sampled = sizes.sampled;

@@ -19,7 +19,6 @@ struct RunOptions {
   std::string model;
 
   int max_batch = 0;            // sequences in flight; 0: what memory allows, at most 256
-  int64_t max_tokens = 0;       // prompt and generated tokens of a sequence; 0: the model's context
   int threads = 0;              // 0: the node's cores over its ranks
   std::vector<int> split;       // layers per stage; empty: by cost
   int64_t prefill_chunk = 128;  // 0: whole prompts

@@ -71,7 +71,7 @@ BenchRank rank_from(const Bytes& bytes) {
 }
 
 void check_context(const BenchShape& shape, const ModelConfig& config) {
-  const int64_t tokens = int64_t{shape.prompt_tokens} + shape.generate_tokens;
+  const int64_t tokens = shape.tokens();
   if (tokens <= config.max_positions) return;
   throw UsageError("--prompt-tokens and --generate-tokens add up to " + std::to_string(tokens) +
                    ", more than the model's context of " + std::to_string(config.max_positions));
@@ -79,7 +79,7 @@ void check_context(const BenchShape& shape, const ModelConfig& config) {
 
 // A batch is measured as a whole, so its KV cache must be there as a whole.
 void check_fit(const BenchOptions& options, const Rank& rank) {
-  const int64_t each = KvStore::pages_for(options.max_tokens);
+  const int64_t each = KvStore::pages_for(options.shape.tokens());
   const int64_t room = rank.limits().kv_pages, need = each * options.max_batch;
   if (need <= room) return;
   const auto tokens = [](int64_t pages) { return std::to_string(pages * kPageTokens) + " tokens"; };
@@ -133,10 +133,9 @@ std::optional<BenchReport> run_bench(BenchOptions options, const Wires& wires,
   const BenchShape& shape = options.shape;
   options.max_batch = *std::max_element(shape.batches.begin(), shape.batches.end());
   options.takes_requests = false;
-  options.max_tokens = int64_t{shape.prompt_tokens} + shape.generate_tokens;
   Communicator& ranks = wires.communicator;
   const double start = seconds_now();
-  Rank rank(options, wires);
+  Rank rank(options, wires, {shape.tokens(), shape.tokens(), shape.prompt_tokens, 0});
   check_context(shape, rank.checkpoint().config());
   if (wires.is_first()) check_fit(options, rank);
   rank.load();

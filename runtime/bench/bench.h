@@ -9,7 +9,7 @@
 
 namespace headrace {
 
-// Of RunOptions, max_batch and max_tokens follow from the shape.
+// Of RunOptions, max_batch follows from the shape.
 struct BenchOptions : RunOptions {
   BenchShape shape;
 };

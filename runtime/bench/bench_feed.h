@@ -16,6 +16,8 @@ struct BenchShape {
   int generate_tokens = 128;  // of each sequence, the end-of-sequence token ignored
   int repeat = 1;
   uint64_t seed = 0;
+
+  int64_t tokens() const { return int64_t{prompt_tokens} + generate_tokens; }  // of each sequence
 };
 
 // One batch, from its first request to its last token. Times in seconds.

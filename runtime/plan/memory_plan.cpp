@@ -16,7 +16,7 @@ namespace {
 
 constexpr uint64_t kRounding = 4096;  // of each buffer
 // Read ahead: what a fast disk brings while the matrices of an attention are computed, or more.
-constexpr uint64_t kReadAheads[] = {8 << 20, 24 << 20};
+constexpr uint64_t kReadAheads[] = {4 << 20, 8 << 20, 24 << 20};
 constexpr int64_t kLogitRows = 16;
 constexpr int64_t kMostLogitRows = 128;  // where a head on disk is read once for so many
 constexpr int64_t kLeastRows = 32;       // of a step
@@ -285,7 +285,7 @@ class Planner {
   void predict(StagePlan& plan, int sequences) const {
     headrace::predict(layout_, rates_,
                       {sequences, workload_.groups, usual_pages(sequences), workload_.tokens,
-                       page_stride(), limits_.overlapped},
+                       workload_.prompt, page_stride(), limits_.overlapped},
                       plan);
   }
 

@@ -17,7 +17,8 @@ struct Workload {
   int sequences = 256;          // in flight over the whole pipeline, at most
   bool exact = false;           // so many are wanted, also if fewer were faster
   int64_t tokens = 0;           // prompt and generated tokens of a usual sequence
-  int64_t longest = 0;          // of the longest one
+  int64_t prompt = 0;           // of them, the prompt's
+  int64_t longest = 0;          // tokens of the longest sequence
   int groups = 1;               // steps under way at once
   bool sampled = false;         // some sequences need their logits, not just the largest
   int64_t least_step_rows = 1;  // a step must not have room for fewer, but for sizes.step_rows
@@ -48,7 +49,7 @@ struct StagePlan {
   double compute_s = 0, disk_s = 0;
   double round_s = 0;
   double tokens_per_s = 0;
-  // Tokens generated per second where every prompt is as long as its answer, prompts included.
+  // Tokens generated per second, prompts included.
   double served_per_s = 0;
 
   bool needs_disk() const { return !placement.all_resident() || sizes.kv_disk_pages > 0; }

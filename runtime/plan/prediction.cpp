@@ -58,6 +58,10 @@ double prompt_token_s(const WeightLayout& layout, const Rates& rates, const Roun
   return together(round, compute_s, disk_s) / rows;
 }
 
+double prompt_share(const Round& round) {
+  return static_cast<double>(round.prompt) / static_cast<double>(round.tokens);
+}
+
 // A step of a group in the middle of its sequences' lives.
 struct Middle {
   double groups, rows;
@@ -74,9 +78,9 @@ struct Middle {
     const double passes = std::ceil(rows / static_cast<double>(plan.sizes.micro_batch_rows));
     layer_s = passes * headrace::layer_s(layout, rates, rows / passes);
     matrices_s = passes * rates.compute_s(compute_bytes(layout), rows / passes);
-    // Over a sequence's life three quarters of its pages are there on average where the prompt is
-    // as long as the answer. The last one is half full and in memory.
-    const double pages = 0.75 * static_cast<double>(round.pages);
+    // While an answer is generated the prompt's pages are there, and half of its own on average.
+    // The last page is half full and in memory.
+    const double pages = (1 + prompt_share(round)) / 2 * static_cast<double>(round.pages);
     attention_s = layers * pages / groups * rates.attention_s;
     if (rates.disk == 0 || plan.sizes.kv_disk_pages == 0) return;
     const double full = pages - sequences / 2;
@@ -126,9 +130,12 @@ void predict(const WeightLayout& layout, const Rates& rates, const Round& round,
                                   : plan.compute_s + plan.disk_s;
   const double sequences = round.sequences;
   plan.tokens_per_s = sequences / plan.round_s;
-  const double prompts = sequences * std::max(1.0, static_cast<double>(round.tokens) / 2);
+  const double prompts = std::max(1.0, sequences * static_cast<double>(round.prompt));
+  const double per_answer_token =
+      static_cast<double>(round.prompt) / static_cast<double>(round.tokens - round.prompt);
   plan.served_per_s =
-      sequences / (plan.round_s + sequences * prompt_token_s(layout, rates, round, plan, prompts));
+      sequences / (plan.round_s + sequences * per_answer_token *
+                                      prompt_token_s(layout, rates, round, plan, prompts));
 }
 
 }  // namespace headrace

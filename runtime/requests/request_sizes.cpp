@@ -18,15 +18,16 @@ RequestSizes sizes_of(const Prompt& prompt, int max_tokens) {
   int64_t bytes = 0, messages = 0;
   if (const auto* ids = std::get_if<std::vector<int>>(&prompt)) {
     const int64_t tokens = std::ssize(*ids) + max_tokens;
-    return {tokens, tokens, 0};
+    return {tokens, tokens, std::ssize(*ids)};
   }
   if (const auto* text = std::get_if<std::string>(&prompt)) bytes = std::ssize(*text);
   if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&prompt)) {
     for (const ChatMessage& message : *chat) bytes += std::ssize(message.content);
     messages = std::ssize(*chat) + 1;
   }
-  const int64_t rest = messages * kTemplateTokens + max_tokens + 1;
-  return {bytes / kBytesPerToken + rest, bytes + rest, 0};
+  const int64_t around = messages * kTemplateTokens + 1;
+  const int64_t usual = bytes / kBytesPerToken + around;
+  return {usual + max_tokens, bytes + around + max_tokens, usual};
 }
 
 }  // namespace
@@ -41,7 +42,7 @@ RequestSizes sizes_of_prompt(const std::string& prompt, const RequestDefaults& d
 RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& defaults) {
   if (input == "-") return {};
   RequestReader reader(input, defaults);
-  std::vector<int64_t> usual;
+  std::vector<RequestSizes> all;
   RequestSizes sizes;
   int64_t sequences = 0;
   for (int i = 0; i < kLines; ++i) {
@@ -53,16 +54,17 @@ RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& 
     const auto* request = std::get_if<Request>(&*item);
     if (!request) continue;
     const RequestSizes one = sizes_of(request->prompt, request->max_tokens);
-    usual.push_back(one.usual);
+    all.push_back(one);
     sequences += request->n;
     sizes.longest = std::max(sizes.longest, one.longest);
     sizes.sampled |= !request->sampling.takes_best();
   }
-  if (usual.empty()) return {};
+  if (all.empty()) return {};
   // Nine in ten are not longer.
-  const auto place = usual.begin() + std::ssize(usual) * 9 / 10;
-  std::nth_element(usual.begin(), place, usual.end());
-  sizes.usual = *place;
+  const auto place = all.begin() + std::ssize(all) * 9 / 10;
+  std::ranges::nth_element(all, place, {}, &RequestSizes::usual);
+  sizes.usual = place->usual;
+  sizes.prompt = place->prompt;
   return sizes;
 }
 

@@ -14,6 +14,7 @@ struct RequestSizes {
   // Prompt and generated tokens of a sequence.
   int64_t usual = 0;      // rather more than less
   int64_t longest = 0;    // no request that was looked at has more
+  int64_t prompt = 0;     // of `usual`, the prompt's
   int64_t sequences = 0;  // that the whole input has
   bool sampled = false;   // some need more of the logits than the largest one
 };

@@ -209,6 +209,14 @@ class Plan(CommandTest):
         kv = float(re.search(r"KV cache +([\d.]+) MiB in memory", text)[1])
         self.assertLessEqual(kv, 24)
 
+    def test_long_prompts_mean_more_attention_for_each_token(self):
+        def computing(prompt):
+            text = self.run_text("plan", "--model", self.model, "--disk", self.disk, "--max-batch", 64,
+                                 "--tokens", 2000, "--prompt-tokens", prompt)
+            return float(re.search(r"computing ([\d.]+) s", text)[1])
+        self.assertLess(computing(1), computing(1999))  # half as many pages, and all of them
+        self.refused(harness.USAGE, *self.common, "--prompt-tokens", 200, says=["--prompt-tokens", "--tokens"])
+
     def test_disk_budget(self):
         tight = [*self.common, "--host-memory", "14MiB", "--disk-budget"]
         self.assertIn("read from disk", self.run_text(*tight, "100MiB"))

@@ -41,7 +41,7 @@ class Prediction : public testing::Test {
 
   WeightLayout layout_;
   Rates rates_;
-  Round round_{32, 1, 32 * 64, 64 * kPageTokens, kStride, true};
+  Round round_{32, 1, 32 * 64, 64 * kPageTokens, 32 * kPageTokens, kStride, true};
   StagePlan plan_;
 };
 
@@ -51,6 +51,25 @@ TEST_F(Prediction, ComputingIsMatricesAndAttention) {
   rates_.attention_s = 1e-6;  // for a page
   EXPECT_NEAR(predicted().compute_s, matrices + kLayers * 0.75 * 32 * 64 * 1e-6, 1e-12);
   EXPECT_NEAR(predicted().tokens_per_s, 32 / predicted().compute_s, 1e-9);
+}
+
+TEST_F(Prediction, AttentionSeesThePromptAndHalfOfTheAnswer) {
+  rates_.attention_s = 1e-6;
+  const double matrices = kLayers * (kFirstRow + 31 * kRow);
+  for (const auto& [prompt, share] : {std::pair{16, 0.625}, {48, 0.875}}) {
+    round_.prompt = prompt * kPageTokens;
+    EXPECT_NEAR(predicted().compute_s, matrices + kLayers * share * 32 * 64 * 1e-6, 1e-12);
+  }
+}
+
+TEST_F(Prediction, LongPromptsLeaveLessTimeForAnswers) {
+  // The prompts' rows take steps of 512 in micro-batches of 128.
+  const double prompt_token_s = kLayers * (kFirstRow + 127 * kRow) / 128;
+  for (const auto& [prompt, per_token] : {std::pair{32, 1.0}, {48, 3.0}}) {
+    round_.prompt = prompt * kPageTokens;
+    const StagePlan plan = predicted();
+    EXPECT_NEAR(plan.served_per_s, 32 / (plan.round_s + 32 * per_token * prompt_token_s), 1e-9);
+  }
 }
 
 TEST_F(Prediction, SmallMicroBatchesAndShortStepsPassTheWeightsMoreOften) {

@@ -124,6 +124,7 @@ TEST_F(Reader, SizesOfAWholeInputAndOfALongOne) {
   EXPECT_EQ(few.sequences, 3);
   EXPECT_EQ(few.longest, 300 + 9 + 1);
   EXPECT_EQ(few.usual, 300 / 3 + 9 + 1);
+  EXPECT_EQ(few.prompt, 300 / 3 + 1);
   EXPECT_FALSE(few.sampled);
   RequestDefaults warm;
   warm.sampling.temperature = 1.0f;
@@ -133,6 +134,7 @@ TEST_F(Reader, SizesOfAWholeInputAndOfALongOne) {
   many.close();
   EXPECT_EQ(sizes_of_requests(path_, {}).sequences, 0);  // there may be more of them
   EXPECT_EQ(sizes_of_requests(path_, {}).usual, 8);
+  EXPECT_EQ(sizes_of_requests(path_, {}).prompt, 3);
   EXPECT_EQ(sizes_of_requests("-", {}).sequences, 0);
 }
 
