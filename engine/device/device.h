@@ -21,6 +21,14 @@ class DeviceStream {
   virtual void synchronize() = 0;
 };
 
+// A place in a stream's work; none as long as none was recorded.
+class DeviceEvent {
+ public:
+  virtual ~DeviceEvent() = default;
+  // Returns when what is before the place is done. Throws ResourceMissing if some of it failed.
+  virtual void synchronize() = 0;
+};
+
 // Owner of device memory; goes back to the device with it.
 class DeviceBuffer {
  public:
@@ -42,6 +50,11 @@ class Device {
 
   virtual std::unique_ptr<DeviceBuffer> allocate(size_t bytes) = 0;
   virtual std::unique_ptr<DeviceStream> make_stream() = 0;
+  virtual std::unique_ptr<DeviceEvent> make_event() = 0;
+  // The event is the place after all that is queued in the stream.
+  virtual void record(DeviceStream& stream, DeviceEvent& event) = 0;
+  // What is queued from now on begins when what is before the event's place of now is done.
+  virtual void wait(DeviceStream& stream, DeviceEvent& event) = 0;
   virtual void copy_in(DeviceStream& stream, std::byte* to,
                        std::span<const std::byte> from_host) = 0;
   virtual void copy_out(DeviceStream& stream, std::span<std::byte> to_host,

@@ -133,10 +133,9 @@ Norm WeightStore::norm(size_t unit, Role weight, Role bias) const {
 Linear WeightStore::linear(size_t unit, Role weight, std::optional<Role> bias) const {
   Linear result{view(unit, weight), bias ? vector(unit, *bias) : nullptr};
   const PlacedMatrix* placed = layout_.units[unit].find(weight);
-  if (placed && placed->offset < placement_.streamed[unit]) {
-    result.streamed = result.weight.split;
-    result.offset = placed->offset;
-  }
+  if (!placed) return result;
+  result.offset = placed->offset;
+  if (placed->offset < placement_.streamed[unit]) result.streamed = result.weight.split;
   return result;
 }
 

@@ -107,6 +107,9 @@ class WeightStore {
   const EmbeddingWeights& embedding() const { return embedding_; }
   const HeadWeights& head() const { return head_; }
   const StageRange& range() const { return layout_.range; }
+  const WeightLayout& layout() const { return layout_; }
+  // Norms and biases, which the views above point into.
+  std::span<const float> vectors() const { return {vectors_.as<float>(), layout_.vector_floats}; }
 
   // What the first constructor will take from the budget.
   static uint64_t bytes_needed(const Checkpoint& checkpoint, const StageRange& range);

@@ -16,10 +16,20 @@ class Stream final : public DeviceStream {
   void synchronize() override {
     check_cuda(cudaStreamSynchronize(stream_.get()), "what was queued");
   }
-  cudaStream_t get() const { return stream_.get(); }
+  const CudaStream& get() const { return stream_; }
 
  private:
   CudaStream stream_;
+};
+
+class Event final : public DeviceEvent {
+ public:
+  void synchronize() override { event_.synchronize(); }
+  CudaEvent& get() { return event_; }
+
+ private:
+  // Nobody asks for its time, and who waits leaves the core to others.
+  CudaEvent event_{cudaEventDisableTiming | cudaEventBlockingSync};
 };
 
 class Memory final : public DeviceBuffer {
@@ -40,6 +50,14 @@ class CudaDevice final : public Device {
     return std::make_unique<Memory>(bytes);
   }
   std::unique_ptr<DeviceStream> make_stream() override { return std::make_unique<Stream>(); }
+  std::unique_ptr<DeviceEvent> make_event() override { return std::make_unique<Event>(); }
+  void record(DeviceStream& stream, DeviceEvent& event) override {
+    static_cast<Event&>(event).get().record(static_cast<Stream&>(stream).get());
+  }
+  void wait(DeviceStream& stream, DeviceEvent& event) override {
+    check_cuda(cudaStreamWaitEvent(of(stream), static_cast<Event&>(event).get().get(), 0),
+               "waiting in a stream");
+  }
 
   void copy_in(DeviceStream& stream, std::byte* to, std::span<const std::byte> from_host) override {
     check_cuda(
@@ -90,7 +108,7 @@ class CudaDevice final : public Device {
   }
 
  private:
-  static cudaStream_t of(DeviceStream& stream) { return static_cast<Stream&>(stream).get(); }
+  static cudaStream_t of(DeviceStream& stream) { return static_cast<Stream&>(stream).get().get(); }
 };
 
 }  // namespace

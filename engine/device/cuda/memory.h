@@ -76,7 +76,9 @@ class CudaStream {
 // A point in a stream's work, with its time.
 class CudaEvent {
  public:
-  CudaEvent() { check_cuda(cudaEventCreate(&event_), "making an event"); }
+  explicit CudaEvent(unsigned flags = cudaEventDefault) {
+    check_cuda(cudaEventCreateWithFlags(&event_, flags), "making an event");
+  }
   ~CudaEvent() { cudaEventDestroy(event_); }
   CudaEvent(const CudaEvent&) = delete;
   CudaEvent& operator=(const CudaEvent&) = delete;
@@ -85,6 +87,7 @@ class CudaEvent {
     check_cuda(cudaEventRecord(event_, stream.get()), "recording an event");
   }
   void synchronize() const { check_cuda(cudaEventSynchronize(event_), "waiting for an event"); }
+  cudaEvent_t get() const { return event_; }
   // Both must have happened.
   double seconds_since(const CudaEvent& begin) const {
     float milliseconds = 0;

@@ -1,0 +1,208 @@
+// Weights that pass through a device's slots while kernels use them, on a device that does its work
+// in any order that streams and events allow.
+#include "engine/device/device_weights.h"
+
+#include <gtest/gtest.h>
+
+#include <optional>
+
+#include "engine/ops/linear.h"
+#include "engine/ops/vector_ops.h"
+#include "tests/device/fake_device.h"
+#include "tests/ops/op_test.h"
+#include "tests/unit/memory_checkpoint.h"
+
+namespace headrace {
+namespace {
+
+using test::FakeDevice;
+using test::MemoryCheckpoint;
+
+constexpr int kLayers = 4;
+constexpr int64_t kRows = 3, kWidth = 256, kFfn = 768, kVocabulary = 3000;
+constexpr StageRange kAll{0, kLayers, true, true};
+
+constexpr Linear LayerWeights::*kMatrices[] = {
+    &LayerWeights::q,    &LayerWeights::k,  &LayerWeights::v,   &LayerWeights::o,
+    &LayerWeights::gate, &LayerWeights::up, &LayerWeights::down};
+
+ModelConfig model_config() {
+  ModelConfig config = test::small_llama();
+  config.n_layers = kLayers;
+  config.d_model = config.d_embed = kWidth;
+  config.n_heads = 4;
+  config.n_kv_heads = 2;
+  config.head_dim = 64;
+  config.d_ffn = kFfn;
+  config.vocab_size = kVocabulary;
+  config.tied_head = false;
+  config.qkv_bias = true;
+  return config;
+}
+
+// Where the host has the weights; none: all in memory.
+struct HostShape {
+  std::optional<int> percent = {};  // of what need not be in memory
+  bool head_in_memory = true;
+};
+
+class DeviceWeightsTest : public testing::Test {
+ protected:
+  std::unique_ptr<WeightStore> store(const HostShape& shape) {
+    if (!shape.percent) return std::make_unique<WeightStore>(model_, kAll, budget_, threads_);
+    const WeightLayout layout = weight_layout(model_, kAll);
+    if (!offload_) {
+      offload_ =
+          OffloadFile::open_or_build({testing::TempDir() + "device_weights", UINT64_MAX}, model_,
+                                     kAll, layout, budget_, threads_, [](const std::string&) {});
+    }
+    const uint64_t least = smallest_placement(layout, false);
+    const uint64_t bytes =
+        least + (layout.image_bytes() - least) * static_cast<uint64_t>(*shape.percent) / 100;
+    const WeightPlacement placement =
+        place_weights(layout, bytes, {kReadBlock, false, shape.head_in_memory});
+    return std::make_unique<WeightStore>(
+        model_, kAll, WeightOffload{placement, *offload_, [] { return make_io_queue(8); }, true},
+        budget_, threads_);
+  }
+
+  // What each matrix makes of x: of all layers, then of the head.
+  std::vector<std::vector<float>> expected() {
+    const auto host = store({});
+    std::vector<std::vector<float>> all;
+    const auto add = [&](const Linear& w) {
+      auto& y = all.emplace_back(static_cast<size_t>(kRows * w.weight.rows), kNan);
+      linear(cpu_, x_.data(), kRows, w.weight, w.bias, y.data());
+    };
+    for (int layer = 0; layer < kLayers; ++layer) {
+      const LayerWeights& w = host->acquire_layer(layer);
+      for (const auto matrix : kMatrices) add(w.*matrix);
+      add_norm(w.mlp_norm, all);
+      host->release_layer(layer);
+    }
+    add(host->acquire_head());
+    host->release_head();
+    add_norm(host->head().final_norm, all);
+    return all;
+  }
+
+  void add_norm(const Norm& norm, std::vector<std::vector<float>>& all) {
+    auto& y = all.emplace_back(static_cast<size_t>(kRows * kWidth), kNan);
+    rms_norm(cpu_, x_.data(), kRows, kWidth, norm.weight, 1e-5f, y.data());
+  }
+
+  // The same on a device, in several sweeps; of the last one, or of the first that differs.
+  std::vector<std::vector<float>> on_device(const HostShape& shape, FakeDevice& device, int slots,
+                                            int sweeps = 3) {
+    const auto host = store(shape);
+    const auto compute = device.make_stream();
+    const auto x = device.allocate(x_.size() * sizeof(float));
+    device.copy_in(*compute, x->data(), std::as_bytes(std::span(x_)));
+    std::vector<std::unique_ptr<DeviceBuffer>> results;
+    const auto result = [&](int64_t width) {
+      const auto bytes = static_cast<size_t>(kRows * width) * sizeof(float);
+      return results.emplace_back(device.allocate(bytes))->as<float>();
+    };
+    const auto norm = [&](const Norm& n) {
+      device.rms_norm(*compute, x->as<float>(), kRows, kWidth, n.weight, 1e-5f, result(kWidth));
+    };
+    std::vector<std::vector<float>> all;
+    DeviceWeights weights(device, *compute, *host, slots);
+    for (int sweep = 0; sweep < sweeps; ++sweep) {
+      results.clear();
+      for (int layer = 0; layer < kLayers; ++layer) {
+        const LayerWeights& w = weights.acquire_layer(layer);
+        for (const auto matrix : kMatrices) {
+          const Linear& m = w.*matrix;
+          device.linear_panels(*compute, x->as<float>(), kRows, m.weight, m.bias, 0,
+                               m.weight.panel_count(), result(m.weight.rows));
+        }
+        norm(w.mlp_norm);
+        weights.release_layer();
+      }
+      float* const logits = result(kVocabulary);
+      weights.for_head([&](const Panels& panels) {
+        device.linear_panels(*compute, x->as<float>(), kRows, panels.weight, nullptr, panels.first,
+                             panels.end, logits);
+      });
+      norm(weights.final_norm());
+      all.clear();
+      for (const auto& buffer : results) {
+        auto& y = all.emplace_back(buffer->size() / sizeof(float));
+        device.copy_out(*compute, std::as_writable_bytes(std::span(y)), buffer->data());
+      }
+      compute->synchronize();
+      if (!equal(expected_, all)) break;
+    }
+    return all;
+  }
+
+  static bool equal(const std::vector<std::vector<float>>& a,
+                    const std::vector<std::vector<float>>& b) {
+    if (a.size() != b.size()) return false;
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (!same_bits(a[i], b[i])) return false;
+    }
+    return true;
+  }
+
+  MemoryCheckpoint model_{model_config(), {}};
+  MemoryBudget budget_{"host memory", uint64_t{1} << 30};
+  ThreadPool threads_{2, 0};
+  Cpu cpu_{threads_, kernels("auto")};
+  std::unique_ptr<OffloadFile> offload_;
+  const std::vector<float> x_ = Random(3).floats(kRows * kFfn);
+  const std::vector<std::vector<float>> expected_ = expected();
+};
+
+const HostShape kShapes[] = {{}, {0, true}, {0, false}, {40, true}, {40, false}, {90, true}};
+
+TEST_F(DeviceWeightsTest, KernelsSeeTheHostsWeights) {
+  for (const HostShape& shape : kShapes) {
+    for (const int slots : {2, 3, 5}) {
+      for (uint64_t seed = 0; seed < 8; ++seed) {
+        SCOPED_TRACE(testing::Message() << shape.percent.value_or(100) << " % in memory, " << slots
+                                        << " slots, seed " << seed);
+        FakeDevice device(seed);
+        const auto got = on_device(shape, device, slots);
+        ASSERT_EQ(expected_.size(), got.size());
+        for (size_t i = 0; i < got.size(); ++i) {
+          ASSERT_TRUE(same_bits(expected_[i], got[i])) << "result " << i;
+        }
+      }
+    }
+  }
+}
+
+// The test above sees waits that are missing.
+TEST_F(DeviceWeightsTest, NothingWorksWithoutWaits) {
+  using Fault = FakeDevice::Fault;
+  for (const Fault fault : {Fault::kStreamsDoNotWait, Fault::kHostDoesNotWait}) {
+    bool differs = false;
+    for (uint64_t seed = 0; seed < 20 && !differs; ++seed) {
+      FakeDevice device(seed, fault);
+      differs = !equal(expected_, on_device({0, false}, device, 2));
+    }
+    EXPECT_TRUE(differs) << static_cast<int>(fault);
+  }
+}
+
+// What is copied next does not wait for what is computed now, as long as there are slots.
+TEST_F(DeviceWeightsTest, CopiesRunAheadOfKernels) {
+  FakeDevice device(1);
+  const auto host = store({0, false});
+  const auto compute = device.make_stream();
+  DeviceWeights weights(device, *compute, *host, kLayers - 1);
+  int layer = 0;
+  const auto next = [&] {
+    weights.acquire_layer(layer++);
+    weights.release_layer();
+  };
+  device.hold(*compute);
+  for (int i = 0; i < kLayers - 1; ++i) next();
+  EXPECT_THROW(next(), std::logic_error) << "all slots are in use";
+  device.let_go();
+}
+
+}  // namespace
+}  // namespace headrace

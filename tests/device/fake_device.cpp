@@ -1,0 +1,195 @@
+#include "tests/device/fake_device.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+
+#include "engine/ops/cuda/row_blocks.h"
+#include "engine/ops/linear.h"
+#include "engine/ops/vector_ops.h"
+
+namespace headrace::test {
+namespace {
+
+constexpr unsigned char kPoison = 0xFF;  // NaN
+
+class Memory final : public DeviceBuffer {
+ public:
+  explicit Memory(size_t bytes) : bytes_(bytes) { std::memset(bytes_.data(), kPoison, bytes); }
+  ~Memory() override { std::memset(bytes_.data(), kPoison, bytes_.size()); }
+  std::byte* data() override { return bytes_.data(); }
+  size_t size() const override { return bytes_.size(); }
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+}  // namespace
+
+class FakeDevice::Stream final : public DeviceStream {
+ public:
+  Stream(FakeDevice& device, std::shared_ptr<Queue> work)
+      : device_(device), work_(std::move(work)) {}
+  ~Stream() override { std::erase(device_.queues_, work_); }
+  void synchronize() override {
+    device_.run_until([this] { return work_->empty(); });
+  }
+  Queue& work() { return *work_; }
+
+ private:
+  FakeDevice& device_;
+  std::shared_ptr<Queue> work_;
+};
+
+class FakeDevice::Event final : public DeviceEvent {
+ public:
+  explicit Event(FakeDevice& device) : device_(device) {}
+  void synchronize() override {
+    if (device_.fault_ == Fault::kHostDoesNotWait) return;
+    device_.run_until(place());
+  }
+  // Whether the place of now is reached.
+  std::function<bool()> place() const {
+    return [reached = reached_, place = recorded_] { return *reached >= place; };
+  }
+  std::function<void()> next_place() {
+    return [reached = reached_, place = ++recorded_] { *reached = std::max(*reached, place); };
+  }
+
+ private:
+  FakeDevice& device_;
+  int64_t recorded_ = 0;
+  std::shared_ptr<int64_t> reached_ = std::make_shared<int64_t>(0);
+};
+
+FakeDevice::FakeDevice(uint64_t seed, Fault fault) : random_(seed), fault_(fault) {}
+
+std::unique_ptr<DeviceBuffer> FakeDevice::allocate(size_t bytes) {
+  return std::make_unique<Memory>(bytes);
+}
+
+std::unique_ptr<DeviceStream> FakeDevice::make_stream() {
+  queues_.push_back(std::make_shared<Queue>());
+  return std::make_unique<Stream>(*this, queues_.back());
+}
+
+std::unique_ptr<DeviceEvent> FakeDevice::make_event() { return std::make_unique<Event>(*this); }
+
+void FakeDevice::record(DeviceStream& stream, DeviceEvent& event) {
+  queue(stream, static_cast<Event&>(event).next_place());
+}
+
+void FakeDevice::wait(DeviceStream& stream, DeviceEvent& event) {
+  if (fault_ == Fault::kStreamsDoNotWait) return;
+  queue(
+      stream, [] {}, static_cast<Event&>(event).place());
+}
+
+void FakeDevice::hold(DeviceStream& stream) {
+  held_ = true;
+  queue(
+      stream, [] {}, [this] { return !held_; });
+}
+
+void FakeDevice::queue(DeviceStream& stream, std::function<void()> run,
+                       std::function<bool()> ready) {
+  static_cast<Stream&>(stream).work().push_back({std::move(ready), std::move(run)});
+  if (random_() % 4 != 0) return;
+  for (uint64_t left = random_() % 8; left > 0 && run_one(); --left) {
+  }
+}
+
+bool FakeDevice::run_one() {
+  std::vector<Queue*> ready;
+  for (const auto& queue : queues_) {
+    if (queue->empty()) continue;
+    const Work& first = queue->front();
+    if (!first.ready || first.ready()) ready.push_back(queue.get());
+  }
+  if (ready.empty()) return false;
+  Queue& chosen = *ready[random_() % ready.size()];
+  const Work work = std::move(chosen.front());
+  chosen.pop_front();
+  work.run();
+  return true;
+}
+
+void FakeDevice::run_until(const std::function<bool()>& done) {
+  while (!done()) {
+    if (!run_one()) throw std::logic_error("what is waited for can never be done");
+  }
+}
+
+void FakeDevice::copy_in(DeviceStream& stream, std::byte* to,
+                         std::span<const std::byte> from_host) {
+  queue(stream, [=] { std::memcpy(to, from_host.data(), from_host.size()); });
+}
+
+void FakeDevice::copy_out(DeviceStream& stream, std::span<std::byte> to_host,
+                          const std::byte* from) {
+  queue(stream, [=] { std::memcpy(to_host.data(), from, to_host.size()); });
+}
+
+void FakeDevice::rms_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
+                          const float* weight, float eps, float* y) {
+  queue(stream, [=, this] { headrace::rms_norm(cpu_, x, rows, n, weight, eps, y); });
+}
+
+void FakeDevice::layer_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
+                            const float* weight, const float* bias, float eps, float* y) {
+  queue(stream, [=, this] { headrace::layer_norm(cpu_, x, rows, n, weight, bias, eps, y); });
+}
+
+void FakeDevice::add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) {
+  queue(stream, [=, this] { headrace::add(cpu_, x, y, rows, n); });
+}
+
+void FakeDevice::relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) {
+  queue(stream, [=, this] { headrace::relu(cpu_, x, rows, n); });
+}
+
+void FakeDevice::apply_rope(DeviceStream& stream, const float* cos, const float* sin, float* x,
+                            int64_t rows, int heads, int head_dim) {
+  const int half = head_dim / 2;
+  queue(stream, [=] {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int head = 0; head < heads; ++head) {
+        float* const at = x + (row * heads + head) * head_dim;
+        for (int i = 0; i < half; ++i) {
+          rotate_pair(at, half, i, cos[row * half + i], sin[row * half + i]);
+        }
+      }
+    }
+  });
+}
+
+void FakeDevice::linear_panels(DeviceStream& stream, const float* x, int64_t rows,
+                               const PackedMatrix& w, const float* bias, int64_t first, int64_t end,
+                               float* y) {
+  queue(stream, [=, this] { headrace::linear_panels(cpu_, x, rows, w, bias, first, end, y); });
+}
+
+void FakeDevice::gate_panels(DeviceStream& stream, const float* x, int64_t rows,
+                             const PackedMatrix& w, const float* bias, int64_t first, int64_t end,
+                             float* gate) {
+  queue(stream, [=, this] { headrace::gate_panels(cpu_, x, rows, w, bias, first, end, gate); });
+}
+
+void FakeDevice::store_kv(DeviceStream& stream, const KvPageShape& shape,
+                          const AttentionSequence* sequences, int64_t count, int64_t,
+                          const float* k, const float* v) {
+  queue(stream, [=, this] {
+    headrace::store_kv(cpu_, shape, {sequences, static_cast<size_t>(count)}, k, v);
+  });
+}
+
+void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
+                           const AttentionSequence* sequences, int64_t count, int64_t, int heads,
+                           float scale, const float* q, float* out) {
+  queue(stream, [=, this] {
+    headrace::attention(cpu_, shape, {sequences, static_cast<size_t>(count)}, heads, scale, q, out);
+  });
+}
+
+}  // namespace headrace::test

@@ -1,0 +1,76 @@
+// A device on the CPU that does what is queued as late or as early as streams and events allow, in
+// random order: who does not wait for what it needs reads poison, or what is not its own any more.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "engine/device/device.h"
+#include "engine/ops/cpu/cpu.h"
+
+namespace headrace::test {
+
+class FakeDevice final : public Device {
+ public:
+  // What of the rules it breaks, to show that tests on it see that.
+  enum class Fault { kNone, kStreamsDoNotWait, kHostDoesNotWait };
+
+  explicit FakeDevice(uint64_t seed, Fault fault = Fault::kNone);
+
+  // What is queued in the stream from now on is not done until let_go(); who waits for it gets a
+  // std::logic_error.
+  void hold(DeviceStream& stream);
+  void let_go() { held_ = false; }
+
+  std::unique_ptr<DeviceBuffer> allocate(size_t bytes) override;  // poisoned
+  std::unique_ptr<DeviceStream> make_stream() override;
+  std::unique_ptr<DeviceEvent> make_event() override;
+  void record(DeviceStream& stream, DeviceEvent& event) override;
+  void wait(DeviceStream& stream, DeviceEvent& event) override;
+  void copy_in(DeviceStream& stream, std::byte* to, std::span<const std::byte> from_host) override;
+  void copy_out(DeviceStream& stream, std::span<std::byte> to_host, const std::byte* from) override;
+
+  void rms_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n, const float* weight,
+                float eps, float* y) override;
+  void layer_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
+                  const float* weight, const float* bias, float eps, float* y) override;
+  void add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) override;
+  void relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) override;
+  void apply_rope(DeviceStream& stream, const float* cos, const float* sin, float* x, int64_t rows,
+                  int heads, int head_dim) override;
+  void linear_panels(DeviceStream& stream, const float* x, int64_t rows, const PackedMatrix& w,
+                     const float* bias, int64_t first, int64_t end, float* y) override;
+  void gate_panels(DeviceStream& stream, const float* x, int64_t rows, const PackedMatrix& w,
+                   const float* bias, int64_t first, int64_t end, float* gate) override;
+  void store_kv(DeviceStream& stream, const KvPageShape& shape, const AttentionSequence* sequences,
+                int64_t count, int64_t most_rows, const float* k, const float* v) override;
+  void attention(DeviceStream& stream, const KvPageShape& shape, const AttentionSequence* sequences,
+                 int64_t count, int64_t most_rows, int heads, float scale, const float* q,
+                 float* out) override;
+
+ private:
+  struct Work {
+    std::function<bool()> ready;  // null: at once
+    std::function<void()> run;
+  };
+  using Queue = std::deque<Work>;
+  class Stream;
+  class Event;
+
+  void queue(DeviceStream& stream, std::function<void()> run, std::function<bool()> ready = {});
+  // One piece of work that may go first; false if there is none.
+  bool run_one();
+  void run_until(const std::function<bool()>& done);
+
+  std::mt19937_64 random_;
+  Fault fault_;
+  bool held_ = false;
+  std::vector<std::shared_ptr<Queue>> queues_;
+  ThreadPool threads_{1, 0};
+  Cpu cpu_{threads_, kernels("auto")};
+};
+
+}  // namespace headrace::test
