@@ -6,6 +6,8 @@
 
 #include <optional>
 
+#include "engine/device/device_module.h"
+#include "engine/error.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
 #include "tests/device/fake_device.h"
@@ -92,7 +94,7 @@ class DeviceWeightsTest : public testing::Test {
   }
 
   // The same on a device, in several sweeps; of the last one, or of the first that differs.
-  std::vector<std::vector<float>> on_device(const HostShape& shape, FakeDevice& device, int slots,
+  std::vector<std::vector<float>> on_device(const HostShape& shape, Device& device, int slots,
                                             int sweeps = 3) {
     const auto host = store(shape);
     const auto compute = device.make_stream();
@@ -174,7 +176,27 @@ TEST_F(DeviceWeightsTest, KernelsSeeTheHostsWeights) {
   }
 }
 
-// The test above sees waits that are missing.
+#ifdef CUDA_MODULE
+TEST_F(DeviceWeightsTest, KernelsOfAGpuSeeTheHostsWeights) {
+  std::unique_ptr<DeviceModule> module;
+  try {
+    module = open_device_module(CUDA_MODULE);
+    module->count();
+  } catch (const ResourceMissing& e) {
+    GTEST_SKIP() << e.what();
+  }
+  const auto device = module->open(0);
+  for (const HostShape& shape : kShapes) {
+    for (const int slots : {2, 3, 5}) {
+      SCOPED_TRACE(testing::Message()
+                   << shape.percent.value_or(100) << " % in memory, " << slots << " slots");
+      EXPECT_TRUE(equal(expected_, on_device(shape, *device, slots)));
+    }
+  }
+}
+#endif
+
+// The first test sees waits that are missing.
 TEST_F(DeviceWeightsTest, NothingWorksWithoutWaits) {
   using Fault = FakeDevice::Fault;
   for (const Fault fault : {Fault::kStreamsDoNotWait, Fault::kHostDoesNotWait}) {
