@@ -4,7 +4,6 @@
 #include <cmath>
 #include <utility>
 
-#include "engine/ops/attention.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
 #include "engine/timeline.h"
@@ -39,17 +38,45 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStor
                          const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows,
                          int64_t logit_rows)
     : config_(config),
+      host_weights_(weights),
       weights_(weights),
       kv_(kv),
       cpu_(cpu),
+      host_ops_(cpu),
+      ops_(host_ops_),
       micro_batch_rows_(micro_batch_rows),
-      scratch_(budget.allocate(scratch_bytes(config, weights.range(), micro_batch_rows, logit_rows),
-                               "activations")) {
-  if (!config.learned_positions) frequencies_ = rope_frequencies(config.rope, config.head_dim);
-  const ScratchWidths widths(config);
-  auto* next = scratch_.as<float>();
+      own_scratch_(budget.allocate(
+          scratch_bytes(config, weights.range(), micro_batch_rows, logit_rows), "activations")),
+      scratch_(own_scratch_.as<float>(), own_scratch_.size() / sizeof(float)) {
+  divide_scratch();
+  host_block_ = block_;
+}
+
+StageEngine::StageEngine(const ModelConfig& config, WeightStore& host_weights,
+                         WeightSource& weights, KvStore& kv, Ops& ops, std::span<float> scratch,
+                         const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows)
+    : config_(config),
+      host_weights_(host_weights),
+      weights_(weights),
+      kv_(kv),
+      cpu_(cpu),
+      host_ops_(cpu),
+      ops_(ops),
+      micro_batch_rows_(micro_batch_rows),
+      scratch_(scratch),
+      own_host_block_(budget.allocate(
+          static_cast<size_t>(ScratchWidths(config).stream * micro_batch_rows) * sizeof(float),
+          "activations")),
+      host_block_(own_host_block_.as<float>()) {
+  divide_scratch();
+}
+
+void StageEngine::divide_scratch() {
+  if (!config_.learned_positions) frequencies_ = rope_frequencies(config_.rope, config_.head_dim);
+  const ScratchWidths widths(config_);
+  float* next = scratch_.data();
   const auto take = [&](int64_t width) {
-    return std::exchange(next, next + width * micro_batch_rows);
+    return std::exchange(next, next + width * micro_batch_rows_);
   };
   block_ = take(widths.stream);
   float* const shared = next;
@@ -63,18 +90,18 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStor
 
 void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_t> tokens,
                         float* hidden) {
-  const EmbeddingWeights& w = weights_.embedding();
+  const EmbeddingWeights& w = host_weights_.embedding();
   std::vector<int64_t> positions;
   for (const BatchItem& item : batch) {
     for (int64_t i = 0; i < item.rows; ++i) positions.push_back(item.first_position + i);
   }
-  weights_.look_up(tokens, [&](size_t row, const PackedMatrix& matrix, int64_t matrix_row) {
+  host_weights_.look_up(tokens, [&](size_t row, const PackedMatrix& matrix, int64_t matrix_row) {
     float* x = hidden + static_cast<int64_t>(row) * config_.d_model;
-    unpack_row(cpu_, matrix, matrix_row, config_.has_projections() ? block_ : x);
-    if (config_.has_projections()) linear(cpu_, block_, 1, w.project_in, nullptr, x);
+    unpack_row(cpu_, matrix, matrix_row, config_.has_projections() ? host_block_ : x);
+    if (config_.has_projections()) linear(cpu_, host_block_, 1, w.project_in, nullptr, x);
     if (config_.learned_positions) {
-      unpack_row(cpu_, w.positions, positions[row] + config_.position_offset, block_);
-      add(cpu_, x, block_, 1, config_.d_model);
+      unpack_row(cpu_, w.positions, positions[row] + config_.position_offset, host_block_);
+      add(cpu_, x, host_block_, 1, config_.d_model);
     }
   });
 }
@@ -85,11 +112,16 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
     kv_.reserve(item.slot, item.first_position + item.rows);
     for (int64_t i = 0; i < item.rows; ++i) positions.push_back(item.first_position + i);
   }
-  if (!frequencies_.empty()) rope_.compute(cpu_, frequencies_, positions);
+  if (!frequencies_.empty()) {
+    rope_.compute(cpu_, frequencies_, positions);
+    ops_.set_rope(rope_);
+  }
 
   std::vector<MicroBatch> micro_batches = cut(batch);
   begin_visits(micro_batches);
-  const StageRange& range = weights_.range();
+  const StageRange& range = host_weights_.range();
+  const int64_t floats = std::ssize(positions) * config_.d_model;
+  float* const x = ops_.enter(hidden, floats);
   for (int index = range.first_layer; index < range.end_layer; ++index) {
     const LayerWeights& w = weights_.acquire_layer(index);
     for (MicroBatch& micro_batch : micro_batches) {
@@ -97,10 +129,11 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
                       {Arg::kRows, micro_batch.rows});
       last_use_ = &micro_batch == &micro_batches.back();
       run_layer(w, index - range.first_layer, micro_batch,
-                hidden + micro_batch.first_row * config_.d_model);
+                x + micro_batch.first_row * config_.d_model);
     }
     weights_.release_layer(index);
   }
+  ops_.leave(hidden, floats);
 }
 
 void StageEngine::begin_visits(std::vector<MicroBatch>& micro_batches) {
@@ -120,18 +153,18 @@ void StageEngine::run_layer(const LayerWeights& w, int layer, MicroBatch& batch,
   const int64_t rows = batch.rows, width = config_.d_model;
   if (config_.post_norm) {
     attention_block(w, layer, batch, x);
-    add(cpu_, x, block_, rows, width);
-    apply_norm(w.attn_norm, x, rows, x);
+    ops_.add(x, block_, rows, width);
+    apply_norm(ops_, w.attn_norm, x, rows, x);
     mlp_block(w, rows, x);
-    add(cpu_, x, block_, rows, width);
-    apply_norm(w.mlp_norm, x, rows, x);
+    ops_.add(x, block_, rows, width);
+    apply_norm(ops_, w.mlp_norm, x, rows, x);
   } else {
-    apply_norm(w.attn_norm, x, rows, block_);
+    apply_norm(ops_, w.attn_norm, x, rows, block_);
     attention_block(w, layer, batch, block_);
-    add(cpu_, x, block_, rows, width);
-    apply_norm(w.mlp_norm, x, rows, block_);
+    ops_.add(x, block_, rows, width);
+    apply_norm(ops_, w.mlp_norm, x, rows, block_);
     mlp_block(w, rows, block_);
-    add(cpu_, x, block_, rows, width);
+    ops_.add(x, block_, rows, width);
   }
 }
 
@@ -143,8 +176,8 @@ void StageEngine::attention_block(const LayerWeights& w, int layer, MicroBatch& 
   project(w.k, x, rows, k_);
   project(w.v, x, rows, v_);
   if (!frequencies_.empty()) {
-    apply_rope(cpu_, rope_, batch.first_row, q_, rows, config_.n_heads, config_.head_dim);
-    apply_rope(cpu_, rope_, batch.first_row, k_, rows, config_.n_kv_heads, config_.head_dim);
+    ops_.apply_rope(batch.first_row, q_, rows, config_.n_heads, config_.head_dim);
+    ops_.apply_rope(batch.first_row, k_, rows, config_.n_kv_heads, config_.head_dim);
   }
   attend(layer, batch);
   project(w.o, mixed_, rows, block_);
@@ -160,8 +193,7 @@ void StageEngine::attend(int layer, MicroBatch& batch) {
       batch.sequences[i].pages = kv_.pages(batch.items[i].slot, layer);
     }
     const auto sequences = std::span(batch.sequences).subspan(begin, end - begin);
-    store_kv(cpu_, kv_.shape(), sequences, k_, v_);
-    attention(cpu_, kv_.shape(), sequences, config_.n_heads, scale, q_, mixed_);
+    ops_.attend(kv_.shape(), sequences, config_.n_heads, scale, q_, k_, v_, mixed_);
     kv_.release(layer, batch.first_visit + v);
     begin = end;
   }
@@ -172,24 +204,24 @@ void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x)
   if (config_.gated_mlp) {
     project(w.gate, x, rows, ffn_);
     for_panels(w.up, [&](const Panels& panels) {
-      gate_panels(cpu_, x, rows, panels.weight, w.up.bias, panels.first, panels.end, ffn_);
+      ops_.gate_panels(x, rows, panels.weight, w.up.bias, panels.first, panels.end, ffn_);
     });
   } else {
     project(w.up, x, rows, ffn_);
-    relu(cpu_, ffn_, rows, config_.d_ffn);
+    ops_.relu(ffn_, rows, config_.d_ffn);
   }
   project(w.down, ffn_, rows, block_);
 }
 
 // Final norm and projection, in place: rows of d_embed floats (no more than d_model) afterwards.
 void StageEngine::before_head(float* hidden, int64_t rows) {
-  const HeadWeights& w = weights_.head();
-  if (config_.has_final_norm) apply_norm(w.final_norm, hidden, rows, hidden);
+  const HeadWeights& w = host_weights_.head();
+  if (config_.has_final_norm) apply_norm(host_ops_, w.final_norm, hidden, rows, hidden);
   if (!config_.has_projections()) return;
   for (int64_t done = 0; done < rows; done += micro_batch_rows_) {
     const int64_t count = std::min(micro_batch_rows_, rows - done);
-    linear(cpu_, hidden + done * config_.d_model, count, w.project_out, nullptr, block_);
-    std::copy_n(block_, count * config_.d_embed, hidden + done * config_.d_embed);
+    linear(cpu_, hidden + done * config_.d_model, count, w.project_out, nullptr, host_block_);
+    std::copy_n(host_block_, count * config_.d_embed, hidden + done * config_.d_embed);
   }
 }
 
@@ -197,23 +229,17 @@ void StageEngine::head(float* hidden, std::span<BestToken> best, int64_t logit_r
                        const UseLogits& use) {
   before_head(hidden, std::ssize(best) + logit_rows);
   std::fill(best.begin(), best.end(), BestToken{});
-  auto* const logits = scratch_.as<float>() + kBlockFloats;
-  const auto floats = static_cast<int64_t>(scratch_.size() / sizeof(float));
-  const int64_t at_once = (floats - kBlockFloats) / config_.vocab_size;
-  float* x = hidden;
+  float* const logits = scratch_.data() + kBlockFloats;
+  const int64_t at_once = (std::ssize(scratch_) - kBlockFloats) / config_.vocab_size;
+  float* x = ops_.enter(hidden, (std::ssize(best) + logit_rows) * config_.d_embed);
   for (int64_t done = 0; done < logit_rows || !best.empty();) {
     const int64_t count = std::min(at_once, logit_rows - done);
     head_pass(x, best, count, logits);
-    if (count > 0) use(done, count, logits);
+    if (count > 0) use(done, count, ops_.fetch(logits, count * config_.vocab_size));
     x += (std::ssize(best) + count) * config_.d_embed;
     best = {};
     done += count;
   }
-}
-
-void StageEngine::logits(float* hidden, int64_t rows, float* out) {
-  before_head(hidden, rows);
-  head_pass(hidden, {}, rows, out);
 }
 
 // x: rows of `best`, then those whose logits [logit_rows][vocab_size] are wanted.
@@ -229,8 +255,8 @@ void StageEngine::head_pass(const float* x, std::span<BestToken> best, int64_t l
                      best.subspan(row, std::min<size_t>(kMostBlockRows, best.size() - row)));
     }
     if (logit_rows > 0) {
-      linear_panels(cpu_, rest, logit_rows, panels.weight, nullptr, panels.first, panels.end,
-                    logits);
+      ops_.linear_panels(rest, logit_rows, panels.weight, nullptr, panels.first, panels.end,
+                         logits);
     }
     done = panels.end;
     weights_.done_with(head, done);
@@ -241,13 +267,13 @@ void StageEngine::head_pass(const float* x, std::span<BestToken> best, int64_t l
 // Brings the best tokens of rows x up to date with these panels.
 void StageEngine::best_of_panels(const Panels& panels, const float* x, std::span<BestToken> best) {
   const int64_t rows = std::ssize(best), at_once = kMostBlockRows / rows;
-  auto* const block = scratch_.as<float>();
   for (int64_t first = panels.first; first < panels.end; first += at_once) {
     const int64_t end = std::min(panels.end, first + at_once);
     const int64_t id = first * kPanelRows,
                   width = std::min(end * kPanelRows, panels.weight.rows) - id;
     PackedMatrix part{panels.weight.dtype, width, panels.weight.cols, panels.weight.panel(first)};
-    linear(cpu_, x, rows, part, nullptr, block);
+    ops_.linear_panels(x, rows, part, nullptr, 0, part.panel_count(), scratch_.data());
+    const float* const block = ops_.fetch(scratch_.data(), rows * width);
     cpu_.threads.parallel_for(rows, [&](int64_t row) {
       const float* logits = block + row * width;
       BestToken& so_far = best[static_cast<size_t>(row)];
@@ -294,17 +320,18 @@ void StageEngine::add_to(MicroBatch& batch, const BatchItem& item) const {
   batch.rows += item.rows;
 }
 
-void StageEngine::apply_norm(const Norm& norm, const float* x, int64_t rows, float* y) const {
+void StageEngine::apply_norm(Ops& ops, const Norm& norm, const float* x, int64_t rows,
+                             float* y) const {
   if (config_.norm == NormKind::kRms) {
-    rms_norm(cpu_, x, rows, config_.d_model, norm.weight, config_.norm_eps, y);
+    ops.rms_norm(x, rows, config_.d_model, norm.weight, config_.norm_eps, y);
   } else {
-    layer_norm(cpu_, x, rows, config_.d_model, norm.weight, norm.bias, config_.norm_eps, y);
+    ops.layer_norm(x, rows, config_.d_model, norm.weight, norm.bias, config_.norm_eps, y);
   }
 }
 
 void StageEngine::project(const Linear& w, const float* x, int64_t rows, float* y) {
   for_panels(w, [&](const Panels& panels) {
-    linear_panels(cpu_, x, rows, panels.weight, w.bias, panels.first, panels.end, y);
+    ops_.linear_panels(x, rows, panels.weight, w.bias, panels.first, panels.end, y);
   });
 }
 

@@ -10,7 +10,7 @@
 #include "engine/memory/kv_store.h"
 #include "engine/memory/weight_store.h"
 #include "engine/model/config.h"
-#include "engine/ops/cpu/cpu.h"
+#include "engine/ops/cpu/cpu_ops.h"
 #include "engine/ops/rope.h"
 
 namespace headrace {
@@ -30,6 +30,13 @@ class StageEngine {
   // a result. The arguments must outlive the engine. Throws DoesNotFit.
   StageEngine(const ModelConfig& config, WeightStore& weights, KvStore& kv, const Cpu& cpu,
               MemoryBudget& budget, int64_t micro_batch_rows, int64_t logit_rows = 1);
+  // The same with layers and head computed by `ops`, out of `weights`, KV pages and `scratch` in
+  // their memory (scratch_bytes()). Embeddings, the final norm and projections are the host's.
+  StageEngine(const ModelConfig& config, WeightStore& host_weights, WeightSource& weights,
+              KvStore& kv, Ops& ops, std::span<float> scratch, const Cpu& cpu, MemoryBudget& budget,
+              int64_t micro_batch_rows);
+  StageEngine(const StageEngine&) = delete;
+  StageEngine& operator=(const StageEngine&) = delete;
 
   // First stage: hidden[rows][d_model] from the rows' tokens.
   void embed(std::span<const BatchItem> batch, std::span<const int32_t> tokens, float* hidden);
@@ -42,8 +49,6 @@ class StageEngine {
   // One pass over the head where the logits fit in there.
   using UseLogits = std::function<void(int64_t first, int64_t count, float* logits)>;
   void head(float* hidden, std::span<BestToken> best, int64_t logit_rows, const UseLogits& use);
-  // Last stage: logits[rows][vocab_size] of rows of hidden states, which are overwritten.
-  void logits(float* hidden, int64_t rows, float* out);
 
   void release(int slot) { kv_.release(slot); }
 
@@ -71,18 +76,22 @@ class StageEngine {
   void attention_block(const LayerWeights& w, int layer, MicroBatch& batch, const float* x);
   void attend(int layer, MicroBatch& batch);
   void mlp_block(const LayerWeights& w, int64_t rows, const float* x);
-  void apply_norm(const Norm& norm, const float* x, int64_t rows, float* y) const;
+  void apply_norm(Ops& ops, const Norm& norm, const float* x, int64_t rows, float* y) const;
   void project(const Linear& w, const float* x, int64_t rows, float* y);
   template <typename Use>
   void for_panels(const Linear& w, Use use);
+  void divide_scratch();
   void before_head(float* hidden, int64_t rows);
   void head_pass(const float* x, std::span<BestToken> best, int64_t logit_rows, float* logits);
   void best_of_panels(const Panels& panels, const float* x, std::span<BestToken> best);
 
   const ModelConfig& config_;
-  WeightStore& weights_;
+  WeightStore& host_weights_;
+  WeightSource& weights_;
   KvStore& kv_;
   Cpu cpu_;
+  CpuOps host_ops_;
+  Ops& ops_;
   int64_t micro_batch_rows_;
   bool last_use_ = true;  // no other micro-batch of the sweep needs the layer after this one
   std::vector<float> frequencies_;  // [head_dim/2]
@@ -92,7 +101,10 @@ class StageEngine {
   //   residual stream; q, mixed (attention's output) [micro rows][q_rows], k, v [micro
   //   rows][kv_rows] in the same place as ffn [micro rows][d_ffn].
   // By the head: kBlockFloats of logits of some panels, and whole rows of logits.
-  Buffer scratch_;
+  Buffer own_scratch_;
+  std::span<float> scratch_;
+  Buffer own_host_block_;
+  float* host_block_;  // what block_ is to the layers, before and after them
   float *block_, *q_, *k_, *v_, *mixed_, *ffn_;
 };
 

@@ -54,9 +54,8 @@ class Predictor {
         weights_(checkpoint, {0, config_.n_layers, true, true}, budget, cpu.threads),
         kv_(Stage::page_shape(config_, options.kv_format), config_.n_layers,
             KvStore::pages_for(options.window), 1, budget),
-        engine_(config_, weights_, kv_, cpu, budget, kMicroBatchRows),
-        hidden_(budget.allocate(floats(options.window * config_.d_model), "activations")),
-        logits_(budget.allocate(floats(kLogitRows * config_.vocab_size), "logits")) {}
+        engine_(config_, weights_, kv_, cpu, budget, kMicroBatchRows, kLogitRows),
+        hidden_(budget.allocate(floats(options.window * config_.d_model), "activations")) {}
 
   // The sum of -log(probability) of tokens[1 ..].
   double nats(std::span<const int32_t> tokens) {
@@ -68,20 +67,19 @@ class Predictor {
     engine_.sweep(batch, hidden);
     engine_.release(0);
     double sum = 0.0;
-    for (int64_t done = 0; done < rows; done += kLogitRows) {
-      const int64_t count = std::min(kLogitRows, rows - done);
-      engine_.logits(hidden + done * config_.d_model, count, logits_.as<float>());
-      for (int64_t i = 0; i < count; ++i) sum += row_nats(i, tokens[done + i + 1]);
-    }
+    engine_.head(hidden, {}, rows, [&](int64_t first, int64_t count, const float* logits) {
+      for (int64_t i = 0; i < count; ++i) {
+        sum += row_nats(logits + i * config_.vocab_size, tokens[first + i + 1]);
+      }
+    });
     return sum;
   }
 
  private:
   static size_t floats(int64_t count) { return static_cast<size_t>(count) * sizeof(float); }
 
-  double row_nats(int64_t row, int32_t token) const {
+  double row_nats(const float* logits, int32_t token) const {
     const int64_t vocabulary = config_.vocab_size;
-    const float* logits = logits_.as<const float>() + row * vocabulary;
     const float max = logits[cpu_.kernels.argmax(logits, vocabulary)];
     double sum = 0.0;
     for (int64_t at = 0; at < vocabulary; at += kPiece) {
@@ -96,7 +94,6 @@ class Predictor {
   KvStore kv_;
   StageEngine engine_;
   Buffer hidden_;  // [window][d_model]
-  Buffer logits_;  // [kLogitRows][vocab_size]
 };
 
 }  // namespace
@@ -106,8 +103,9 @@ Perplexity perplexity_of_ids(const Checkpoint& checkpoint, const PerplexityOptio
   check(checkpoint.config(), options.window, prefix, ids);
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   ThreadPool threads(options.threads > 0 ? options.threads : cores);
-  MemoryBudget budget("host memory", options.host_memory > 0 ? options.host_memory
-                                                             : default_host_memory(available_host_memory(), 1));
+  MemoryBudget budget("host memory", options.host_memory > 0
+                                         ? options.host_memory
+                                         : default_host_memory(available_host_memory(), 1));
   Predictor predictor(checkpoint, options, {threads, kernels(options.target)}, budget);
   Perplexity result;
   const int64_t per_window = options.window - std::ssize(prefix);

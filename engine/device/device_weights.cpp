@@ -74,14 +74,30 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   return layer_;
 }
 
-void DeviceWeights::release_layer() { release(); }
+void DeviceWeights::release_layer(int) { release(); }
 
-Panels DeviceWeights::next_of_head(const Linear& head, int64_t first) {
-  Panels panels = host_.await(head, first);
-  const uint64_t room = slot_bytes_ / head.weight.panel_bytes();
+const Linear& DeviceWeights::acquire_head() {
+  head_ = host_.acquire_head();
+  return head_;
+}
+
+void DeviceWeights::release_head() {
+  finish_copies(0);
+  host_.release_head();
+}
+
+void DeviceWeights::done_with(const Linear& linear, int64_t) {
+  if (&linear == &head_) release();
+}
+
+Panels DeviceWeights::await(const Linear& linear, int64_t first) {
+  if (&linear != &head_) return {linear.weight, first, linear.weight.panel_count()};
+  const Linear& host = host_.head().matrix;
+  Panels panels = host_.await(host, first);
+  const uint64_t room = slot_bytes_ / host.weight.panel_bytes();
   panels.end = std::min(panels.end, first + static_cast<int64_t>(room));
   begin_slot();
-  copy(head, panels, slot().memory);
+  copy(host, panels, slot().memory);
   end_slot();
   panels.weight.panels = nullptr;
   panels.weight.split = first;

@@ -14,37 +14,24 @@ namespace headrace {
 
 // The calling thread only queues copies and goes on; it waits for no kernel, but for copies out of
 // memory that `host` uses again. One thread uses it. What must outlive it: all it is made of.
-class DeviceWeights {
+class DeviceWeights final : public WeightSource {
  public:
   // Takes `slots` (at least 2) times slot_bytes(), and the norms and biases, of the device's
   // memory. `compute`: the stream that uses the weights. Throws DoesNotFit, ResourceMissing.
   DeviceWeights(Device& device, DeviceStream& compute, WeightStore& host, int slots);
   // Waits for what was queued.
-  ~DeviceWeights();
+  ~DeviceWeights() override;
   DeviceWeights(const DeviceWeights&) = delete;
   DeviceWeights& operator=(const DeviceWeights&) = delete;
 
-  // As in WeightStore, but all panels are there for what is queued in `compute` until the release,
-  // and pointers are to device memory. Throws IoError, ResourceMissing.
-  const LayerWeights& acquire_layer(int layer);
-  void release_layer();
-
-  // The head in pieces: calls use(panels), which queues what computes with them.
-  template <typename Use>
-  void for_head(Use use) {
-    const Linear& head = host_.acquire_head();
-    for (int64_t done = 0; done < head.weight.panel_count();) {
-      const Panels panels = next_of_head(head, done);
-      use(panels);
-      release();
-      done = panels.end;
-    }
-    finish_copies(0);
-    host_.release_head();
-  }
-
-  // Of HeadWeights::final_norm.
-  Norm final_norm() const { return moved(host_.head().final_norm); }
+  // Pointers are to device memory; what is awaited is there for what is queued in `compute`
+  // afterwards, all of a layer at once and the head in pieces of a slot.
+  const LayerWeights& acquire_layer(int layer) override;
+  void release_layer(int layer) override;
+  const Linear& acquire_head() override;
+  void release_head() override;
+  Panels await(const Linear& linear, int64_t first) override;
+  void done_with(const Linear& linear, int64_t end) override;
 
   // What a slot holds: the largest layer, and one panel of the head at least.
   static uint64_t slot_bytes(const WeightLayout& layout);
@@ -70,7 +57,6 @@ class DeviceWeights {
   // Waits for all but the last `but` copies out of memory that is used again.
   void finish_copies(size_t but);
   std::unique_ptr<DeviceEvent> take_event();
-  Panels next_of_head(const Linear& head, int64_t first);
   const float* moved(const float* vector) const;
   Norm moved(const Norm& norm) const { return {moved(norm.weight), moved(norm.bias)}; }
 
@@ -85,6 +71,7 @@ class DeviceWeights {
   std::deque<Leaving> leaving_;
   std::vector<std::unique_ptr<DeviceEvent>> events_;  // not in use
   LayerWeights layer_;                                // acquired
+  Linear head_;                                       // the host's
 };
 
 }  // namespace headrace

@@ -8,12 +8,18 @@ namespace headrace {
 
 KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots,
                  MemoryBudget& budget)
+    : KvStore(shape, layers, pages, slots, nullptr) {
+  memory_ = budget.allocate(bytes_per_page(shape, layers) * pages, "KV cache");
+  arena_ = memory_.data();
+}
+
+KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, std::byte* arena)
     : shape_(shape),
       layers_(layers),
       stride_(shape.page_bytes()),
       page_count_(pages),
       homes_(pages),
-      arena_(budget.allocate(bytes_per_page(shape, layers) * pages, "KV cache")),
+      arena_(arena),
       sequences_(slots),
       tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
   for (int64_t page = pages; page-- > 0;) free_.push_back(page);
@@ -26,7 +32,8 @@ KvStore::KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int
       stride_(io_aligned(shape.page_bytes())),
       page_count_(memory_pages + pages_in_use(slots, step_rows)),
       homes_(memory_pages),
-      arena_(budget.allocate(static_cast<size_t>(page_count_ * layers) * stride_, "KV cache")),
+      memory_(budget.allocate(static_cast<size_t>(page_count_ * layers) * stride_, "KV cache")),
+      arena_(memory_.data()),
       disk_(std::in_place, disk, stride_, layers, slots, budget),
       sequences_(slots),
       tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {

@@ -33,6 +33,9 @@ class KvStore {
   // Room for `pages` pages per layer, all in memory, and `slots` sequences. Memory comes from
   // `budget`, which must outlive the store. Throws DoesNotFit.
   KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, MemoryBudget& budget);
+  // The same in memory of bytes_per_page() for each that is the caller's, which only addresses are
+  // taken of.
+  KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, std::byte* arena);
   // The same with `memory_pages` homes in memory and disk.pages on disk. `step_rows`: most rows of
   // a step. Throws DoesNotFit, IoError.
   KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int slots, int64_t step_rows,
@@ -83,7 +86,7 @@ class KvStore {
     int64_t page, index;  // of the sequence; of KvDisk
   };
   std::byte* address(int layer, int64_t number) {
-    return arena_.data() + static_cast<size_t>(layer * page_count_ + number) * stride_;
+    return arena_ + static_cast<size_t>(layer * page_count_ + number) * stride_;
   }
   void find_homes(const BatchItem& item);
   void settle();
@@ -94,7 +97,8 @@ class KvStore {
   int64_t page_count_;
   int64_t homes_;  // in memory
   int64_t homes_taken_ = 0;
-  Buffer arena_;  // [layers][pages][stride]
+  Buffer memory_;     // of the arena, where it is the store's
+  std::byte* arena_;  // [layers][pages][stride]
   std::optional<KvDisk> disk_;
   std::vector<int64_t> free_;                                 // page numbers
   std::vector<Sequence> sequences_;                           // by slot

@@ -13,45 +13,12 @@
 #include "engine/memory/budget.h"
 #include "engine/memory/weight_layout.h"
 #include "engine/memory/weight_placement.h"
+#include "engine/memory/weight_source.h"
 #include "engine/memory/weight_stream.h"
 #include "engine/ops/packed_matrix.h"
 #include "engine/thread_pool.h"
 
 namespace headrace {
-
-// A linear layer; `bias` is null where the model has none. Panels [0, streamed) are not in
-// weight.panels but come from disk, see WeightStore::await().
-struct Linear {
-  PackedMatrix weight;
-  const float* bias = nullptr;
-  int64_t streamed = 0;
-  uint64_t offset = 0;  // in the unit's image
-};
-
-// Panels [first, end) of a matrix are there.
-struct Panels {
-  PackedMatrix weight;
-  int64_t first = 0;
-  int64_t end = 0;
-};
-
-// `weight` is null where the model has no such norm; `bias` is null for RMS norms.
-struct Norm {
-  const float* weight = nullptr;  // [d_model]
-  const float* bias = nullptr;
-};
-
-struct LayerWeights {
-  Norm attn_norm;
-  Linear q;  // [q_rows][d_model]
-  Linear k;  // [kv_rows][d_model]
-  Linear v;  // [kv_rows][d_model]
-  Linear o;  // [d_model][q_rows]
-  Norm mlp_norm;
-  Linear gate;  // [d_ffn][d_model], gated MLPs only
-  Linear up;    // [d_ffn][d_model]
-  Linear down;  // [d_model][d_ffn]
-};
 
 struct EmbeddingWeights {
   PackedMatrix positions;   // [max_positions + position_offset][d_model], learned positions only
@@ -73,7 +40,7 @@ struct WeightOffload {
 };
 
 // One thread uses a store. What must outlive it: budget, threads, the offload file.
-class WeightStore {
+class WeightStore final : public WeightSource {
  public:
   // All in memory: reads and packs the range's tensors, and no others, on all threads. Throws
   // ModelError, IoError, DoesNotFit. `drop_cache`: no more than a few MiB of what is read stay in
@@ -85,20 +52,13 @@ class WeightStore {
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, const WeightOffload& offload,
               MemoryBudget& budget, ThreadPool& threads);
 
-  // A layer of the range (numbered over the whole model), then the head, are acquired in order, one
-  // at a time, and released; the head may be left out.
-  const LayerWeights& acquire_layer(int layer);
-  void release_layer(int layer);
-  const Linear& acquire_head();
-  void release_head();
-
-  // Waits for the disk until panel `first` of a matrix of what is acquired is there, and returns it
-  // with those after it that are there, too. In order: first panels before later ones, and matrices
-  // as numbered in LayerWeights. Throws IoError.
-  Panels await(const Linear& linear, int64_t first);
-  // Neither panels before `end` of this matrix nor the matrices before it are used again before the
-  // release. If that is not said of everything, the ring must hold a whole layer.
-  void done_with(const Linear& linear, int64_t end);
+  // Acquiring and awaiting wait for the disk.
+  const LayerWeights& acquire_layer(int layer) override;
+  void release_layer(int layer) override;
+  const Linear& acquire_head() override;
+  void release_head() override;
+  Panels await(const Linear& linear, int64_t first) override;
+  void done_with(const Linear& linear, int64_t end) override;
 
   // Calls use(i, matrix, row) once for each i: the embedding of ids[i] is this row of the matrix.
   using UseRow = std::function<void(size_t i, const PackedMatrix& matrix, int64_t row)>;

@@ -24,6 +24,8 @@ class RopeTable {
                std::span<const int64_t> positions);
   const float* cos(int64_t row) const { return cos_.data() + row * half_; }
   const float* sin(int64_t row) const { return sin_.data() + row * half_; }
+  std::span<const float> all_cos() const { return cos_; }
+  std::span<const float> all_sin() const { return sin_; }
   int half() const { return half_; }
 
  private:

@@ -84,7 +84,6 @@ class DeviceWeightsTest : public testing::Test {
     }
     add(host->acquire_head());
     host->release_head();
-    add_norm(host->head().final_norm, all);
     return all;
   }
 
@@ -120,14 +119,18 @@ class DeviceWeightsTest : public testing::Test {
                                m.weight.panel_count(), result(m.weight.rows));
         }
         norm(w.mlp_norm);
-        weights.release_layer();
+        weights.release_layer(layer);
       }
       float* const logits = result(kVocabulary);
-      weights.for_head([&](const Panels& panels) {
+      const Linear& head = weights.acquire_head();
+      for (int64_t done = 0; done < head.weight.panel_count();) {
+        const Panels panels = weights.await(head, done);
         device.linear_panels(*compute, x->as<float>(), kRows, panels.weight, nullptr, panels.first,
                              panels.end, logits);
-      });
-      norm(weights.final_norm());
+        done = panels.end;
+        weights.done_with(head, done);
+      }
+      weights.release_head();
       all.clear();
       for (const auto& buffer : results) {
         auto& y = all.emplace_back(buffer->size() / sizeof(float));
@@ -217,8 +220,8 @@ TEST_F(DeviceWeightsTest, CopiesRunAheadOfKernels) {
   DeviceWeights weights(device, *compute, *host, kLayers - 1);
   int layer = 0;
   const auto next = [&] {
-    weights.acquire_layer(layer++);
-    weights.release_layer();
+    weights.acquire_layer(layer);
+    weights.release_layer(layer++);
   };
   device.hold(*compute);
   for (int i = 0; i < kLayers - 1; ++i) next();

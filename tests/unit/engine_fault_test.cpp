@@ -9,6 +9,7 @@
 
 #include "engine/error.h"
 #include "engine/stage_engine.h"
+#include "tests/unit/engine_logits.h"
 #include "tests/unit/fault_queue.h"
 
 namespace headrace {
@@ -66,7 +67,7 @@ std::string run_with(const Faults& faults) {
       const std::vector<int32_t> tokens(static_cast<size_t>(kSlots * kChunk), 7);
       engine.embed(batch, tokens, hidden.data());
       engine.sweep(batch, hidden.data());
-      engine.logits(hidden.data(), kSlots * kChunk, logits.data());
+      test::logits_of(engine, hidden.data(), kSlots * kChunk, logits);
     }
     for (int slot = 0; slot < kSlots; ++slot) engine.release(slot);
   } catch (const IoError& error) {

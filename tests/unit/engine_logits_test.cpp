@@ -12,6 +12,7 @@
 
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/stage_engine.h"
+#include "tests/unit/engine_logits.h"
 
 namespace headrace {
 namespace {
@@ -60,7 +61,7 @@ class Engine {
     engine_.sweep({&item, 1}, hidden.data());
     engine_.release(0);
     Logits logits{std::vector<float>(config().vocab_size)};
-    engine_.logits(hidden.data() + (rows - 1) * config().d_model, 1, logits.values.data());
+    test::logits_of(engine_, hidden.data() + (rows - 1) * config().d_model, 1, logits.values);
     return logits;
   }
 

@@ -11,9 +11,13 @@
 #include <random>
 
 #include "engine/checkpoint/quantized_checkpoint.h"
+#include "engine/device/device_ops.h"
+#include "engine/device/device_weights.h"
+#include "tests/device/fake_device.h"
 #include "tests/ops/op_test.h"
 #include "tests/reference/canonical.h"
 #include "tests/reference/model.h"
+#include "tests/unit/engine_logits.h"
 #include "tests/unit/memory_checkpoint.h"
 #include "tests/unit/model_files.h"
 
@@ -29,6 +33,7 @@ struct RunShape {
   int threads = 1;
   int64_t chunk = 1000;  // tokens per sequence and step
   int64_t micro_batch_rows = 256;
+  int64_t logit_rows = 64;
   std::vector<int> stages = {};  // first layers of all stages but the first
   // Percent of the way from the least memory that weights can do with to all of it; none: all of
   // them in memory, without an offload file.
@@ -41,6 +46,7 @@ struct RunShape {
   int kv_staging_pages = 4;
   bool ahead = true;  // false: the serial schedule
   IoMethod io = IoMethod::kAuto;
+  int device_slots = 0;  // layers at once on a device that computes them; 0: the CPU does
 };
 
 std::vector<RunShape> all_runs(int layers) {
@@ -50,6 +56,10 @@ std::vector<RunShape> all_runs(int layers) {
   for (const int64_t rows : {1, 5, 16}) runs.push_back({.threads = 2, .micro_batch_rows = rows});
   runs.push_back({.threads = 3, .chunk = 7, .micro_batch_rows = 5});
   for (int cut = 1; cut < layers; ++cut) runs.push_back({.chunk = 9, .stages = {cut}});
+  for (const int slots : {2, 3}) {
+    runs.push_back({.device_slots = slots});
+    runs.push_back({.chunk = 7, .micro_batch_rows = 5, .stages = {1}, .device_slots = slots});
+  }
   return runs;
 }
 
@@ -91,6 +101,16 @@ std::vector<RunShape> offloaded_runs(int layers) {
   for (int cut = 1; cut < layers; ++cut) {
     runs.push_back({.chunk = 9, .stages = {cut}, .weight_memory = 0, .kv_memory_pages = 0});
   }
+  for (const int memory : {0, 60}) {
+    for (const bool keep_head : {true, false}) {
+      runs.push_back({.chunk = 9,
+                      .micro_batch_rows = 16,
+                      .weight_memory = memory,
+                      .whole_layers = false,
+                      .keep_head = keep_head,
+                      .device_slots = 2});
+    }
+  }
   return runs;
 }
 
@@ -109,6 +129,8 @@ std::string describe(const RunShape& run) {
             std::to_string(run.kv_staging_pages);
   }
   if (!run.ahead) text += ", serial";
+  if (run.device_slots > 0)
+    text += ", a device with " + std::to_string(run.device_slots) + " slots";
   if (run.io == IoMethod::kThreads) text += ", threads read";
   return text;
 }
@@ -141,8 +163,45 @@ struct EngineStage {
               const Cpu& cpu, MemoryBudget& budget, const RunShape& run)
       : offload(open_offload(checkpoint, range, cpu, budget, run)),
         weights(make_weights(checkpoint, range, cpu, budget, run)),
+        device(make_device(checkpoint.config(), kv_format, run)),
         kv(make_kv(checkpoint, range, kv_format, budget, run)),
-        engine(checkpoint.config(), weights, kv, cpu, budget, run.micro_batch_rows) {}
+        engine(make_engine(checkpoint.config(), cpu, budget, run)) {}
+
+  // What a stage has on a device.
+  struct OnDevice {
+    OnDevice(const ModelConfig& config, WeightStore& host, const KvPageShape& page,
+             const RunShape& run)
+        : weights(device, *stream, host, run.device_slots),
+          pages(device.allocate(KvStore::bytes_per_page(page, host.range().layers()) * kKvPages)),
+          scratch(device.allocate(StageEngine::scratch_bytes(
+              config, host.range(), run.micro_batch_rows, run.logit_rows))),
+          ops(device, *stream, kMostRows, config.d_model,
+              config.learned_positions ? 0 : config.head_dim / 2, kKvPages) {}
+
+    static constexpr int64_t kMostRows = 16384;
+    test::FakeDevice device{17};
+    std::unique_ptr<DeviceStream> stream = device.make_stream();
+    DeviceWeights weights;
+    std::unique_ptr<DeviceBuffer> pages, scratch;
+    DeviceOps ops;
+  };
+
+  std::unique_ptr<OnDevice> make_device(const ModelConfig& config, KvFormat format,
+                                        const RunShape& run) {
+    if (run.device_slots == 0) return nullptr;
+    return std::make_unique<OnDevice>(config, weights,
+                                      KvPageShape{config.n_kv_heads, config.head_dim, format}, run);
+  }
+
+  StageEngine make_engine(const ModelConfig& config, const Cpu& cpu, MemoryBudget& budget,
+                          const RunShape& run) {
+    if (!device) {
+      return StageEngine(config, weights, kv, cpu, budget, run.micro_batch_rows, run.logit_rows);
+    }
+    const std::span scratch(device->scratch->as<float>(), device->scratch->size() / sizeof(float));
+    return StageEngine(config, weights, device->weights, kv, device->ops, scratch, cpu, budget,
+                       run.micro_batch_rows);
+  }
 
   static std::unique_ptr<OffloadFile> open_offload(const Checkpoint& checkpoint,
                                                    const StageRange& range, const Cpu& cpu,
@@ -167,9 +226,10 @@ struct EngineStage {
         budget, cpu.threads);
   }
 
-  static KvStore make_kv(const Checkpoint& checkpoint, const StageRange& range, KvFormat format,
-                         MemoryBudget& budget, const RunShape& run) {
+  KvStore make_kv(const Checkpoint& checkpoint, const StageRange& range, KvFormat format,
+                  MemoryBudget& budget, const RunShape& run) const {
     const KvPageShape shape{checkpoint.config().n_kv_heads, checkpoint.config().head_dim, format};
+    if (device) return KvStore(shape, range.layers(), kKvPages, kSlots, device->pages->data());
     if (!run.kv_memory_pages) return KvStore(shape, range.layers(), kKvPages, kSlots, budget);
     KvDiskOptions disk;
     disk.directory = testing::TempDir();
@@ -182,6 +242,7 @@ struct EngineStage {
 
   std::unique_ptr<OffloadFile> offload;
   WeightStore weights;
+  std::unique_ptr<OnDevice> device;
   KvStore kv;
   StageEngine engine;
 };
@@ -219,8 +280,7 @@ std::vector<Outputs> run_engine(const Checkpoint& checkpoint, const Sequences& s
     stages.front()->engine.embed(batch, tokens, hidden.data());
     for (const auto& stage : stages) stage->engine.sweep(batch, hidden.data());
     std::vector<float> overwritten = hidden;
-    stages.back()->engine.logits(overwritten.data(), static_cast<int64_t>(tokens.size()),
-                                 logits.data());
+    test::logits_of(stages.back()->engine, overwritten.data(), std::ssize(tokens), logits);
     auto next_hidden = hidden.begin();
     auto next_logits = logits.begin();
     for (const BatchItem& item : batch) {
@@ -370,7 +430,8 @@ TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
   MemoryBudget budget("host memory", uint64_t{1} << 30);
   const StageRange range{1, 2, false, true};
   for (const RunShape& run :
-       {RunShape{}, RunShape{.weight_memory = 0, .whole_layers = false, .keep_head = false}}) {
+       {RunShape{.logit_rows = 1}, RunShape{.logit_rows = 1, .device_slots = 2},
+        RunShape{.logit_rows = 1, .weight_memory = 0, .whole_layers = false, .keep_head = false}}) {
     SCOPED_TRACE(describe(run));
     EngineStage stage(checkpoint, range, KvFormat::kF16, cpu, budget, run);
     constexpr int64_t kRows = 9000;  // more than a block of logits has for one panel
@@ -395,7 +456,7 @@ TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
       for (int64_t row = 0; row < best_rows + logit_rows; ++row) {
         if (best_rows == kRows && row % 1000 != 0) continue;
         SCOPED_TRACE(row);
-        stage.engine.logits(same.data() + row * config.d_model, 1, expected.data());
+        test::logits_of(stage.engine, same.data() + row * config.d_model, 1, expected);
         if (row >= best_rows) {
           const auto at = static_cast<size_t>(row - best_rows) * vocabulary;
           ASSERT_LE(at + vocabulary, logits.size());
