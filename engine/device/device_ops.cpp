@@ -142,6 +142,7 @@ void DeviceOps::bring(DeviceBuffer& to, Staging& from) {
 }
 
 void DeviceOps::bring(DeviceBuffer& to, std::span<const float> host) {
+  if (host.empty()) return;
   Staging& staging = stage(host.size_bytes());
   std::memcpy(staging.bytes.data(), host.data(), host.size_bytes());
   bring(to, staging);
