@@ -36,7 +36,7 @@ int plan(PlanArguments& a) {
     finish_run_options(a.run, a.shared);
     if (a.prompt_tokens > 0 && a.prompt_tokens >= a.tokens) {
       throw UsageError(
-          "--prompt-tokens must be less than --tokens, the rest of which are generated");
+          "--prompt-tokens needs a larger --tokens: the rest of them are generated");
     }
     const int64_t prompt = a.prompt_tokens > 0 ? a.prompt_tokens : a.tokens / 2;
     const RequestSizes requests{a.tokens, a.tokens, prompt, 0};

@@ -138,7 +138,7 @@ Workload Rank::workload(const RequestSizes& requests) const {
     workload.sequences = static_cast<int>(sizes.sequences);
   }
   workload.exact = options_.max_batch > 0;
-  workload.tokens = std::clamp<int64_t>(sizes.usual, 2, context);
+  workload.tokens = std::max<int64_t>(2, std::min(sizes.usual, context));
   workload.prompt = std::clamp<int64_t>(sizes.prompt, 1, workload.tokens - 1);
   workload.longest = std::min(sizes.longest, context);
   workload.groups = wires_.communicator.size();

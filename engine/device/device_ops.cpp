@@ -47,14 +47,14 @@ float* DeviceOps::enter(float* host, int64_t floats) {
 
 void DeviceOps::leave(float* host, int64_t floats) {
   device_.copy_out(stream_, bytes_of(host, floats), hidden_->data());
-  settle();
+  stream_.synchronize();
 }
 
 float* DeviceOps::fetch(float* from, int64_t floats) {
   fetched_.resize(static_cast<size_t>(floats));
   device_.copy_out(stream_, bytes_of(fetched_.data(), floats),
                    reinterpret_cast<const std::byte*>(from));
-  settle();
+  stream_.synchronize();
   return fetched_.data();
 }
 

@@ -34,7 +34,6 @@ class DeviceOps final : public Ops {
                    int64_t first, int64_t end, float* gate) override;
   void attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences, int heads,
               float scale, const float* q, const float* k, const float* v, float* out) override;
-  void settle() override { stream_.synchronize(); }
   float* fetch(float* from, int64_t floats) override;
 
  private:

@@ -4,14 +4,6 @@
 #include <utility>
 
 namespace headrace {
-namespace {
-
-constexpr Linear LayerWeights::*kMatrices[] = {
-    &LayerWeights::q,    &LayerWeights::k,  &LayerWeights::v,   &LayerWeights::o,
-    &LayerWeights::gate, &LayerWeights::up, &LayerWeights::down};  // in the order of use
-
-}  // namespace
-
 uint64_t DeviceWeights::slot_bytes(const WeightLayout& layout) {
   uint64_t bytes = 0;
   for (const WeightUnit& unit : layout.units) {
@@ -55,7 +47,7 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   layer_ = host;
   layer_.attn_norm = moved(host.attn_norm);
   layer_.mlp_norm = moved(host.mlp_norm);
-  for (const auto matrix : kMatrices) {
+  for (const auto matrix : kLayerMatrices) {
     const Linear& from = host.*matrix;
     Linear& to = layer_.*matrix;
     std::byte* const memory = slot().memory + from.offset;

@@ -33,8 +33,8 @@ class KvStore {
   // Room for `pages` pages per layer, all in memory, and `slots` sequences. Memory comes from
   // `budget`, which must outlive the store. Throws DoesNotFit.
   KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, MemoryBudget& budget);
-  // The same in memory of bytes_per_page() for each that is the caller's, which only addresses are
-  // taken of.
+  // The same in the caller's memory, bytes_per_page() for each page, which may be a device's: the
+  // store makes addresses in it and never reads or writes it.
   KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, std::byte* arena);
   // The same with `memory_pages` homes in memory and disk.pages on disk. `step_rows`: most rows of
   // a step. Throws DoesNotFit, IoError.

@@ -41,6 +41,11 @@ struct LayerWeights {
   Linear down;  // [d_model][d_ffn]
 };
 
+// In the order of use.
+inline constexpr Linear LayerWeights::*kLayerMatrices[] = {
+    &LayerWeights::q,    &LayerWeights::k,  &LayerWeights::v,   &LayerWeights::o,
+    &LayerWeights::gate, &LayerWeights::up, &LayerWeights::down};
+
 // One thread uses it.
 class WeightSource {
  public:

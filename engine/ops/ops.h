@@ -45,8 +45,6 @@ class Ops {
                       int heads, float scale, const float* q, const float* k, const float* v,
                       float* out) = 0;
 
-  // Waits for all that was queued.
-  virtual void settle() = 0;
   // Waits for what ops have put there, and returns it as the host's, until the next call.
   virtual float* fetch(float* from, int64_t floats) = 0;
 };

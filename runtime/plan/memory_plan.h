@@ -16,8 +16,8 @@ namespace headrace {
 struct Workload {
   int sequences = 256;          // in flight over the whole pipeline, at most
   bool exact = false;           // so many are wanted, also if fewer were faster
-  int64_t tokens = 0;           // prompt and generated tokens of a usual sequence
-  int64_t prompt = 0;           // of them, the prompt's
+  int64_t tokens = 1;           // prompt and generated tokens of a usual sequence
+  int64_t prompt = 0;           // of them, the prompt's; fewer
   int64_t longest = 0;          // tokens of the longest sequence
   int groups = 1;               // steps under way at once
   bool sampled = false;         // some sequences need their logits, not just the largest

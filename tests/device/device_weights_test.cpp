@@ -24,10 +24,6 @@ constexpr int kLayers = 4;
 constexpr int64_t kRows = 3, kWidth = 256, kFfn = 768, kVocabulary = 3000;
 constexpr StageRange kAll{0, kLayers, true, true};
 
-constexpr Linear LayerWeights::*kMatrices[] = {
-    &LayerWeights::q,    &LayerWeights::k,  &LayerWeights::v,   &LayerWeights::o,
-    &LayerWeights::gate, &LayerWeights::up, &LayerWeights::down};
-
 ModelConfig model_config() {
   ModelConfig config = test::small_llama();
   config.n_layers = kLayers;
@@ -78,7 +74,7 @@ class DeviceWeightsTest : public testing::Test {
     };
     for (int layer = 0; layer < kLayers; ++layer) {
       const LayerWeights& w = host->acquire_layer(layer);
-      for (const auto matrix : kMatrices) add(w.*matrix);
+      for (const auto matrix : kLayerMatrices) add(w.*matrix);
       add_norm(w.mlp_norm, all);
       host->release_layer(layer);
     }
@@ -113,7 +109,7 @@ class DeviceWeightsTest : public testing::Test {
       results.clear();
       for (int layer = 0; layer < kLayers; ++layer) {
         const LayerWeights& w = weights.acquire_layer(layer);
-        for (const auto matrix : kMatrices) {
+        for (const auto matrix : kLayerMatrices) {
           const Linear& m = w.*matrix;
           device.linear_panels(*compute, x->as<float>(), kRows, m.weight, m.bias, 0,
                                m.weight.panel_count(), result(m.weight.rows));

@@ -11,9 +11,7 @@
 #include <random>
 
 #include "engine/checkpoint/quantized_checkpoint.h"
-#include "engine/device/device_ops.h"
-#include "engine/device/device_weights.h"
-#include "tests/device/fake_device.h"
+#include "tests/device/on_device.h"
 #include "tests/ops/op_test.h"
 #include "tests/reference/canonical.h"
 #include "tests/reference/model.h"
@@ -167,30 +165,12 @@ struct EngineStage {
         kv(make_kv(checkpoint, range, kv_format, budget, run)),
         engine(make_engine(checkpoint.config(), cpu, budget, run)) {}
 
-  // What a stage has on a device.
-  struct OnDevice {
-    OnDevice(const ModelConfig& config, WeightStore& host, const KvPageShape& page,
-             const RunShape& run)
-        : weights(device, *stream, host, run.device_slots),
-          pages(device.allocate(KvStore::bytes_per_page(page, host.range().layers()) * kKvPages)),
-          scratch(device.allocate(StageEngine::scratch_bytes(
-              config, host.range(), run.micro_batch_rows, run.logit_rows))),
-          ops(device, *stream, kMostRows, config.d_model,
-              config.learned_positions ? 0 : config.head_dim / 2, kKvPages) {}
-
-    static constexpr int64_t kMostRows = 16384;
-    test::FakeDevice device{17};
-    std::unique_ptr<DeviceStream> stream = device.make_stream();
-    DeviceWeights weights;
-    std::unique_ptr<DeviceBuffer> pages, scratch;
-    DeviceOps ops;
-  };
-
-  std::unique_ptr<OnDevice> make_device(const ModelConfig& config, KvFormat format,
-                                        const RunShape& run) {
+  std::unique_ptr<test::OnDevice> make_device(const ModelConfig& config, KvFormat format,
+                                              const RunShape& run) {
     if (run.device_slots == 0) return nullptr;
-    return std::make_unique<OnDevice>(config, weights,
-                                      KvPageShape{config.n_kv_heads, config.head_dim, format}, run);
+    return std::make_unique<test::OnDevice>(
+        config, weights, KvPageShape{config.n_kv_heads, config.head_dim, format}, kKvPages,
+        test::OnDevice::Sizes{run.device_slots, run.micro_batch_rows, run.logit_rows});
   }
 
   StageEngine make_engine(const ModelConfig& config, const Cpu& cpu, MemoryBudget& budget,
@@ -242,7 +222,7 @@ struct EngineStage {
 
   std::unique_ptr<OffloadFile> offload;
   WeightStore weights;
-  std::unique_ptr<OnDevice> device;
+  std::unique_ptr<test::OnDevice> device;
   KvStore kv;
   StageEngine engine;
 };

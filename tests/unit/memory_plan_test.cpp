@@ -298,6 +298,10 @@ TEST_F(PlanQwen, StreamsWhatDoesNotFit) {
   const double reading = (static_cast<double>(one.streamed) + looked_up) / 5e8;
   EXPECT_GE(one.disk_s, reading);
   EXPECT_LT(one.disk_s, 1.006 * reading) << "a short ring idles no longer than a long one costs";
+  const StagePlan quick = plan(1, 96, 0, {5e8, 1e-12, 1e-13});  // nothing idles
+  const double bytes =
+      static_cast<double>(quick.streamed) + lookup_bytes_per_row(layout_, quick.placement);
+  EXPECT_NEAR(quick.disk_s, bytes / 5e8, 1e-9);
   EXPECT_DOUBLE_EQ(one.round_s, std::max(one.compute_s, one.disk_s));
 }
 

@@ -44,7 +44,6 @@ class CpuOps final : public Ops {
     store_kv(cpu_, shape, sequences, k, v);
     attention(cpu_, shape, sequences, heads, scale, q, out);
   }
-  void settle() override {}
   float* fetch(float* from, int64_t) override { return from; }
 
  private:
