@@ -2,6 +2,12 @@
 
 namespace headrace {
 
+int Communicator::place_on_host() const {
+  int before = 0;
+  for (int r = 0; r < rank(); ++r) before += host(r) == host(rank());
+  return before;
+}
+
 int Communicator::ranks_on_host() const {
   int count = 0;
   for (int r = 0; r < size(); ++r) count += host(r) == host(rank());

@@ -42,6 +42,8 @@ class Communicator {
   virtual std::string library() const = 0;
   // Ranks on this rank's host, itself included.
   int ranks_on_host() const;
+  // Of them, how many come before this one.
+  int place_on_host() const;
 
   // Takes the message over and returns at once.
   virtual void send(int to, Channel channel, Bytes message) = 0;

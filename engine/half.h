@@ -10,6 +10,10 @@
 
 #include "engine/both.h"
 
+#ifdef __CUDACC__
+#include <cuda_fp16.h>
+#endif
+
 namespace headrace {
 
 inline constexpr float kF16Max = 65504.0f;  // the largest finite binary16
@@ -78,5 +82,19 @@ HEADRACE_BOTH inline uint16_t u16_at(const std::byte* p) {
   return bits;
 }
 HEADRACE_BOTH inline float f16_at(const std::byte* p) { return f16_to_f32(u16_at(p)); }
+
+// A number in binary16, as tensor cores take it.
+struct Half {
+  uint16_t bits;
+};
+
+// Saturates at +-65504; NaN stays one.
+HEADRACE_BOTH inline Half to_half(float value) {
+#ifdef __CUDA_ARCH__
+  return {__half_as_ushort(__float2half_rn(saturated_to_f16(value)))};
+#else
+  return {f32_to_f16(saturated_to_f16(value))};
+#endif
+}
 
 }  // namespace headrace

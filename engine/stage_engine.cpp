@@ -11,11 +11,6 @@
 namespace headrace {
 namespace {
 
-// Logits of a few panels of the head, which are looked through before the next ones: 512 KiB stay
-// in a cache.
-constexpr int64_t kBlockFloats = 128 << 10;
-constexpr int64_t kMostBlockRows = kBlockFloats / kPanelRows;
-
 // Floats per row of each scratch matrix.
 struct ScratchWidths {
   int64_t stream, q, kv, ffn;
@@ -28,9 +23,10 @@ struct ScratchWidths {
 }  // namespace
 
 uint64_t StageEngine::scratch_bytes(const ModelConfig& config, const StageRange& range,
-                                    int64_t micro_batch_rows, int64_t logit_rows) {
+                                    int64_t micro_batch_rows, int64_t logit_rows,
+                                    int64_t block_floats) {
   const int64_t layers = ScratchWidths(config).sum() * micro_batch_rows;
-  const int64_t head = range.is_last ? kBlockFloats + config.vocab_size * logit_rows : 0;
+  const int64_t head = range.is_last ? block_floats + config.vocab_size * logit_rows : 0;
   return static_cast<uint64_t>(std::max(layers, head)) * sizeof(float);
 }
 
@@ -45,6 +41,7 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStor
       host_ops_(cpu),
       ops_(host_ops_),
       micro_batch_rows_(micro_batch_rows),
+      block_floats_(ops_.block_floats()),
       own_scratch_(budget.allocate(
           scratch_bytes(config, weights.range(), micro_batch_rows, logit_rows), "activations")),
       scratch_(own_scratch_.as<float>(), own_scratch_.size() / sizeof(float)) {
@@ -63,6 +60,7 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& host_weights,
       host_ops_(cpu),
       ops_(ops),
       micro_batch_rows_(micro_batch_rows),
+      block_floats_(ops_.block_floats()),
       scratch_(scratch),
       own_host_block_(budget.allocate(
           static_cast<size_t>(ScratchWidths(config).stream * micro_batch_rows) * sizeof(float),
@@ -95,18 +93,41 @@ void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_
   for (const BatchItem& item : batch) {
     for (int64_t i = 0; i < item.rows; ++i) positions.push_back(item.first_position + i);
   }
-  host_weights_.look_up(tokens, [&](size_t row, const PackedMatrix& matrix, int64_t matrix_row) {
-    float* x = hidden + static_cast<int64_t>(row) * config_.d_model;
-    unpack_row(cpu_, matrix, matrix_row, config_.has_projections() ? host_block_ : x);
-    if (config_.has_projections()) linear(cpu_, host_block_, 1, w.project_in, nullptr, x);
-    if (config_.learned_positions) {
-      unpack_row(cpu_, w.positions, positions[row] + config_.position_offset, host_block_);
-      add(cpu_, x, host_block_, 1, config_.d_model);
-    }
+  // Projections share a scratch row.
+  ThreadPool* const threads = config_.has_projections() ? nullptr : &cpu_.threads;
+  host_weights_.look_up(tokens, threads,
+                        [&](size_t row, const PackedMatrix& matrix, int64_t matrix_row) {
+                          float* x = hidden + static_cast<int64_t>(row) * config_.d_model;
+                          if (config_.has_projections()) {
+                            unpack_row(cpu_, matrix, matrix_row, host_block_);
+                            linear(cpu_, host_block_, 1, w.project_in, nullptr, x);
+                          } else {
+                            unpack_row(cpu_, matrix, matrix_row, x);
+                          }
+                        });
+  if (!config_.learned_positions) return;
+  cpu_.threads.parallel_for(std::ssize(positions), [&](int64_t row) {
+    std::vector<float> position(static_cast<size_t>(config_.d_model));
+    unpack_row(cpu_, w.positions, positions[row] + config_.position_offset, position.data());
+    float* const x = hidden + row * config_.d_model;
+    for (int64_t i = 0; i < config_.d_model; ++i) x[i] += position[i];
   });
 }
 
 void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
+  run_layers(batch, hidden);
+  int64_t rows = 0;
+  for (const BatchItem& item : batch) rows += item.rows;
+  ops_.leave(hidden, rows * config_.d_model);
+}
+
+void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden,
+                        std::span<const int64_t> rows) {
+  run_layers(batch, hidden);
+  ops_.leave_rows(hidden, config_.d_model, rows);
+}
+
+void StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
   std::vector<int64_t> positions;
   for (const BatchItem& item : batch) {
     kv_.reserve(item.slot, item.first_position + item.rows);
@@ -120,8 +141,7 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
   std::vector<MicroBatch> micro_batches = cut(batch);
   begin_visits(micro_batches);
   const StageRange& range = host_weights_.range();
-  const int64_t floats = std::ssize(positions) * config_.d_model;
-  float* const x = ops_.enter(hidden, floats);
+  float* const x = ops_.enter(hidden, std::ssize(positions) * config_.d_model);
   for (int index = range.first_layer; index < range.end_layer; ++index) {
     const LayerWeights& w = weights_.acquire_layer(index);
     for (MicroBatch& micro_batch : micro_batches) {
@@ -133,7 +153,6 @@ void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
     }
     weights_.release_layer(index);
   }
-  ops_.leave(hidden, floats);
 }
 
 void StageEngine::begin_visits(std::vector<MicroBatch>& micro_batches) {
@@ -152,35 +171,32 @@ void StageEngine::begin_visits(std::vector<MicroBatch>& micro_batches) {
 void StageEngine::run_layer(const LayerWeights& w, int layer, MicroBatch& batch, float* x) {
   const int64_t rows = batch.rows, width = config_.d_model;
   if (config_.post_norm) {
-    attention_block(w, layer, batch, x);
-    ops_.add(x, block_, rows, width);
-    apply_norm(ops_, w.attn_norm, x, rows, x);
-    mlp_block(w, rows, x);
-    ops_.add(x, block_, rows, width);
-    apply_norm(ops_, w.mlp_norm, x, rows, x);
+    attention_block(w, layer, batch, ops_.operand(x, rows, width, block_), x);
+    ops_.normalise(row_norm(w.attn_norm), x, rows, x);
+    mlp_block(w, rows, ops_.operand(x, rows, width, block_), x);
+    ops_.normalise(row_norm(w.mlp_norm), x, rows, x);
   } else {
-    apply_norm(ops_, w.attn_norm, x, rows, block_);
-    attention_block(w, layer, batch, block_);
-    ops_.add(x, block_, rows, width);
-    apply_norm(ops_, w.mlp_norm, x, rows, block_);
-    mlp_block(w, rows, block_);
-    ops_.add(x, block_, rows, width);
+    auto* const in = reinterpret_cast<Operand*>(block_);
+    ops_.normalise(row_norm(w.attn_norm), x, rows, in);
+    attention_block(w, layer, batch, in, x);
+    ops_.normalise(row_norm(w.mlp_norm), x, rows, in);
+    mlp_block(w, rows, in, x);
   }
 }
 
 void StageEngine::attention_block(const LayerWeights& w, int layer, MicroBatch& batch,
-                                  const float* x) {
+                                  const Operand* in, float* x) {
   const Span span(Track::kCompute, "attention");
   const int64_t rows = batch.rows;
-  project(w.q, x, rows, q_);
-  project(w.k, x, rows, k_);
-  project(w.v, x, rows, v_);
+  project(w.q, in, rows, q_);
+  project(w.k, in, rows, k_);
+  project(w.v, in, rows, v_);
   if (!frequencies_.empty()) {
     ops_.apply_rope(batch.first_row, q_, rows, config_.n_heads, config_.head_dim);
     ops_.apply_rope(batch.first_row, k_, rows, config_.n_kv_heads, config_.head_dim);
   }
   attend(layer, batch);
-  project(w.o, mixed_, rows, block_);
+  project_and_add(w.o, reinterpret_cast<Operand*>(mixed_), rows, x);
 }
 
 void StageEngine::attend(int layer, MicroBatch& batch) {
@@ -193,30 +209,30 @@ void StageEngine::attend(int layer, MicroBatch& batch) {
       batch.sequences[i].pages = kv_.pages(batch.items[i].slot, layer);
     }
     const auto sequences = std::span(batch.sequences).subspan(begin, end - begin);
-    ops_.attend(kv_.shape(), sequences, config_.n_heads, scale, q_, k_, v_, mixed_);
+    ops_.attend(kv_.shape(layer), sequences, config_.n_heads, scale, q_, k_, v_,
+                reinterpret_cast<Operand*>(mixed_));
     kv_.release(layer, batch.first_visit + v);
     begin = end;
   }
 }
 
-void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const float* x) {
+void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const Operand* in, float* x) {
   const Span span(Track::kCompute, "mlp");
-  if (config_.gated_mlp) {
-    project(w.gate, x, rows, ffn_);
-    for_panels(w.up, [&](const Panels& panels) {
-      ops_.gate_panels(x, rows, panels.weight, w.up.bias, panels.first, panels.end, ffn_);
-    });
-  } else {
-    project(w.up, x, rows, ffn_);
-    ops_.relu(ffn_, rows, config_.d_ffn);
-  }
-  project(w.down, ffn_, rows, block_);
+  if (config_.gated_mlp) project(w.gate, in, rows, ffn_);
+  for_panels(w.up, [&](const Panels& panels) {
+    if (config_.gated_mlp) {
+      ops_.gate_panels(in, rows, panels.weight, w.up.bias, panels.first, panels.end, ffn_);
+    } else {
+      ops_.relu_panels(in, rows, panels.weight, w.up.bias, panels.first, panels.end, ffn_);
+    }
+  });
+  project_and_add(w.down, ops_.activated(ffn_), rows, x);
 }
 
 // Final norm and projection, in place: rows of d_embed floats (no more than d_model) afterwards.
 void StageEngine::before_head(float* hidden, int64_t rows) {
   const HeadWeights& w = host_weights_.head();
-  if (config_.has_final_norm) apply_norm(host_ops_, w.final_norm, hidden, rows, hidden);
+  if (config_.has_final_norm) host_ops_.normalise(row_norm(w.final_norm), hidden, rows, hidden);
   if (!config_.has_projections()) return;
   for (int64_t done = 0; done < rows; done += micro_batch_rows_) {
     const int64_t count = std::min(micro_batch_rows_, rows - done);
@@ -227,36 +243,43 @@ void StageEngine::before_head(float* hidden, int64_t rows) {
 
 void StageEngine::head(float* hidden, std::span<BestToken> best, int64_t logit_rows,
                        const UseLogits& use) {
-  before_head(hidden, std::ssize(best) + logit_rows);
-  std::fill(best.begin(), best.end(), BestToken{});
-  float* const logits = scratch_.data() + kBlockFloats;
-  const int64_t at_once = (std::ssize(scratch_) - kBlockFloats) / config_.vocab_size;
-  float* x = ops_.enter(hidden, (std::ssize(best) + logit_rows) * config_.d_embed);
-  for (int64_t done = 0; done < logit_rows || !best.empty();) {
+  int64_t best_rows = std::ssize(best);
+  before_head(hidden, best_rows + logit_rows);
+  float* const logits = scratch_.data() + block_floats_;
+  const int64_t at_once = (std::ssize(scratch_) - block_floats_) / config_.vocab_size;
+  const Operand* x = ops_.enter_operand(hidden, best_rows + logit_rows, config_.d_embed);
+  if (best_rows > 0) ops_.begin_best(best_rows);
+  for (int64_t done = 0; done < logit_rows || best_rows > 0;) {
     const int64_t count = std::min(at_once, logit_rows - done);
-    head_pass(x, best, count, logits);
+    head_pass(x, best_rows, count, logits);
     if (count > 0) use(done, count, ops_.fetch(logits, count * config_.vocab_size));
-    x += (std::ssize(best) + count) * config_.d_embed;
-    best = {};
+    x = past(x, (best_rows + count) * config_.d_embed);
+    best_rows = 0;
     done += count;
   }
+  if (!best.empty()) ops_.take_best(best);
 }
 
-// x: rows of `best`, then those whose logits [logit_rows][vocab_size] are wanted.
-void StageEngine::head_pass(const float* x, std::span<BestToken> best, int64_t logit_rows,
+const Operand* StageEngine::past(const Operand* x, int64_t elements) const {
+  return reinterpret_cast<const Operand*>(reinterpret_cast<const std::byte*>(x) +
+                                          elements * ops_.operand_bytes());
+}
+
+// x: rows whose best token is wanted, then those whose logits [logit_rows][vocab_size] are.
+void StageEngine::head_pass(const Operand* x, int64_t best_rows, int64_t logit_rows,
                             float* logits) {
-  const Span span(Track::kCompute, "head", {Arg::kRows, std::ssize(best) + logit_rows});
+  const Span span(Track::kCompute, "head", {Arg::kRows, best_rows + logit_rows});
   const Linear& head = weights_.acquire_head();
-  const float* const rest = x + std::ssize(best) * config_.d_embed;
+  const int64_t most_rows = block_floats_ / kPanelRows;
   for (int64_t done = 0; done < head.weight.panel_count();) {
     const Panels panels = weights_.await(head, done);
-    for (size_t row = 0; row < best.size(); row += kMostBlockRows) {
-      best_of_panels(panels, x + static_cast<int64_t>(row) * config_.d_embed,
-                     best.subspan(row, std::min<size_t>(kMostBlockRows, best.size() - row)));
+    for (int64_t row = 0; row < best_rows; row += most_rows) {
+      const int64_t rows = std::min(most_rows, best_rows - row);
+      best_of_panels(panels, past(x, row * config_.d_embed), row, rows);
     }
     if (logit_rows > 0) {
-      ops_.linear_panels(rest, logit_rows, panels.weight, nullptr, panels.first, panels.end,
-                         logits);
+      ops_.linear_panels(past(x, best_rows * config_.d_embed), logit_rows, panels.weight, nullptr,
+                         panels.first, panels.end, logits);
     }
     done = panels.end;
     weights_.done_with(head, done);
@@ -265,27 +288,18 @@ void StageEngine::head_pass(const float* x, std::span<BestToken> best, int64_t l
 }
 
 // Brings the best tokens of rows x up to date with these panels.
-void StageEngine::best_of_panels(const Panels& panels, const float* x, std::span<BestToken> best) {
-  const int64_t rows = std::ssize(best), at_once = kMostBlockRows / rows;
+void StageEngine::best_of_panels(const Panels& panels, const Operand* x, int64_t first_row,
+                                 int64_t rows) {
+  const int64_t at_once = block_floats_ / kPanelRows / rows;
   for (int64_t first = panels.first; first < panels.end; first += at_once) {
     const int64_t end = std::min(panels.end, first + at_once);
     const int64_t id = first * kPanelRows,
                   width = std::min(end * kPanelRows, panels.weight.rows) - id;
-    PackedMatrix part{panels.weight.dtype, width, panels.weight.cols, panels.weight.panel(first)};
+    PackedMatrix part = panels.weight;
+    part.rows = width;
+    part.panels = panels.weight.panel(first);
     ops_.linear_panels(x, rows, part, nullptr, 0, part.panel_count(), scratch_.data());
-    const float* const block = ops_.fetch(scratch_.data(), rows * width);
-    cpu_.threads.parallel_for(rows, [&](int64_t row) {
-      const float* logits = block + row * width;
-      BestToken& so_far = best[static_cast<size_t>(row)];
-      const int64_t place = cpu_.kernels.argmax(logits, width);
-      if (logits[place] > so_far.logit) {
-        so_far.logit = logits[place];
-        so_far.token = static_cast<int32_t>(id + place);
-      }
-      bool has_nan = false;
-      for (int64_t i = 0; i < width; ++i) has_nan |= std::isnan(logits[i]);
-      so_far.has_nan |= has_nan;
-    });
+    ops_.find_best(scratch_.data(), first_row, rows, width, id);
   }
 }
 
@@ -320,18 +334,19 @@ void StageEngine::add_to(MicroBatch& batch, const BatchItem& item) const {
   batch.rows += item.rows;
 }
 
-void StageEngine::apply_norm(Ops& ops, const Norm& norm, const float* x, int64_t rows,
-                             float* y) const {
-  if (config_.norm == NormKind::kRms) {
-    ops.rms_norm(x, rows, config_.d_model, norm.weight, config_.norm_eps, y);
-  } else {
-    ops.layer_norm(x, rows, config_.d_model, norm.weight, norm.bias, config_.norm_eps, y);
-  }
+RowNorm StageEngine::row_norm(const Norm& norm) const {
+  return {config_.d_model, norm.weight, norm.bias, config_.norm_eps};
 }
 
-void StageEngine::project(const Linear& w, const float* x, int64_t rows, float* y) {
+void StageEngine::project(const Linear& w, const Operand* x, int64_t rows, float* y) {
   for_panels(w, [&](const Panels& panels) {
     ops_.linear_panels(x, rows, panels.weight, w.bias, panels.first, panels.end, y);
+  });
+}
+
+void StageEngine::project_and_add(const Linear& w, const Operand* x, int64_t rows, float* y) {
+  for_panels(w, [&](const Panels& panels) {
+    ops_.add_panels(x, rows, panels.weight, w.bias, panels.first, panels.end, block_, y);
   });
 }
 

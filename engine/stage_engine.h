@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <span>
 #include <vector>
 
@@ -14,13 +13,6 @@
 #include "engine/ops/rope.h"
 
 namespace headrace {
-
-// The token with the largest logit of a row, the lowest id among equals.
-struct BestToken {
-  int32_t token = 0;
-  float logit = -std::numeric_limits<float>::infinity();
-  bool has_nan = false;  // some logit of the row is not a number
-};
 
 // One thread calls it; it uses all threads of its Cpu.
 class StageEngine {
@@ -43,6 +35,8 @@ class StageEngine {
   // hidden[rows][d_model] through all layers of the stage, in place. Reserves the KV pages it
   // fills.
   void sweep(std::span<const BatchItem> batch, float* hidden);
+  // The same, but of what comes out only these rows are there afterwards, ascending, at the front.
+  void sweep(std::span<const BatchItem> batch, float* hidden, std::span<const int64_t> rows);
   // Last stage: of the hidden states of best.size() + logit_rows rows, which are overwritten, the
   // most likely token of the first ones and the logits of the others: use(first, count, logits) is
   // called for rows [first, first + count) of those, logits [count][vocab_size] in scratch memory.
@@ -52,8 +46,10 @@ class StageEngine {
 
   void release(int slot) { kv_.release(slot); }
 
+  // `block_floats`: of the ops; the CPU's where it is left out.
   static uint64_t scratch_bytes(const ModelConfig& config, const StageRange& range,
-                                int64_t micro_batch_rows, int64_t logit_rows);
+                                int64_t micro_batch_rows, int64_t logit_rows,
+                                int64_t block_floats = CpuOps::kBlockFloats);
 
  private:
   // Rows of a step that go through a layer at once.
@@ -73,17 +69,22 @@ class StageEngine {
 
   // `layer` counts within the stage.
   void run_layer(const LayerWeights& w, int layer, MicroBatch& batch, float* x);
-  void attention_block(const LayerWeights& w, int layer, MicroBatch& batch, const float* x);
+  // What the blocks make of `in` is added to x.
+  void attention_block(const LayerWeights& w, int layer, MicroBatch& batch, const Operand* in,
+                       float* x);
   void attend(int layer, MicroBatch& batch);
-  void mlp_block(const LayerWeights& w, int64_t rows, const float* x);
-  void apply_norm(Ops& ops, const Norm& norm, const float* x, int64_t rows, float* y) const;
-  void project(const Linear& w, const float* x, int64_t rows, float* y);
+  void mlp_block(const LayerWeights& w, int64_t rows, const Operand* in, float* x);
+  RowNorm row_norm(const Norm& norm) const;
+  void project(const Linear& w, const Operand* x, int64_t rows, float* y);
+  void project_and_add(const Linear& w, const Operand* x, int64_t rows, float* y);
   template <typename Use>
   void for_panels(const Linear& w, Use use);
   void divide_scratch();
+  const Operand* past(const Operand* x, int64_t elements) const;
   void before_head(float* hidden, int64_t rows);
-  void head_pass(const float* x, std::span<BestToken> best, int64_t logit_rows, float* logits);
-  void best_of_panels(const Panels& panels, const float* x, std::span<BestToken> best);
+  void run_layers(std::span<const BatchItem> batch, float* hidden);
+  void head_pass(const Operand* x, int64_t best_rows, int64_t logit_rows, float* logits);
+  void best_of_panels(const Panels& panels, const Operand* x, int64_t first_row, int64_t rows);
 
   const ModelConfig& config_;
   WeightStore& host_weights_;
@@ -92,15 +93,15 @@ class StageEngine {
   Cpu cpu_;
   CpuOps host_ops_;
   Ops& ops_;
-  int64_t micro_batch_rows_;
+  int64_t micro_batch_rows_, block_floats_;
   bool last_use_ = true;  // no other micro-batch of the sweep needs the layer after this one
   std::vector<float> frequencies_;  // [head_dim/2]
   RopeTable rope_;                  // of the step's rows
   // Used by the layers:
-  //   block [micro rows][d_model]: what a block reads (with pre-norms), then what it adds to the
+  //   block [micro rows][d_model]: what a block reads, then (on the CPU) what it adds to the
   //   residual stream; q, mixed (attention's output) [micro rows][q_rows], k, v [micro
   //   rows][kv_rows] in the same place as ffn [micro rows][d_ffn].
-  // By the head: kBlockFloats of logits of some panels, and whole rows of logits.
+  // By the head: logits of some panels (block_floats_), and whole rows of logits.
   Buffer own_scratch_;
   std::span<float> scratch_;
   Buffer own_host_block_;

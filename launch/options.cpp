@@ -1,5 +1,6 @@
 #include "launch/options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -30,6 +31,18 @@ CLI::Validator positive_number() {
 }
 CLI::Validator number_from_0() { return number_check("a number from 0 on", 0, kMost); }
 CLI::Validator number_from_0_to_1() { return number_check("a number from 0 to 1", 0, 1); }
+
+CLI::Validator is_device() {
+  return CLI::Validator(
+      [](const std::string& text) -> std::string {
+        if (text == "auto" || text == "cpu" || text == "cuda") return "";
+        const bool is_numbered = text.starts_with("cuda:") && text.size() > 5 && text.size() < 9;
+        const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+        if (is_numbered && std::all_of(text.begin() + 5, text.end(), is_digit)) return "";
+        return text + " is not a device; write auto, cpu, cuda or cuda:0";
+      },
+      "");
+}
 
 uint64_t parse_size(const std::string& option, const std::string& text) {
   static const std::map<std::string, double> kUnits = {

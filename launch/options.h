@@ -20,6 +20,8 @@ std::vector<int> parse_list(const std::string& option, const std::string& text);
 CLI::Validator positive_number();
 CLI::Validator number_from_0();
 CLI::Validator number_from_0_to_1();
+// "auto", "cpu", "cuda" or "cuda:0".
+CLI::Validator is_device();
 
 // Options that several subcommands have; the value must outlive the app.
 void add_weights_option(CLI::App& sub, WeightFormat& format);

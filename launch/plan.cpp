@@ -35,8 +35,7 @@ int plan(PlanArguments& a) {
   return run_as_rank(a.shared.peer_timeout, [&](const Wires& wires) {
     finish_run_options(a.run, a.shared);
     if (a.prompt_tokens > 0 && a.prompt_tokens >= a.tokens) {
-      throw UsageError(
-          "--prompt-tokens needs a larger --tokens: the rest of them are generated");
+      throw UsageError("--prompt-tokens needs a larger --tokens: the rest of them are generated");
     }
     const int64_t prompt = a.prompt_tokens > 0 ? a.prompt_tokens : a.tokens / 2;
     const RequestSizes requests{a.tokens, a.tokens, prompt, 0};

@@ -1,5 +1,6 @@
 #include "launch/run_options.h"
 
+#include "engine/device/device_module.h"
 #include "launch/default_paths.h"
 #include "launch/options.h"
 #include "runtime/error.h"
@@ -37,6 +38,22 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
   add_weights_option(sub, run.weights);
   add_kv_option(sub, run.kv_format);
   add_target_option(sub, run.target);
+  sub.add_option("--device", run.device,
+                 "Where layers are computed: cpu, cuda, cuda:1 (the second GPU), or auto: a GPU "
+                 "where there is one")
+      ->check(is_device())
+      ->capture_default_str();
+  sub.add_option(
+      "--device-memory", arguments.device_memory,
+      "Memory budget per rank on its GPU, as 16GiB (default: what is free, but a margin)");
+  sub.add_option(
+      "--device-weights", arguments.device_weights,
+      "Part of it for weights that stay there, as 4GiB, or 0 (default: what is fastest)");
+  sub.add_option("--math", run.math,
+                 "Arithmetic of a GPU's linear layers and attention: f16 with f32 sums, or f32, "
+                 "which gives the tokens of a CPU bit for bit; auto: f16")
+      ->check(CLI::IsMember({"auto", "f16", "f32"}))
+      ->capture_default_str();
   sub.add_option("--peer-timeout", arguments.peer_timeout,
                  "Seconds without a sign of life after which a rank is lost")
       ->check(positive)
@@ -44,6 +61,15 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
 }
 
 void finish_run_options(RunOptions& run, const RunArguments& arguments) {
+  run.cuda_module = beside_program(kCudaModule);
+  if (!arguments.device_memory.empty()) {
+    run.device_memory = parse_size("--device-memory", arguments.device_memory);
+  }
+  if (!arguments.device_weights.empty()) {
+    run.device_weights = arguments.device_weights == "0"
+                             ? 0
+                             : parse_size("--device-weights", arguments.device_weights);
+  }
   if (!arguments.split.empty()) run.split = parse_list("--split", arguments.split);
   if (!arguments.host_memory.empty()) {
     run.host_memory = parse_size("--host-memory", arguments.host_memory);

@@ -20,6 +20,10 @@ namespace {
 constexpr int kDefaultSlots = 256;
 constexpr int64_t kStepRows = 512;
 constexpr int64_t kLongestStep = 8192;  // rows, where whole prompts go in one step
+// Rows on a GPU: what weights pass through the link for should be worth it, and one layer's product
+// fill the GPU.
+constexpr int64_t kDeviceStepRows = 16384;
+constexpr int64_t kDeviceMicroRows = 4096;
 // Tokens of a sequence where the input cannot be looked at beforehand.
 constexpr int64_t kUsualTokens = 1024;
 constexpr int64_t kLongestTokens = 4096;
@@ -27,7 +31,20 @@ constexpr int64_t kLongestTokens = 4096;
 constexpr int kWeightReads = 64;
 constexpr int kKvTransfers = 1024;
 
-Stage::Sizes stage_sizes(const RunOptions& options, const ModelConfig& config) {
+Stage::Sizes sizes_on_device(const RunOptions& options, const ModelConfig& config) {
+  Stage::Sizes sizes;
+  sizes.slots = options.max_batch > 0 ? options.max_batch : kDefaultSlots;
+  sizes.kv_format = options.kv_format;
+  const int64_t chunk =
+      options.prefill_chunk > 0 ? options.prefill_chunk : int64_t{config.max_positions};
+  sizes.step_rows =
+      std::clamp<int64_t>(sizes.slots * std::min<int64_t>(chunk, config.max_positions),
+                          std::min<int64_t>(kStepRows, chunk), kDeviceStepRows);
+  sizes.micro_batch_rows = std::min(kDeviceMicroRows, sizes.step_rows);
+  return sizes;
+}
+
+Stage::Sizes sizes_on_host(const RunOptions& options, const ModelConfig& config) {
   Stage::Sizes sizes;
   sizes.slots = options.max_batch > 0 ? options.max_batch : kDefaultSlots;
   sizes.step_rows = kStepRows;
@@ -64,7 +81,8 @@ uint64_t memory_limit(const RunOptions& options, int ranks_on_host) {
 
 std::string numerics(const RunOptions& options) {
   return std::string("weights=") + weight_format_name(options.weights) +
-         " kv=" + kv_format_name(options.kv_format) + " math=f32 wire=f32";
+         " kv=" + kv_format_name(options.kv_format) +
+         " math=" + (options.math == "auto" ? "f32" : options.math) + " wire=f32";
 }
 
 Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build)
@@ -90,9 +108,10 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   }
   const Workload wanted = workload(requests);
   other_ = other_memory();
-  refuse_what_does_not_fit(wanted);
+  choose_device();
+  if (!device_choice_) refuse_what_does_not_fit(wanted);
   budget_.set_aside(other_.sum(), "tokenizer, requests and trace");
-  measure_computing();
+  if (!device_choice_) measure_computing();
   settle(wanted, build);
   say_plan();
 }
@@ -111,7 +130,7 @@ OtherMemory Rank::other_memory() const {
 void Rank::refuse_what_does_not_fit(const Workload& wanted) const {
   const ModelConfig& config = checkpoint_->config();
   try {
-    plan_stage(config, layout_, stage_sizes(options_, config), wanted, plan_limits(), {});
+    plan_stage(config, layout_, stage_sizes(), wanted, plan_limits(), {});
   } catch (const DoesNotFit&) {
     // A directory that cannot be used is the better reason.
     if (!options_.disk.empty() && disk_room_ == 0 && options_.disk_budget > 0) {
@@ -119,6 +138,29 @@ void Rank::refuse_what_does_not_fit(const Workload& wanted) const {
     }
     throw;
   }
+}
+
+Stage::Sizes Rank::stage_sizes() const {
+  const ModelConfig& config = checkpoint_->config();
+  return device_choice_ ? sizes_on_device(options_, config) : sizes_on_host(options_, config);
+}
+
+void Rank::choose_device() {
+  const Communicator& ranks = wires_.communicator;
+  device_choice_ = headrace::choose_device(options_, ranks.place_on_host());
+  if (!device_choice_) return;
+  DeviceModule& module = *device_choice_.module;
+  const Communicator::Idle measuring(wires_.communicator);
+  const DeviceLinkRates link = module.measure_link(device_choice_.number);
+  rates_.link = link.to_device;
+  rates_.device_memory = link.memory;
+  // Ranks of a host that have no GPU of their own share it.
+  const int sharing = (ranks.ranks_on_host() + module.count() - 1) / module.count();
+  device_limits_.memory = options_.device_memory > 0
+                              ? options_.device_memory
+                              : default_device_memory(module.facts(device_choice_.number), sharing);
+  device_limits_.weights = options_.device_weights;
+  device_limits_.half = options_.math != "f32";
 }
 
 void Rank::measure_computing() {
@@ -133,7 +175,7 @@ Workload Rank::workload(const RequestSizes& requests) const {
   const int64_t context = checkpoint_->config().max_positions;
   if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens, kUsualTokens / 2, 0, true};
   Workload workload;
-  workload.sequences = stage_sizes(options_, checkpoint_->config()).slots;
+  workload.sequences = stage_sizes().slots;
   if (sizes.sequences > 0 && sizes.sequences < workload.sequences) {
     workload.sequences = static_cast<int>(sizes.sequences);
   }
@@ -160,24 +202,42 @@ PlanLimits Rank::plan_limits() const {
   return limits;
 }
 
-StagePlan Rank::make_plan(const Workload& workload, bool build) {
-  const ModelConfig& config = checkpoint_->config();
+StagePlan Rank::make_device_plan(const Workload& workload, bool build) {
   const auto make = [&] {
-    return plan_stage(config, layout_, stage_sizes(options_, config), workload, plan_limits(),
-                      rates_);
+    return plan_device_stage(checkpoint_->config(), layout_, stage_sizes(), workload, plan_limits(),
+                             device_limits_, rates_);
   };
   StagePlan plan = make();
   if (plan.needs_disk() && rates_.disk == 0) {
-    // What the disk does decides what is best to put there.
-    if (build && !plan.placement.all_resident()) {
-      open_offload_file();
-      const Communicator::Idle measuring(wires_.communicator);
-      rates_.disk = measure_read(offload_->file(), budget_);
-    } else {
-      make_writable_directory(options_.disk);
-      const Communicator::Idle measuring(wires_.communicator);
-      rates_.disk = measure_disk(options_.disk, plan.disk, budget_);
-    }
+    measure_offload_disk(plan, build);
+    plan = make();
+  }
+  if (build && plan.needs_disk() && !offload_) open_offload_file();
+  return plan;
+}
+
+// What the disk does decides what is best to put there.
+void Rank::measure_offload_disk(const StagePlan& plan, bool build) {
+  if (build && !plan.placement.all_resident()) {
+    open_offload_file();
+    const Communicator::Idle measuring(wires_.communicator);
+    rates_.disk = measure_read(offload_->file(), budget_);
+  } else {
+    make_writable_directory(options_.disk);
+    const Communicator::Idle measuring(wires_.communicator);
+    rates_.disk = measure_disk(options_.disk, plan.disk, budget_);
+  }
+}
+
+StagePlan Rank::make_plan(const Workload& workload, bool build) {
+  if (device_choice_) return make_device_plan(workload, build);
+  const ModelConfig& config = checkpoint_->config();
+  const auto make = [&] {
+    return plan_stage(config, layout_, stage_sizes(), workload, plan_limits(), rates_);
+  };
+  StagePlan plan = make();
+  if (plan.needs_disk() && rates_.disk == 0) {
+    measure_offload_disk(plan, build);
     plan = make();
   }
   if (plan.sizes.kv_disk_pages > 0 && rates_.kv_disk == 0) {
@@ -217,7 +277,9 @@ void Rank::settle(Workload workload, bool build) {
     plan_ = make_plan(workload, build);
     plan_.sizes.slots = std::min(plan_.sizes.slots, workload.sequences);
   }
-  if (plan_.sizes.kv_disk_pages == 0 && agreed.kv_pages < plan_.sizes.kv_pages) {
+  if (plan_.device && agreed.kv_pages < plan_.sizes.kv_pages) {
+    plan_.sizes.kv_pages = plan_.device->sizes.kv_pages = agreed.kv_pages;
+  } else if (plan_.sizes.kv_disk_pages == 0 && agreed.kv_pages < plan_.sizes.kv_pages) {
     plan_.sizes.kv_pages = agreed.kv_pages;
     plan_.kv = Stage::kv_bytes(checkpoint_->config(), range_, plan_.sizes);
   }
@@ -273,10 +335,32 @@ void Rank::load() {
   // What metadata and tokenizer needed while they were read goes back to the system.
   ::malloc_trim(0);
   const ModelConfig& config = checkpoint_->config();
+  load_weights();
+  const Cpu cpu{threads_, kernels_};
+  if (plan_.device) {
+    device_.emplace(device_choice_.module->open(device_choice_.number), *checkpoint_, *weights_,
+                    threads_, budget_, plan_.device->sizes);
+    stage_.emplace(config, *weights_, *device_, cpu, budget_, plan_.sizes);
+  } else {
+    stage_.emplace(
+        config, *weights_, cpu, budget_, plan_.sizes,
+        KvDiskAccess{options_.disk, [] { return make_io_queue(kKvTransfers); }, !options_.serial});
+  }
+  const size_t bytes = link_buffer_bytes(config, plan_.sizes.step_rows);
+  std::vector<ActivationLink::HiddenBuffer> spans;
+  for (int i = 0; i < link_buffers(range_); ++i) {
+    hidden_.push_back(budget_.allocate(bytes, "activations"));
+    spans.emplace_back(hidden_.back().data(), bytes);
+    if (device_) device_->pin(spans.back());
+  }
+  wires_.link.set_buffers(spans);
+}
+
+void Rank::load_weights() {
   if (plan_.placement.all_resident()) {
     const bool tight = memory_is_tight();
     if (tight) checkpoint_->drop_all_cache();
-    weights_.emplace(*checkpoint_, range_, budget_, threads_, tight);
+    weights_.emplace(*checkpoint_, range_, budget_, threads_, tight, plan_.placement.elsewhere);
   } else {
     weights_.emplace(*checkpoint_, range_,
                      WeightOffload{plan_.placement, *offload_,
@@ -285,16 +369,6 @@ void Rank::load() {
     // What fingerprint, vectors and measurements were read from, and what the kernel read ahead.
     checkpoint_->drop_all_cache();
   }
-  stage_.emplace(
-      config, *weights_, Cpu{threads_, kernels_}, budget_, plan_.sizes,
-      KvDiskAccess{options_.disk, [] { return make_io_queue(kKvTransfers); }, !options_.serial});
-  const size_t bytes = link_buffer_bytes(config, plan_.sizes.step_rows);
-  std::vector<ActivationLink::HiddenBuffer> spans;
-  for (int i = 0; i < link_buffers(range_); ++i) {
-    hidden_.push_back(budget_.allocate(bytes, "activations"));
-    spans.emplace_back(hidden_.back().data(), bytes);
-  }
-  wires_.link.set_buffers(spans);
 }
 
 void Rank::coordinate(Coordinator& coordinator, const std::atomic<bool>& interrupted,

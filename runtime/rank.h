@@ -11,8 +11,10 @@
 #include "engine/memory/budget.h"
 #include "engine/memory/weight_store.h"
 #include "engine/thread_pool.h"
+#include "runtime/device_choice.h"
 #include "runtime/pipeline/pipeline.h"
 #include "runtime/pipeline/stage.h"
+#include "runtime/plan/device_plan.h"
 #include "runtime/plan/memory_plan.h"
 #include "runtime/plan/other_memory.h"
 #include "runtime/plan/stage_plan.h"
@@ -64,10 +66,15 @@ class Rank {
   Workload workload(const RequestSizes& requests) const;
   OtherMemory other_memory() const;
   void refuse_what_does_not_fit(const Workload& wanted) const;
+  void choose_device();
+  Stage::Sizes stage_sizes() const;
   void measure_computing();
   PlanLimits plan_limits() const;
   StagePlan make_plan(const Workload& workload, bool build);
+  StagePlan make_device_plan(const Workload& workload, bool build);
+  void measure_offload_disk(const StagePlan& plan, bool build);
   void open_offload_file();
+  void load_weights();
   void settle(Workload workload, bool build);
   void say_plan() const;
   bool memory_is_tight() const;
@@ -89,6 +96,8 @@ class Rank {
   std::unique_ptr<Checkpoint> checkpoint_;
   StageRange range_;
   WeightLayout layout_;
+  ChosenDevice device_choice_;
+  DeviceLimits device_limits_;
   Rates rates_;
   OtherMemory other_;
   uint64_t disk_room_ = 0;  // bytes that the plan may take
@@ -96,6 +105,7 @@ class Rank {
   StagePlan plan_;
   ScheduleLimits limits_;
   std::optional<WeightStore> weights_;
+  std::optional<DeviceStage> device_;
   std::optional<Stage> stage_;
 };
 

@@ -18,21 +18,26 @@ namespace headrace {
 struct RunOptions {
   std::string model;
 
-  int max_batch = 0;            // sequences in flight; 0: what memory allows, at most 256
-  int threads = 0;              // 0: the node's cores over its ranks
-  std::vector<int> split;       // layers per stage; empty: by cost
-  int64_t prefill_chunk = 128;  // 0: whole prompts
-  uint64_t host_memory = 0;     // bytes; 0: see default_host_memory()
-  uint64_t kv_memory = 0;       // of them, for KV pages; 0: what is best
-  std::string disk;             // directory for what does not fit in memory; empty: none
+  int max_batch = 0;                  // sequences in flight; 0: what memory allows, at most 256
+  int threads = 0;                    // 0: the node's cores over its ranks
+  std::vector<int> split;             // layers per stage; empty: by cost
+  int64_t prefill_chunk = 128;        // 0: whole prompts
+  uint64_t host_memory = 0;           // bytes; 0: see default_host_memory()
+  uint64_t kv_memory = 0;             // of them, for KV pages; 0: what is best
+  std::string disk;                   // directory for what does not fit in memory; empty: none
   uint64_t disk_budget = UINT64_MAX;  // bytes that a rank may take there
   bool serial = false;                // read, compute, write in turn: the slow oracle
   WeightFormat weights = WeightFormat::kNative;
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";
-  bool takes_requests = true;  // rank 0 has a tokenizer and reads requests ahead
-  std::string trace;           // file for a Chrome trace; empty: none
-  std::string report;          // file for the report as JSON; empty: none
+  std::string device = "auto";           // auto, cpu, cuda or cuda:1
+  std::string cuda_module;               // file of the module that knows GPUs
+  uint64_t device_memory = 0;            // bytes; 0: what is free, but a margin
+  uint64_t device_weights = UINT64_MAX;  // of them, for weights that stay there
+  std::string math = "auto";             // f32; auto: f16 on a GPU
+  bool takes_requests = true;            // rank 0 has a tokenizer and reads requests ahead
+  std::string trace;                     // file for a Chrome trace; empty: none
+  std::string report;                    // file for the report as JSON; empty: none
 };
 
 // A batch of requests from a file to a file.

@@ -7,8 +7,8 @@
 #include <memory>
 #include <span>
 
-#include "engine/ops/attention.h"
-#include "engine/ops/packed_matrix.h"
+#include "engine/half.h"
+#include "engine/ops/ops.h"
 
 namespace headrace {
 
@@ -42,6 +42,28 @@ class DeviceBuffer {
   }
 };
 
+// Host memory that is pinned as long as it lives.
+class DevicePin {
+ public:
+  virtual ~DevicePin() = default;
+};
+
+// A product on the tensor cores: y[row][n] = scale * sum over k of x[row][k] * w[n][k] (+ bias[n]),
+// f16 factors, f32 sums. The bits of a row depend on nothing but that row, w and the shape of w.
+struct HalfProduct {
+  // What becomes of it in y [rows][stride]: floats, added to floats, or relu of it in f16.
+  enum class Result { kFloat, kAdded, kReluHalf };
+  const Half* x = nullptr;  // [rows][inputs]
+  int64_t rows = 0;
+  const Half* w = nullptr;  // [outputs][inputs]
+  int64_t outputs = 0, inputs = 0;
+  const float* bias = nullptr;  // [outputs], or null
+  float scale = 1.0f;
+  Result result = Result::kFloat;
+  void* y = nullptr;
+  int64_t stride = 0;  // elements
+};
+
 // One thread uses a device and what it makes, which it outlives. All pointers are to device memory
 // but where "host" says otherwise. Throws DoesNotFit, ResourceMissing.
 class Device {
@@ -60,11 +82,12 @@ class Device {
   virtual void copy_out(DeviceStream& stream, std::span<std::byte> to_host,
                         const std::byte* from) = 0;
 
+  // Host memory that copies go to and from directly until the owner dies; it must live as long.
+  virtual std::unique_ptr<DevicePin> pin(std::span<std::byte> host) = 0;
+
   // The ops of ops/vector_ops.h and ops/rope.h with the same arguments and the same bits.
-  virtual void rms_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
-                        const float* weight, float eps, float* y) = 0;
-  virtual void layer_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
-                          const float* weight, const float* bias, float eps, float* y) = 0;
+  virtual void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                         float* y) = 0;
   virtual void add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) = 0;
   virtual void relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) = 0;
   // cos and sin: [rows][head_dim / 2] of the rows of x.
@@ -87,6 +110,27 @@ class Device {
   virtual void attention(DeviceStream& stream, const KvPageShape& shape,
                          const AttentionSequence* sequences, int64_t count, int64_t most_rows,
                          int heads, float scale, const float* q, float* out) = 0;
+
+  // Brings `best` [rows] up to date with logits [rows][width] of the tokens from `id` on.
+  virtual void find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width,
+                         int64_t id, BestToken* best) = 0;
+
+  // Arithmetic in f16 with f32 sums. A row's bits do not depend on other rows, but are not the
+  // CPU's.
+  virtual void to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) = 0;
+  virtual void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                         Half* y) = 0;
+  // Panels [first, end) of w as rows of f16 [..][w.cols], as many as w has.
+  virtual void unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
+                      Half* rows) = 0;
+  virtual void multiply(DeviceStream& stream, const HalfProduct& product) = 0;
+  // y[row][i] = scale * silu(gate[row][i]) * up[row][i], rows of `stride` elements, up's of
+  // `width`.
+  virtual void silu_multiply(DeviceStream& stream, const float* gate, const float* up, int64_t rows,
+                             int64_t width, int64_t stride, float scale, Half* y) = 0;
+  virtual void attention(DeviceStream& stream, const KvPageShape& shape,
+                         const AttentionSequence* sequences, int64_t count, int64_t most_rows,
+                         int heads, float scale, const float* q, Half* out) = 0;
 };
 
 }  // namespace headrace

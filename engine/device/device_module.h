@@ -16,9 +16,10 @@ struct DeviceFacts {
   uint64_t memory_total = 0, memory_free = 0;  // bytes
 };
 
-// Bytes per second between pinned host memory and the device, one way at a time.
+// Bytes per second between pinned host memory and the device, one way at a time, and of the
+// device's own memory, read and written alike.
 struct DeviceLinkRates {
-  double to_device = 0, from_device = 0;
+  double to_device = 0, from_device = 0, memory = 0;
 };
 
 // One thread at a time. Throws ResourceMissing where the driver refuses, with its reason.
@@ -29,7 +30,7 @@ class DeviceModule {
   // GPUs that this process can use, at least one.
   virtual int count() = 0;
   virtual DeviceFacts facts(int device) = 0;
-  // Takes 64 MiB on both sides for a moment.
+  // Takes 64 MiB on the host and twice that on the device for a moment.
   virtual DeviceLinkRates measure_link(int device) = 0;
   virtual std::unique_ptr<Device> open(int device) = 0;
   // "CUDA 13.0, driver for CUDA 13.1"

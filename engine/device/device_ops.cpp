@@ -10,19 +10,33 @@ namespace {
 
 constexpr int kStagings = 4;
 
+const float* floats(const Operand* x) { return reinterpret_cast<const float*>(x); }
+
 std::span<std::byte> bytes_of(float* floats, int64_t count) {
   return std::as_writable_bytes(std::span(floats, static_cast<size_t>(count)));
 }
 
+// Sequences and page tables of a step.
+size_t table_bytes(int64_t step_rows, int64_t pages) {
+  return static_cast<size_t>(step_rows) * sizeof(AttentionSequence) +
+         static_cast<size_t>(pages) * sizeof(std::byte*);
+}
+
 }  // namespace
+
+uint64_t DeviceOps::bytes(int64_t step_rows, int64_t width, int rope_half, int64_t pages) {
+  const auto rows = static_cast<uint64_t>(step_rows);
+  return rows * (static_cast<uint64_t>(width + 2 * rope_half) * sizeof(float) + sizeof(BestToken)) +
+         table_bytes(step_rows, pages);
+}
 
 DeviceOps::DeviceOps(Device& device, DeviceStream& stream, int64_t step_rows, int64_t width,
                      int rope_half, int64_t pages)
     : device_(device),
       stream_(stream),
       hidden_(device.allocate(static_cast<size_t>(step_rows * width) * sizeof(float))),
-      tables_(device.allocate(static_cast<size_t>(step_rows) * sizeof(AttentionSequence) +
-                              static_cast<size_t>(pages) * sizeof(std::byte*))),
+      tables_(device.allocate(table_bytes(step_rows, pages))),
+      best_(device.allocate(static_cast<size_t>(step_rows) * sizeof(BestToken))),
       rope_half_(rope_half) {
   if (rope_half > 0) {
     const size_t bytes = static_cast<size_t>(step_rows * rope_half) * sizeof(float);
@@ -41,12 +55,27 @@ DeviceOps::~DeviceOps() {
 }
 
 float* DeviceOps::enter(float* host, int64_t floats) {
-  bring(*hidden_, {host, static_cast<size_t>(floats)});
+  uploaded_.clear();
+  bring(*hidden_, std::as_bytes(std::span(host, static_cast<size_t>(floats))));
   return hidden_->as<float>();
 }
 
 void DeviceOps::leave(float* host, int64_t floats) {
   device_.copy_out(stream_, bytes_of(host, floats), hidden_->data());
+  stream_.synchronize();
+}
+
+const Operand* DeviceOps::enter_operand(float* host, int64_t rows, int64_t n) {
+  return reinterpret_cast<const Operand*>(enter(host, rows * n));
+}
+
+void DeviceOps::leave_rows(float* host, int64_t width, std::span<const int64_t> rows) {
+  for (size_t begin = 0, end = 0; begin < rows.size(); begin = end) {
+    while (end < rows.size() && rows[end] - rows[begin] == static_cast<int64_t>(end - begin)) ++end;
+    const auto count = static_cast<int64_t>(end - begin);
+    device_.copy_out(stream_, bytes_of(host + static_cast<int64_t>(begin) * width, count * width),
+                     reinterpret_cast<std::byte*>(hidden_->as<float>() + rows[begin] * width));
+  }
   stream_.synchronize();
 }
 
@@ -58,26 +87,37 @@ float* DeviceOps::fetch(float* from, int64_t floats) {
   return fetched_.data();
 }
 
+void DeviceOps::begin_best(int64_t rows) {
+  const std::vector<BestToken> none(static_cast<size_t>(rows));
+  bring(*best_, std::as_bytes(std::span(none)));
+}
+
+void DeviceOps::find_best(const float* logits, int64_t first_row, int64_t rows, int64_t width,
+                          int64_t id) {
+  device_.find_best(stream_, logits, rows, width, id, best_->as<BestToken>() + first_row);
+}
+
+void DeviceOps::take_best(std::span<BestToken> host) {
+  device_.copy_out(stream_, std::as_writable_bytes(host), best_->data());
+  stream_.synchronize();
+}
+
 void DeviceOps::set_rope(const RopeTable& host) {
-  bring(*cos_, host.all_cos());
-  bring(*sin_, host.all_sin());
+  bring(*cos_, std::as_bytes(host.all_cos()));
+  bring(*sin_, std::as_bytes(host.all_sin()));
 }
 
-void DeviceOps::rms_norm(const float* x, int64_t rows, int64_t n, const float* weight, float eps,
-                         float* y) {
-  device_.rms_norm(stream_, x, rows, n, weight, eps, y);
+void DeviceOps::normalise(const RowNorm& norm, const float* x, int64_t rows, float* y) {
+  device_.normalise(stream_, norm, x, rows, y);
 }
 
-void DeviceOps::layer_norm(const float* x, int64_t rows, int64_t n, const float* weight,
-                           const float* bias, float eps, float* y) {
-  device_.layer_norm(stream_, x, rows, n, weight, bias, eps, y);
+void DeviceOps::normalise(const RowNorm& norm, const float* x, int64_t rows, Operand* y) {
+  normalise(norm, x, rows, reinterpret_cast<float*>(y));
 }
 
-void DeviceOps::add(float* x, const float* y, int64_t rows, int64_t n) {
-  device_.add(stream_, x, y, rows, n);
+const Operand* DeviceOps::operand(const float* x, int64_t, int64_t, float*) {
+  return reinterpret_cast<const Operand*>(x);
 }
-
-void DeviceOps::relu(float* x, int64_t rows, int64_t n) { device_.relu(stream_, x, rows, n); }
 
 void DeviceOps::apply_rope(int64_t first_row, float* x, int64_t rows, int heads, int head_dim) {
   const int64_t first = first_row * rope_half_;
@@ -85,47 +125,87 @@ void DeviceOps::apply_rope(int64_t first_row, float* x, int64_t rows, int heads,
                      head_dim);
 }
 
-void DeviceOps::linear_panels(const float* x, int64_t rows, const PackedMatrix& w,
+void DeviceOps::linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
                               const float* bias, int64_t first, int64_t end, float* y) {
-  device_.linear_panels(stream_, x, rows, w, bias, first, end, y);
+  device_.linear_panels(stream_, floats(x), rows, w, bias, first, end, y);
 }
 
-void DeviceOps::gate_panels(const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
-                            int64_t first, int64_t end, float* gate) {
-  device_.gate_panels(stream_, x, rows, w, bias, first, end, gate);
+void DeviceOps::add_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                           int64_t first, int64_t end, float* room, float* y) {
+  linear_panels(x, rows, w, bias, first, end, room);
+  if (end == w.panel_count()) device_.add(stream_, y, room, rows, w.rows);
+}
+
+void DeviceOps::relu_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
+                            const float* bias, int64_t first, int64_t end, float* inner) {
+  linear_panels(x, rows, w, bias, first, end, inner);
+  if (end == w.panel_count()) device_.relu(stream_, inner, rows, w.rows);
+}
+
+void DeviceOps::gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
+                            const float* bias, int64_t first, int64_t end, float* inner) {
+  device_.gate_panels(stream_, floats(x), rows, w, bias, first, end, inner);
+}
+
+const Operand* DeviceOps::activated(float* inner) {
+  return reinterpret_cast<const Operand*>(inner);
 }
 
 void DeviceOps::attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences,
                        int heads, float scale, const float* q, const float* k, const float* v,
-                       float* out) {
-  upload(sequences);
-  const auto* on_device = tables_->as<AttentionSequence>();
-  int64_t most_rows = 0;
-  for (const AttentionSequence& s : sequences) most_rows = std::max(most_rows, s.rows);
-  device_.store_kv(stream_, shape, on_device, std::ssize(sequences), most_rows, k, v);
-  device_.attention(stream_, shape, on_device, std::ssize(sequences), most_rows, heads, scale, q,
-                    out);
+                       Operand* out) {
+  const AttentionSequence* const on_device = store(shape, sequences, k, v);
+  device_.attention(stream_, shape, on_device, std::ssize(sequences), most_rows(sequences), heads,
+                    scale, q, reinterpret_cast<float*>(out));
 }
 
-// The sequences, then their page tables. The stream itself copies them, so that who reads what was
-// there before has done so.
-void DeviceOps::upload(std::span<const AttentionSequence> sequences) {
+const AttentionSequence* DeviceOps::store(const KvPageShape& shape,
+                                          std::span<const AttentionSequence> sequences,
+                                          const float* k, const float* v) {
+  const AttentionSequence* const on_device = upload(sequences);
+  device_.store_kv(stream_, shape, on_device, std::ssize(sequences), most_rows(sequences), k, v);
+  return on_device;
+}
+
+int64_t DeviceOps::most_rows(std::span<const AttentionSequence> sequences) {
+  int64_t most = 0;
+  for (const AttentionSequence& s : sequences) most = std::max(most, s.rows);
+  return most;
+}
+
+// The sequences, then their page tables, which all layers of a step share. The stream itself copies
+// them, so that who reads what was there before has done so.
+const AttentionSequence* DeviceOps::upload(std::span<const AttentionSequence> sequences) {
+  if (const auto found = uploaded_.find(sequences.data()); found != uploaded_.end()) {
+    return found->second;
+  }
   const auto table_bytes = [](const AttentionSequence& s) {
     const int64_t pages = (s.first_position + s.rows + kPageTokens - 1) / kPageTokens;
     return static_cast<size_t>(pages) * sizeof(std::byte*);
   };
   size_t bytes = sequences.size_bytes();
   for (const AttentionSequence& s : sequences) bytes += table_bytes(s);
+  if (uploaded_.empty() || tables_used_ + bytes > tables_->size()) {
+    uploaded_.clear();
+    tables_used_ = 0;
+  }
+  if (bytes > tables_->size()) throw std::logic_error("DeviceOps: a step is too large");
+  std::byte* const to = tables_->data() + tables_used_;
+  tables_used_ += bytes;
   Staging& staging = stage(bytes);
   size_t at = sequences.size_bytes();
   for (size_t i = 0; i < sequences.size(); ++i) {
     AttentionSequence s = sequences[i];
     std::memcpy(staging.bytes.data() + at, s.pages, table_bytes(s));
-    s.pages = reinterpret_cast<std::byte* const*>(tables_->data() + at);
+    s.pages = reinterpret_cast<std::byte* const*>(to + at);
     std::memcpy(staging.bytes.data() + i * sizeof s, &s, sizeof s);
     at += table_bytes(s);
   }
-  bring(*tables_, staging);
+  device_.copy_in(stream_, to, staging.bytes);
+  device_.record(stream_, *staging.copied);
+  const auto* const on_device = reinterpret_cast<const AttentionSequence*>(to);
+  uploaded_.emplace(sequences.data(), on_device);
+  return on_device;
 }
 
 DeviceOps::Staging& DeviceOps::stage(size_t bytes) {
@@ -141,10 +221,10 @@ void DeviceOps::bring(DeviceBuffer& to, Staging& from) {
   device_.record(stream_, *from.copied);
 }
 
-void DeviceOps::bring(DeviceBuffer& to, std::span<const float> host) {
+void DeviceOps::bring(DeviceBuffer& to, std::span<const std::byte> host) {
   if (host.empty()) return;
-  Staging& staging = stage(host.size_bytes());
-  std::memcpy(staging.bytes.data(), host.data(), host.size_bytes());
+  Staging& staging = stage(host.size());
+  std::memcpy(staging.bytes.data(), host.data(), host.size());
   bring(to, staging);
 }
 

@@ -1,6 +1,7 @@
-// Ops on a device's memory, queued in one stream.
+// Ops on a device's memory, queued in one stream, with the bits of the CPU. Operands are floats.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -9,7 +10,7 @@
 
 namespace headrace {
 
-class DeviceOps final : public Ops {
+class DeviceOps : public Ops {
  public:
   // `step_rows` and `pages`: most rows of a step, and most KV pages of all its sequences. `device`
   // and `stream` must outlive it. Throws DoesNotFit, ResourceMissing.
@@ -17,24 +18,51 @@ class DeviceOps final : public Ops {
             int64_t pages);
   ~DeviceOps() override;
 
+  // Device memory that it takes.
+  static uint64_t bytes(int64_t step_rows, int64_t width, int rope_half, int64_t pages);
+
   float* enter(float* host, int64_t floats) override;
+  const Operand* enter_operand(float* host, int64_t rows, int64_t n) override;
+  int64_t operand_bytes() const override { return sizeof(float); }
   void leave(float* host, int64_t floats) override;
+  void leave_rows(float* host, int64_t width, std::span<const int64_t> rows) override;
   void set_rope(const RopeTable& host) override;
 
-  void rms_norm(const float* x, int64_t rows, int64_t n, const float* weight, float eps,
-                float* y) override;
-  void layer_norm(const float* x, int64_t rows, int64_t n, const float* weight, const float* bias,
-                  float eps, float* y) override;
-  void add(float* x, const float* y, int64_t rows, int64_t n) override;
-  void relu(float* x, int64_t rows, int64_t n) override;
+  void normalise(const RowNorm& norm, const float* x, int64_t rows, float* y) override;
+  void normalise(const RowNorm& norm, const float* x, int64_t rows, Operand* y) override;
+  const Operand* operand(const float* x, int64_t rows, int64_t n, float* room) override;
   void apply_rope(int64_t first_row, float* x, int64_t rows, int heads, int head_dim) override;
-  void linear_panels(const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
+  void linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                      int64_t first, int64_t end, float* y) override;
-  void gate_panels(const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
-                   int64_t first, int64_t end, float* gate) override;
+  void add_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                  int64_t first, int64_t end, float* room, float* y) override;
+  void relu_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                   int64_t first, int64_t end, float* inner) override;
+  void gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                   int64_t first, int64_t end, float* inner) override;
+  const Operand* activated(float* inner) override;
   void attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences, int heads,
-              float scale, const float* q, const float* k, const float* v, float* out) override;
+              float scale, const float* q, const float* k, const float* v, Operand* out) override;
+
+  int64_t block_floats() const override { return kBlockFloats; }
+  void begin_best(int64_t rows) override;
+  void find_best(const float* logits, int64_t first_row, int64_t rows, int64_t width,
+                 int64_t id) override;
+  void take_best(std::span<BestToken> host) override;
   float* fetch(float* from, int64_t floats) override;
+
+  static constexpr int64_t kBlockFloats = 16 << 20;
+
+ protected:
+  // Brings the sequences and their page tables over and stores k and v; returns where the
+  // sequences are.
+  const AttentionSequence* store(const KvPageShape& shape,
+                                 std::span<const AttentionSequence> sequences, const float* k,
+                                 const float* v);
+  static int64_t most_rows(std::span<const AttentionSequence> sequences);
+
+  Device& device_;
+  DeviceStream& stream_;
 
  private:
   // Host memory on its way to the device. What callers pass is copied here first, so that it need
@@ -46,13 +74,14 @@ class DeviceOps final : public Ops {
   // One that is not in use, of so many bytes.
   Staging& stage(size_t bytes);
   void bring(DeviceBuffer& to, Staging& from);
-  void bring(DeviceBuffer& to, std::span<const float> host);
-  void upload(std::span<const AttentionSequence> sequences);
+  void bring(DeviceBuffer& to, std::span<const std::byte> host);
+  const AttentionSequence* upload(std::span<const AttentionSequence> sequences);
 
-  Device& device_;
-  DeviceStream& stream_;
-  std::unique_ptr<DeviceBuffer> hidden_, cos_, sin_, tables_;
+  std::unique_ptr<DeviceBuffer> hidden_, cos_, sin_, tables_, best_;
   int rope_half_;
+  // Where sequences and their tables of this step are in tables_, by their place on the host.
+  std::map<const AttentionSequence*, const AttentionSequence*> uploaded_;
+  size_t tables_used_ = 0;
   std::vector<float> fetched_;
   std::vector<Staging> staging_;
   size_t next_ = 0;  // of staging_

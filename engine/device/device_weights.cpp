@@ -4,24 +4,74 @@
 #include <utility>
 
 namespace headrace {
-uint64_t DeviceWeights::slot_bytes(const WeightLayout& layout) {
+namespace {
+
+constexpr uint64_t kAligned = 256;
+
+// Rows of f16 take no more.
+bool becomes_rows(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
+}
+
+PackedMatrix resident_matrix(const PlacedMatrix& placed, bool half_rows) {
+  PackedMatrix matrix{placed.tensor->dtype, placed.tensor->rows, placed.tensor->cols};
+  matrix.half_rows = half_rows && becomes_rows(matrix.dtype);
+  return matrix;
+}
+
+uint64_t matrix_bytes(const PackedMatrix& matrix) {
+  const uint64_t bytes = static_cast<uint64_t>(matrix.panel_count()) * matrix.panel_bytes();
+  return (bytes + kAligned - 1) / kAligned * kAligned;
+}
+
+// Of a unit, those that a device may have.
+std::span<const PlacedMatrix> movable(const WeightUnit& unit) {
+  const std::span all(unit.matrices);
+  return unit.kind == WeightUnit::Kind::kLayer ? all : all.first(std::min<size_t>(1, all.size()));
+}
+
+}  // namespace
+
+uint64_t DeviceWeights::slot_bytes(const WeightLayout& layout, const DevicePlacement& placement) {
   uint64_t bytes = 0;
-  for (const WeightUnit& unit : layout.units) {
-    if (unit.kind == WeightUnit::Kind::kLayer) bytes = std::max(bytes, unit.image_bytes);
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    const WeightUnit& unit = layout.units[u];
+    if (unit.kind != WeightUnit::Kind::kLayer || placement.has(u)) continue;
+    bytes = std::max(bytes, unit.image_bytes);
   }
-  if (!layout.range.is_last) return bytes;
+  if (!layout.range.is_last || placement.has(layout.head_unit())) return bytes;
   return std::max<uint64_t>(bytes, layout.units[layout.head_unit()].matrices.front().panel_bytes);
 }
 
-DeviceWeights::DeviceWeights(Device& device, DeviceStream& compute, WeightStore& host, int slots)
+uint64_t DeviceWeights::resident_bytes(const WeightLayout& layout,
+                                       const DevicePlacement& placement) {
+  uint64_t bytes = 0;
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    if (!placement.has(u)) continue;
+    for (const PlacedMatrix& placed : movable(layout.units[u])) {
+      bytes += matrix_bytes(resident_matrix(placed, placement.half_rows));
+    }
+  }
+  return bytes;
+}
+
+uint64_t DeviceWeights::bytes_needed(const WeightLayout& layout, const DevicePlacement& placement) {
+  return resident_bytes(layout, placement) + WeightStore::vector_bytes(layout) +
+         slot_bytes(layout, placement) * static_cast<uint64_t>(placement.slots);
+}
+
+DeviceWeights::DeviceWeights(Device& device, DeviceStream& compute, WeightStore& host,
+                             DevicePlacement placement)
     : device_(device),
       compute_(compute),
       host_(host),
-      slot_bytes_(slot_bytes(host.layout())),
-      memory_(device.allocate(slot_bytes_ * static_cast<uint64_t>(slots))),
+      placement_(std::move(placement)),
+      slot_bytes_(slot_bytes(host.layout(), placement_)),
+      resident_(host.layout().units.size()),
+      memory_(device.allocate(slot_bytes_ * static_cast<uint64_t>(placement_.slots))),
       copies_(device.make_stream()),
-      current_(static_cast<size_t>(slots) - 1) {
-  for (int i = 0; i < slots; ++i) {
+      current_(static_cast<size_t>(placement_.slots) - 1) {
+  for (int i = 0; i < placement_.slots; ++i) {
     slots_.push_back({memory_->data() + slot_bytes_ * static_cast<uint64_t>(i), device.make_event(),
                       device.make_event()});
   }
@@ -30,6 +80,66 @@ DeviceWeights::DeviceWeights(Device& device, DeviceStream& compute, WeightStore&
   vectors_ = device.allocate(vectors.size());
   device.copy_in(*copies_, vectors_->data(), vectors);
   copies_->synchronize();
+}
+
+void DeviceWeights::load(const Checkpoint& checkpoint, ThreadPool& threads, MemoryBudget& budget,
+                         uint64_t room) {
+  const WeightLayout& layout = host_.layout();
+  uint64_t panel = 0;
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    if (!placement_.has(u)) continue;
+    for (const PlacedMatrix& m : movable(layout.units[u])) {
+      panel = std::max<uint64_t>(panel, m.panel_bytes);
+    }
+  }
+  if (panel == 0) return;
+  Buffer host = budget.allocate(std::max(room, panel), "weights on their way to the device");
+  const auto pinned = device_.pin({host.data(), host.size()});
+  const auto panels = device_.allocate(host.size());
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    if (!placement_.has(u)) continue;
+    const WeightUnit& unit = layout.units[u];
+    Resident& resident = resident_[u];
+    uint64_t bytes = 0;
+    for (const PlacedMatrix& placed : movable(unit)) {
+      resident.matrices.push_back(resident_matrix(placed, placement_.half_rows));
+      bytes += matrix_bytes(resident.matrices.back());
+    }
+    resident.memory = device_.allocate(bytes);
+    std::byte* to = resident.memory->data();
+    for (size_t i = 0; i < resident.matrices.size(); ++i) {
+      resident.matrices[i].panels = to;
+      load_matrix(checkpoint, unit, unit.matrices[i], threads, {host.data(), host.size()}, *panels,
+                  to);
+      to += matrix_bytes(resident.matrices[i]);
+    }
+  }
+}
+
+// In as many panels at once as `host` has room for.
+void DeviceWeights::load_matrix(const Checkpoint& checkpoint, const WeightUnit& unit,
+                                const PlacedMatrix& placed, ThreadPool& threads,
+                                std::span<std::byte> host, DeviceBuffer& panels, std::byte* to) {
+  const PackedMatrix resident = resident_matrix(placed, placement_.half_rows);
+  const auto at_once = static_cast<int64_t>(host.size() / placed.panel_bytes);
+  for (int64_t first = 0; first < placed.panels(); first += at_once) {
+    const int64_t end = std::min(placed.panels(), first + at_once);
+    const auto part = host.first(static_cast<size_t>(end - first) * placed.panel_bytes);
+    const uint64_t from = placed.offset + static_cast<uint64_t>(first) * placed.panel_bytes;
+    pack_image(checkpoint, unit, from, part, threads);
+    drop_sources(checkpoint, unit, from, from + part.size());
+    std::byte* const at = to + static_cast<size_t>(first) * resident.panel_bytes();
+    if (resident.half_rows) {
+      device_.copy_in(*copies_, panels.data(), part);
+      PackedMatrix packed{resident.dtype, resident.rows, resident.cols};
+      packed.split = first;
+      packed.rest = panels.data();
+      device_.unpack(*copies_, packed, first, end, reinterpret_cast<Half*>(at));
+    } else {
+      device_.copy_in(*copies_, at, part);
+    }
+    copies_->synchronize();
+  }
 }
 
 DeviceWeights::~DeviceWeights() {
@@ -42,11 +152,18 @@ DeviceWeights::~DeviceWeights() {
 }
 
 const LayerWeights& DeviceWeights::acquire_layer(int layer) {
-  begin_slot();
+  const size_t unit = host_.layout().layer_unit(layer);
   const LayerWeights& host = host_.acquire_layer(layer);
   layer_ = host;
   layer_.attn_norm = moved(host.attn_norm);
   layer_.mlp_norm = moved(host.mlp_norm);
+  layer_in_slot_ = !placement_.has(unit);
+  if (!layer_in_slot_) {
+    acquire_resident(unit, host);
+    host_.release_layer(layer);
+    return layer_;
+  }
+  begin_slot();
   for (const auto matrix : kLayerMatrices) {
     const Linear& from = host.*matrix;
     Linear& to = layer_.*matrix;
@@ -66,24 +183,43 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   return layer_;
 }
 
-void DeviceWeights::release_layer(int) { release(); }
+// The matrices are there in the order of the unit, which is that of use.
+void DeviceWeights::acquire_resident(size_t unit, const LayerWeights& host) {
+  size_t next = 0;
+  for (const auto matrix : kLayerMatrices) {
+    const Linear& from = host.*matrix;
+    if (from.weight.rows == 0) continue;
+    (layer_.*matrix) = {resident_[unit].matrices[next++], moved(from.bias), 0, 0};
+  }
+}
+
+void DeviceWeights::release_layer(int) {
+  if (layer_in_slot_) release();
+}
 
 const Linear& DeviceWeights::acquire_head() {
+  if (const size_t unit = host_.layout().head_unit(); placement_.has(unit)) {
+    head_ = {resident_[unit].matrices.front(), nullptr, 0, 0};
+    return head_;
+  }
   head_ = host_.acquire_head();
   return head_;
 }
 
 void DeviceWeights::release_head() {
+  if (placement_.has(host_.layout().head_unit())) return;
   finish_copies(0);
   host_.release_head();
 }
 
 void DeviceWeights::done_with(const Linear& linear, int64_t) {
-  if (&linear == &head_) release();
+  if (&linear == &head_ && !placement_.has(host_.layout().head_unit())) release();
 }
 
 Panels DeviceWeights::await(const Linear& linear, int64_t first) {
-  if (&linear != &head_) return {linear.weight, first, linear.weight.panel_count()};
+  if (&linear != &head_ || placement_.has(host_.layout().head_unit())) {
+    return {linear.weight, first, linear.weight.panel_count()};
+  }
   const Linear& host = host_.head().matrix;
   Panels panels = host_.await(host, first);
   const uint64_t room = slot_bytes_ / host.weight.panel_bytes();

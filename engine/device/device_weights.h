@@ -1,5 +1,5 @@
-// The weights of a stage on their way to a device: a layer at a time lies in one of a few slots
-// there, so that the next ones come over while it is computed with.
+// The weights of a stage on a device: some of them for good, the others a layer at a time in one of
+// a few slots, so that the next ones come over while it is computed with.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +12,32 @@
 
 namespace headrace {
 
+struct DevicePlacement {
+  std::vector<bool> resident;  // per unit: layers, and the unit whose first matrix is the head's
+  int slots = 2;               // at least, where some of them are not resident
+  // What is resident lies there as rows of f16, where that takes no more than its panels do.
+  bool half_rows = false;
+
+  bool has(size_t unit) const { return !resident.empty() && resident[unit]; }
+};
+
 // The calling thread only queues copies and goes on; it waits for no kernel, but for copies out of
 // memory that `host` uses again. One thread uses it. What must outlive it: all it is made of.
 class DeviceWeights final : public WeightSource {
  public:
-  // Takes `slots` (at least 2) times slot_bytes(), and the norms and biases, of the device's
-  // memory. `compute`: the stream that uses the weights. Throws DoesNotFit, ResourceMissing.
-  DeviceWeights(Device& device, DeviceStream& compute, WeightStore& host, int slots);
+  // Takes bytes_needed() of the device's memory. `compute`: the stream that uses the weights.
+  // Throws DoesNotFit, ResourceMissing.
+  DeviceWeights(Device& device, DeviceStream& compute, WeightStore& host,
+                DevicePlacement placement);
   // Waits for what was queued.
   ~DeviceWeights() override;
   DeviceWeights(const DeviceWeights&) = delete;
   DeviceWeights& operator=(const DeviceWeights&) = delete;
+
+  // Brings over what is resident, packed by all threads through `room` bytes of the budget. Once,
+  // first; a placement without residents needs none. Throws ModelError, IoError, DoesNotFit,
+  // ResourceMissing.
+  void load(const Checkpoint& checkpoint, ThreadPool& threads, MemoryBudget& budget, uint64_t room);
 
   // Pointers are to device memory; what is awaited is there for what is queued in `compute`
   // afterwards, all of a layer at once and the head in pieces of a slot.
@@ -33,8 +48,12 @@ class DeviceWeights final : public WeightSource {
   Panels await(const Linear& linear, int64_t first) override;
   void done_with(const Linear& linear, int64_t end) override;
 
-  // What a slot holds: the largest layer, and one panel of the head at least.
-  static uint64_t slot_bytes(const WeightLayout& layout);
+  // What a slot holds: the largest layer that passes through, and one panel of such a head at
+  // least.
+  static uint64_t slot_bytes(const WeightLayout& layout, const DevicePlacement& placement);
+  // Of device memory.
+  static uint64_t resident_bytes(const WeightLayout& layout, const DevicePlacement& placement);
+  static uint64_t bytes_needed(const WeightLayout& layout, const DevicePlacement& placement);
 
  private:
   struct Slot {
@@ -48,6 +67,16 @@ class DeviceWeights final : public WeightSource {
     std::unique_ptr<DeviceEvent> copied;
   };
 
+  // Where a unit's resident matrices begin, in the order of the unit.
+  struct Resident {
+    std::unique_ptr<DeviceBuffer> memory;
+    std::vector<PackedMatrix> matrices;
+  };
+
+  void load_matrix(const Checkpoint& checkpoint, const WeightUnit& unit, const PlacedMatrix& matrix,
+                   ThreadPool& threads, std::span<std::byte> host, DeviceBuffer& panels,
+                   std::byte* to);
+  void acquire_resident(size_t unit, const LayerWeights& host);
   Slot& slot() { return slots_[current_]; }
   void begin_slot();  // the next one, when what used it is done
   void end_slot();    // all is queued that fills it
@@ -63,7 +92,9 @@ class DeviceWeights final : public WeightSource {
   Device& device_;
   DeviceStream& compute_;
   WeightStore& host_;
+  DevicePlacement placement_;
   uint64_t slot_bytes_;
+  std::vector<Resident> resident_;  // per unit
   std::unique_ptr<DeviceBuffer> memory_, vectors_;
   std::unique_ptr<DeviceStream> copies_;  // goes before the memory it copies to
   std::vector<Slot> slots_;
@@ -71,7 +102,8 @@ class DeviceWeights final : public WeightSource {
   std::deque<Leaving> leaving_;
   std::vector<std::unique_ptr<DeviceEvent>> events_;  // not in use
   LayerWeights layer_;                                // acquired
-  Linear head_;                                       // the host's
+  bool layer_in_slot_ = false;
+  Linear head_;  // the host's
 };
 
 }  // namespace headrace

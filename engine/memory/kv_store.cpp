@@ -9,6 +9,7 @@ namespace headrace {
 KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots,
                  MemoryBudget& budget)
     : KvStore(shape, layers, pages, slots, nullptr) {
+  shares_tables_ = false;
   memory_ = budget.allocate(bytes_per_page(shape, layers) * pages, "KV cache");
   arena_ = memory_.data();
 }
@@ -19,10 +20,17 @@ KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots,
       stride_(shape.page_bytes()),
       page_count_(pages),
       homes_(pages),
+      shares_tables_(true),
       arena_(arena),
       sequences_(slots),
       tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
   for (int64_t page = pages; page-- > 0;) free_.push_back(page);
+}
+
+KvPageShape KvStore::shape(int layer) const {
+  KvPageShape shape = shape_;
+  if (shares_tables_) shape.page_offset = static_cast<size_t>(layer * page_count_) * stride_;
+  return shape;
 }
 
 KvStore::KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int slots,
@@ -55,7 +63,8 @@ void KvStore::reserve(int slot, int64_t tokens) {
     const int64_t page = free_.back();
     free_.pop_back();
     sequence.memory.push_back(page);
-    for (int layer = 0; layer < layers_; ++layer)
+    const int tables = shares_tables_ ? 1 : layers_;
+    for (int layer = 0; layer < tables; ++layer)
       tables_[slot][layer].push_back(address(layer, page));
   }
 }

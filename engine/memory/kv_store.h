@@ -34,7 +34,7 @@ class KvStore {
   // `budget`, which must outlive the store. Throws DoesNotFit.
   KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, MemoryBudget& budget);
   // The same in the caller's memory, bytes_per_page() for each page, which may be a device's: the
-  // store makes addresses in it and never reads or writes it.
+  // store makes addresses in it and never reads or writes it. All layers have the same tables.
   KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, std::byte* arena);
   // The same with `memory_pages` homes in memory and disk.pages on disk. `step_rows`: most rows of
   // a step. Throws DoesNotFit, IoError.
@@ -67,11 +67,12 @@ class KvStore {
   void acquire(int layer, size_t visit);
   void release(int layer, size_t visit);
 
-  // Page addresses of a slot in a layer, in token order. Without a disk valid until the slot's next
-  // reserve or release, else until the visit is released.
-  std::byte* const* pages(int slot, int layer) const { return tables_[slot][layer].data(); }
-
-  const KvPageShape& shape() const { return shape_; }
+  // Page addresses of a slot in a layer, for pages of shape(layer), in token order. Without a disk
+  // valid until the slot's next reserve or release, else until the visit is released.
+  std::byte* const* pages(int slot, int layer) const {
+    return tables_[slot][shares_tables_ ? 0 : layer].data();
+  }
+  KvPageShape shape(int layer) const;
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
 
  private:
@@ -97,6 +98,7 @@ class KvStore {
   int64_t page_count_;
   int64_t homes_;  // in memory
   int64_t homes_taken_ = 0;
+  bool shares_tables_ = false;
   Buffer memory_;     // of the arena, where it is the store's
   std::byte* arena_;  // [layers][pages][stride]
   std::optional<KvDisk> disk_;

@@ -109,6 +109,16 @@ uint64_t takes(const WeightLayout& layout, const WeightPlacement& p) {
 
 }  // namespace
 
+WeightLayout without(const WeightLayout& layout, const std::vector<bool>& elsewhere) {
+  WeightLayout rest = layout;
+  for (size_t u = 0; u < elsewhere.size(); ++u) {
+    if (!elsewhere[u]) continue;
+    rest.units[u].matrices.clear();
+    rest.units[u].image_bytes = 0;
+  }
+  return rest;
+}
+
 uint64_t resident_bytes(const WeightLayout& layout, const WeightPlacement& placement) {
   uint64_t bytes = 0;
   for (size_t u = 0; u < layout.units.size(); ++u) {

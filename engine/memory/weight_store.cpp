@@ -17,16 +17,24 @@ WeightPlacement all_resident(const WeightLayout& layout) {
   return placement;
 }
 
+WeightPlacement all_resident_but(std::vector<bool> elsewhere, const WeightLayout& layout) {
+  WeightPlacement placement = all_resident(layout);
+  placement.elsewhere = std::move(elsewhere);
+  return placement;
+}
+
 }  // namespace
 
 WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
-                         MemoryBudget& budget, std::optional<WeightPlacement> placement)
+                         MemoryBudget& budget, WeightPlacement placement)
     : layout_(weight_layout(checkpoint, range)),
-      placement_(placement ? *std::move(placement) : all_resident(layout_)),
+      placement_(std::move(placement)),
       vectors_(budget.allocate(vector_bytes(layout_), "weights")) {
   for (size_t u = 0; u < layout_.units.size(); ++u) {
     const WeightUnit& unit = layout_.units[u];
-    resident_.push_back(budget.allocate(unit.image_bytes - placement_.streamed[u], "weights"));
+    const uint64_t here =
+        placement_.is_elsewhere(u) ? 0 : unit.image_bytes - placement_.streamed[u];
+    resident_.push_back(budget.allocate(here, "weights"));
     for (const PlacedVector& v : unit.vectors) {
       read_vector(checkpoint, v,
                   {vectors_.as<float>() + v.offset, static_cast<size_t>(v.tensor->cols)});
@@ -35,9 +43,12 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
 }
 
 WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
-                         MemoryBudget& budget, ThreadPool& threads, bool drop_cache)
-    : WeightStore(checkpoint, range, budget, std::nullopt) {
+                         MemoryBudget& budget, ThreadPool& threads, bool drop_cache,
+                         std::vector<bool> elsewhere)
+    : WeightStore(checkpoint, range, budget,
+                  all_resident_but(std::move(elsewhere), weight_layout(checkpoint, range))) {
   for (size_t u = 0; u < layout_.units.size(); ++u) {
+    if (placement_.is_elsewhere(u)) continue;
     const WeightUnit& unit = layout_.units[u];
     const uint64_t at_once = drop_cache ? kDropEvery : unit.image_bytes;
     for (uint64_t from = 0; from < unit.image_bytes; from += at_once) {
@@ -78,7 +89,7 @@ void WeightStore::load_resident(const WeightOffload& offload, MemoryBudget& budg
     const uint64_t streamed = placement_.streamed[u];
     // Rows that are looked up one by one are checked here, once for all.
     const uint64_t from = unit.kind == WeightUnit::Kind::kEmbedding ? 0 : streamed;
-    if (from == unit.image_bytes) continue;
+    if (from == unit.image_bytes || placement_.is_elsewhere(u)) continue;
     reader.read(u, from, unit.image_bytes, [&](uint64_t at, std::span<const std::byte> bytes) {
       const uint64_t skip = at < streamed ? std::min<uint64_t>(streamed - at, bytes.size()) : 0;
       if (skip == bytes.size()) return;
@@ -109,6 +120,7 @@ PackedMatrix WeightStore::view(size_t unit, Role role) const {
   const PlacedMatrix* placed = layout_.units[unit].find(role);
   if (!placed) return {};
   PackedMatrix matrix{placed->tensor->dtype, placed->tensor->rows, placed->tensor->cols};
+  if (placement_.is_elsewhere(unit)) return matrix;
   const uint64_t border = placement_.streamed[unit];
   const std::byte* resident = resident_[unit].data();
   if (placed->offset >= border) {
@@ -193,16 +205,34 @@ void WeightStore::done_with(const Linear& linear, int64_t end) {
   stream_->done(linear.offset + panels * linear.weight.panel_bytes());
 }
 
-void WeightStore::look_up(std::span<const int32_t> ids, const UseRow& use) {
+std::vector<std::span<std::byte>> WeightStore::buffers() {
+  std::vector<std::span<std::byte>> all;
+  for (size_t u = 0; u < layout_.units.size(); ++u) {
+    const bool is_used = layout_.units[u].kind != WeightUnit::Kind::kEmbedding ||
+                         (layout_.range.is_last && layout_.head_unit() == u);
+    if (is_used && resident_[u].size() > 0) {
+      all.emplace_back(resident_[u].data(), resident_[u].size());
+    }
+  }
+  if (stream_) all.push_back(stream_->buffer());
+  return all;
+}
+
+void WeightStore::look_up(std::span<const int32_t> ids, ThreadPool* threads, const UseRow& use) {
   const PackedMatrix tokens = view(0, Role::kTokenEmbedding);
   const int64_t streamed = placement_.embedding_streamed() ? tokens.split : 0;
-  std::vector<size_t> on_disk;
+  std::vector<size_t> here, on_disk;
   for (size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] / kPanelRows < streamed) {
-      on_disk.push_back(i);
-    } else {
-      use(i, tokens, ids[i]);
-    }
+    (ids[i] / kPanelRows < streamed ? on_disk : here).push_back(i);
+  }
+  const auto use_one = [&](int64_t n) {
+    const size_t i = here[static_cast<size_t>(n)];
+    use(i, tokens, ids[i]);
+  };
+  if (threads) {
+    threads->parallel_for(std::ssize(here), use_one);
+  } else {
+    for (int64_t n = 0; n < std::ssize(here); ++n) use_one(n);
   }
   if (!on_disk.empty()) look_up_streamed(ids, on_disk, use);
 }

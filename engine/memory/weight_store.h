@@ -45,8 +45,9 @@ class WeightStore final : public WeightSource {
   // All in memory: reads and packs the range's tensors, and no others, on all threads. Throws
   // ModelError, IoError, DoesNotFit. `drop_cache`: no more than a few MiB of what is read stay in
   // the page cache, where they count against a memory limit; the next start reads from the disk.
+  // `elsewhere`: units whose matrices are left out, see WeightPlacement.
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, MemoryBudget& budget,
-              ThreadPool& threads, bool drop_cache = false);
+              ThreadPool& threads, bool drop_cache = false, std::vector<bool> elsewhere = {});
   // Resident parts and all that is streamed come from the offload file, which is checked as it is
   // read for the first time.
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, const WeightOffload& offload,
@@ -60,9 +61,10 @@ class WeightStore final : public WeightSource {
   Panels await(const Linear& linear, int64_t first) override;
   void done_with(const Linear& linear, int64_t end) override;
 
-  // Calls use(i, matrix, row) once for each i: the embedding of ids[i] is this row of the matrix.
+  // Calls use(i, matrix, row) once for each i, on any thread and several at once where `threads`
+  // is not null: the embedding of ids[i] is this row of the matrix.
   using UseRow = std::function<void(size_t i, const PackedMatrix& matrix, int64_t row)>;
-  void look_up(std::span<const int32_t> ids, const UseRow& use);
+  void look_up(std::span<const int32_t> ids, ThreadPool* threads, const UseRow& use);
 
   const EmbeddingWeights& embedding() const { return embedding_; }
   const HeadWeights& head() const { return head_; }
@@ -71,6 +73,9 @@ class WeightStore final : public WeightSource {
   // Norms and biases, which the views above point into.
   std::span<const float> vectors() const { return {vectors_.as<float>(), layout_.vector_floats}; }
 
+  // Memory that layers and head are awaited in.
+  std::vector<std::span<std::byte>> buffers();
+
   // What the first constructor will take from the budget.
   static uint64_t bytes_needed(const Checkpoint& checkpoint, const StageRange& range);
   // Memory for vectors, which are always resident.
@@ -78,7 +83,7 @@ class WeightStore final : public WeightSource {
 
  private:
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, MemoryBudget& budget,
-              std::optional<WeightPlacement> placement);
+              WeightPlacement placement);
 
   void load_resident(const WeightOffload& offload, MemoryBudget& budget, ThreadPool& threads);
   void make_views();

@@ -37,6 +37,8 @@ struct KvPageShape {
   int kv_heads = 0;
   int head_dim = 0;
   KvFormat format = KvFormat::kF16;
+  // Bytes from what a page table points to, to the page: one table may serve all layers.
+  size_t page_offset = 0;
 
   HEADRACE_BOTH int v_stride() const { return (head_dim + 15) / 16 * 16; }
   HEADRACE_BOTH int groups() const { return (head_dim + kQuantGroup - 1) / kQuantGroup; }
@@ -49,8 +51,10 @@ struct KvPageShape {
   // The same for every page: kv_heads * (k_bytes + v_bytes), a multiple of 16.
   HEADRACE_BOTH size_t page_bytes() const { return kv_heads * (k_bytes() + v_bytes()); }
   HEADRACE_BOTH bool is_quantised() const { return kv_code_bits(format) != 0; }
-  HEADRACE_BOTH size_t k_offset(int head) const { return head * k_bytes(); }
-  HEADRACE_BOTH size_t v_offset(int head) const { return kv_heads * k_bytes() + head * v_bytes(); }
+  HEADRACE_BOTH size_t k_offset(int head) const { return page_offset + head * k_bytes(); }
+  HEADRACE_BOTH size_t v_offset(int head) const {
+    return page_offset + kv_heads * k_bytes() + head * v_bytes();
+  }
 
  private:
   // Codes or plain elements of 16 tokens.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "engine/ops/attention.h"
@@ -9,6 +10,25 @@
 #include "engine/ops/rope.h"
 
 namespace headrace {
+
+// Rows as linear layers read them, [rows][n] in the ops' own format of at most four bytes an
+// element. Only ever pointed to.
+class Operand;
+
+// Of rows of n; an RMS norm has no bias.
+struct RowNorm {
+  int64_t n = 0;
+  const float* weight = nullptr;
+  const float* bias = nullptr;
+  float eps = 0;
+};
+
+// The token with the largest logit of a row, the lowest id among equals.
+struct BestToken {
+  int32_t token = 0;
+  float logit = -std::numeric_limits<float>::infinity();
+  bool has_nan = false;  // some logit of the row is not a number
+};
 
 // Ops are queued, in order: their results are there for later ops, and for the host where it says
 // so.
@@ -20,31 +40,55 @@ class Ops {
 
   // Hidden states of a step where ops can use them, until the next call.
   virtual float* enter(float* host, int64_t floats) = 0;
-  // What they have become is the host's again. Waits for all that was queued.
+  // Rows for linear layers, until the next call of this or enter().
+  virtual const Operand* enter_operand(float* host, int64_t rows, int64_t n) = 0;
+  // Bytes of an element.
+  virtual int64_t operand_bytes() const = 0;
+  // What enter()'s have become is the host's again. Waits for all that was queued.
   virtual void leave(float* host, int64_t floats) = 0;
+  // The same, but only these rows of so many floats, ascending, one after the other.
+  virtual void leave_rows(float* host, int64_t width, std::span<const int64_t> rows) = 0;
   // The rotations of a step's rows; must stay for the step.
   virtual void set_rope(const RopeTable& host) = 0;
 
-  // As in ops/vector_ops.h.
-  virtual void rms_norm(const float* x, int64_t rows, int64_t n, const float* weight, float eps,
-                        float* y) = 0;
-  virtual void layer_norm(const float* x, int64_t rows, int64_t n, const float* weight,
-                          const float* bias, float eps, float* y) = 0;
-  virtual void add(float* x, const float* y, int64_t rows, int64_t n) = 0;
-  virtual void relu(float* x, int64_t rows, int64_t n) = 0;
+  // As in ops/vector_ops.h; y may be x.
+  virtual void normalise(const RowNorm& norm, const float* x, int64_t rows, float* y) = 0;
+  virtual void normalise(const RowNorm& norm, const float* x, int64_t rows, Operand* y) = 0;
+  // x [rows][n] for linear layers, which is x itself or in `room`.
+  virtual const Operand* operand(const float* x, int64_t rows, int64_t n, float* room) = 0;
   // As in ops/rope.h, by the table set before.
   virtual void apply_rope(int64_t first_row, float* x, int64_t rows, int heads, int head_dim) = 0;
-  // As in ops/linear.h.
-  virtual void linear_panels(const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
-                             int64_t first, int64_t end, float* y) = 0;
-  virtual void gate_panels(const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
-                           int64_t first, int64_t end, float* gate) = 0;
+
+  // As in ops/linear.h: columns of y [rows][w.rows]. Those of one matrix come in order, the last
+  // one at last.
+  virtual void linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
+                             const float* bias, int64_t first, int64_t end, float* y) = 0;
+  // y += the same, at the latest when the last panel is done; `room` is as large as y.
+  virtual void add_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                          int64_t first, int64_t end, float* room, float* y) = 0;
+  // The inside of an MLP: relu of the product, or silu(inner) times it.
+  virtual void relu_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                           int64_t first, int64_t end, float* inner) = 0;
+  virtual void gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                           int64_t first, int64_t end, float* inner) = 0;
+  // What they have made of `inner`.
+  virtual const Operand* activated(float* inner) = 0;
+
   // store_kv() and then attention() of ops/attention.h. Sequences and their page tables are the
   // host's, and used before it returns; the pages are not.
   virtual void attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences,
                       int heads, float scale, const float* q, const float* k, const float* v,
-                      float* out) = 0;
+                      Operand* out) = 0;
 
+  // Floats of logits that it is best to look through at once.
+  virtual int64_t block_floats() const = 0;
+  // The best tokens of so many rows are looked for from now on.
+  virtual void begin_best(int64_t rows) = 0;
+  // Of rows [first_row, first_row + rows), by logits [rows][width] of the tokens from `id` on.
+  virtual void find_best(const float* logits, int64_t first_row, int64_t rows, int64_t width,
+                         int64_t id) = 0;
+  // Waits for them.
+  virtual void take_best(std::span<BestToken> host) = 0;
   // Waits for what ops have put there, and returns it as the host's, until the next call.
   virtual float* fetch(float* from, int64_t floats) = 0;
 };

@@ -44,9 +44,14 @@ struct PackedMatrix {
   const std::byte* panels = nullptr;
   int64_t split = std::numeric_limits<int64_t>::max();
   const std::byte* rest = nullptr;  // panel `split`
+  // A panel is not packed but 32 rows of f16, one after the other, for the tensor cores of a GPU.
+  bool half_rows = false;
 
   int64_t panel_count() const { return (rows + kPanelRows - 1) / kPanelRows; }
-  HEADRACE_BOTH size_t panel_bytes() const { return headrace::panel_bytes(dtype, cols); }
+  HEADRACE_BOTH size_t panel_bytes() const {
+    return half_rows ? static_cast<size_t>(kPanelRows * 2 * cols)
+                     : headrace::panel_bytes(dtype, cols);
+  }
   HEADRACE_BOTH const std::byte* panel(int64_t p) const {
     return p < split ? panels + static_cast<size_t>(p) * panel_bytes()
                      : rest + static_cast<size_t>(p - split) * panel_bytes();

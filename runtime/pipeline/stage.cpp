@@ -51,6 +51,19 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, Me
   if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
 }
 
+Stage::Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& device, const Cpu& cpu,
+             MemoryBudget& budget, const Sizes& sizes)
+    : config_(config),
+      range_(weights.range()),
+      cpu_(cpu),
+      kv_(page_shape(config, sizes.kv_format), range_.layers(), sizes.kv_pages, sizes.slots,
+          device.kv_arena()),
+      engine_(config, weights, device.weights(), kv_, device.ops(), device.scratch(), cpu, budget,
+              sizes.micro_batch_rows),
+      prompt_tokens_(static_cast<size_t>(sizes.slots)) {
+  if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
+}
+
 std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden) {
   const Compute computing;
   const Span span(Track::kCompute, "step", {Arg::kStep, static_cast<int64_t>(step.step)},
@@ -62,9 +75,12 @@ std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden) {
     batch.push_back({item.slot, item.first_position, item.rows});
 
   if (range_.is_first) engine_.embed(batch, step.tokens, hidden);
+  if (range_.is_last) {
+    engine_.sweep(batch, hidden, sampled_rows(step));
+    return sample(step, hidden);
+  }
   engine_.sweep(batch, hidden);
-  if (!range_.is_last) return std::nullopt;
-  return sample(step, hidden);
+  return std::nullopt;
 }
 
 void Stage::count_rows(const StepMessage& step) {
@@ -83,11 +99,22 @@ void Stage::count_rows(const StepMessage& step) {
   timeline->count(Counter::kDecodeRows, step.rows() - prompt);
 }
 
+// The last row of every sequence that gets a token.
+std::vector<int64_t> Stage::sampled_rows(const StepMessage& step) {
+  std::vector<int64_t> rows;
+  int64_t row = 0;
+  for (const StepItem& item : step.items) {
+    row += item.rows;
+    if (item.sample) rows.push_back(row - 1);
+  }
+  return rows;
+}
+
+// hidden: sampled_rows(step).
 StepResult Stage::sample(const StepMessage& step, float* hidden) {
   for (const Admission& admission : step.admissions) sampler_->admit(admission);
   struct Row {
     const StepItem* item;
-    int64_t row;    // of hidden
     size_t result;  // of the step's results
   };
   std::vector<Row> wanted;
@@ -95,16 +122,10 @@ StepResult Stage::sample(const StepMessage& step, float* hidden) {
   for (const StepItem& item : step.items) {
     sampler_->observe(item.slot, std::span(step.tokens).subspan(row, item.rows));
     row += item.rows;
-    if (item.sample) wanted.push_back({&item, row - 1, wanted.size()});
+    if (item.sample) wanted.push_back({&item, wanted.size()});
   }
-  // The wanted rows come to the front, and of them those that need no logits.
+  // Those that need no logits come first.
   const int64_t width = config_.d_model;
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    float* const to = hidden + static_cast<int64_t>(i) * width;
-    if (const float* const from = hidden + wanted[i].row * width; from != to) {
-      std::copy_n(from, width, to);
-    }
-  }
   size_t best_rows = 0;
   for (size_t i = 0; i < wanted.size(); ++i) {
     if (!sampler_->takes_best(wanted[i].item->slot)) continue;

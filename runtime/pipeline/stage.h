@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "engine/device/device_stage.h"
 #include "engine/memory/budget.h"
 #include "engine/stage_engine.h"
 #include "runtime/pipeline/sampler.h"
@@ -37,6 +38,9 @@ class Stage {
   // `weights`, `cpu` and `budget` must outlive the stage. Throws DoesNotFit, IoError.
   Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, MemoryBudget& budget,
         const Sizes& sizes, const KvDiskAccess& disk = {});
+  // The same on a device, which must outlive it; all KV pages are there.
+  Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& device, const Cpu& cpu,
+        MemoryBudget& budget, const Sizes& sizes);
 
   // Computes a step in place on hidden [step_rows][d_model]: what the previous stage sent, or what
   // the first stage embeds itself. On the last stage returns the sampled tokens.
@@ -51,6 +55,7 @@ class Stage {
 
  private:
   void count_rows(const StepMessage& step);
+  static std::vector<int64_t> sampled_rows(const StepMessage& step);
   StepResult sample(const StepMessage& step, float* hidden);
 
   const ModelConfig& config_;

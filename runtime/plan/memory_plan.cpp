@@ -397,6 +397,17 @@ std::string layers_of(const StageRange& range) {
          (range.is_first ? ", embedding" : "") + (range.is_last ? ", head" : "");
 }
 
+std::string on_device(const DevicePlan& device) {
+  std::string text = ", on the GPU " + format_bytes(device.all) + ": " +
+                     format_bytes(device.weights) + " of weights, KV cache " +
+                     format_bytes(device.kv) + " (" +
+                     std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens)";
+  if (device.streamed > 0) {
+    text += ", " + format_bytes(device.streamed) + " of weights copied to it per step";
+  }
+  return text;
+}
+
 }  // namespace
 
 StagePlan plan_stage(const ModelConfig& config, const WeightLayout& layout,
@@ -412,9 +423,10 @@ std::string describe(const StagePlan& plan) {
     text += " (" + format_bytes(plan.weights) + " in memory, " + format_bytes(plan.streamed) +
             " read per step through a ring of " + format_bytes(plan.ring) + ")";
   }
+  if (plan.device) text += on_device(*plan.device);
   text += ", activations " + format_bytes(plan.activations);
   if (plan.other > 0) text += ", other " + format_bytes(plan.other);
-  if (plan.kv_pages() > 0) {
+  if (plan.kv_pages() > 0 && !plan.device) {
     text += ", KV cache " + format_bytes(plan.kv) + " (" +
             std::to_string(plan.kv_pages() * kPageTokens) + " tokens";
     if (plan.sizes.kv_disk_pages > 0) {
@@ -440,9 +452,20 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
            format_bytes(plan.streamed) + " read from disk per step" +
            (plan.placement.embedding_streamed() ? ", rows of the embedding as needed" : ""));
   if (plan.ring > 0) line("ring", format_bytes(plan.ring) + " for weights on their way");
-  line("KV cache", format_bytes(plan.kv) + " in memory; room for " +
-                       std::to_string(plan.kv_pages() * kPageTokens) + " tokens, " +
-                       std::to_string(plan.sizes.kv_disk_pages * kPageTokens) + " of them on disk");
+  if (plan.device) {
+    const DevicePlan& device = *plan.device;
+    line("GPU", format_bytes(device.all) + " of " + format_bytes(device.limit) + ": " +
+                    format_bytes(device.weights) + " of weights, KV cache " +
+                    format_bytes(device.kv) + ", room for " +
+                    std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens");
+    line("link", format_bytes(device.streamed) + " of weights per step" +
+                     text_of(", measured at %.1f GB/s", rates.link / 1e9));
+  }
+  if (!plan.device)
+    line("KV cache", format_bytes(plan.kv) + " in memory; room for " +
+                         std::to_string(plan.kv_pages() * kPageTokens) + " tokens, " +
+                         std::to_string(plan.sizes.kv_disk_pages * kPageTokens) +
+                         " of them on disk");
   line("activations", format_bytes(plan.activations));
   if (plan.other > 0) {
     line("other", format_bytes(plan.other) + " for tokenizer, requests read ahead and trace");
@@ -464,6 +487,7 @@ std::string describe_prediction(const StagePlan& plan) {
       std::to_string(static_cast<int>(plan.tokens_per_s * plan.round_s + 0.5));
   std::string text = "a token for each of " + sequences + " sequences: computing " +
                      text_of("%.3f s", plan.compute_s);
+  if (plan.link_s > 0) text += ", copying to the GPU " + text_of("%.3f s", plan.link_s);
   if (plan.needs_disk()) text += ", reading " + text_of("%.3f s", plan.disk_s);
   return text + text_of(", %.1f tokens/s", plan.tokens_per_s);
 }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "engine/device/device_stage.h"
 #include "engine/memory/weight_placement.h"
 #include "engine/model/config.h"
 #include "runtime/pipeline/stage.h"
@@ -32,6 +33,16 @@ struct PlanLimits {
   bool overlapped = true;    // computing and reading go on at the same time
 };
 
+// Of a stage on a device; bytes of its memory.
+struct DevicePlan {
+  DeviceStage::Sizes sizes;
+  uint64_t weights = 0;   // that stay there
+  uint64_t streamed = 0;  // that pass through it in every step
+  uint64_t kv = 0;
+  uint64_t all = 0;
+  uint64_t limit = 0;
+};
+
 struct StagePlan {
   StageRange range;
   Stage::Sizes sizes;  // slots and KV pages settled
@@ -46,11 +57,12 @@ struct StagePlan {
   uint64_t streamed = 0;     // read from disk in every step
   uint64_t disk = 0;         // bytes taken there
   // A round: every sequence in flight gets a token. Nothing where rates are not known.
-  double compute_s = 0, disk_s = 0;
+  double compute_s = 0, link_s = 0, disk_s = 0;
   double round_s = 0;
   double tokens_per_s = 0;
   // Tokens generated per second, prompts included.
   double served_per_s = 0;
+  std::optional<DevicePlan> device;
 
   bool needs_disk() const { return !placement.all_resident() || sizes.kv_disk_pages > 0; }
   int64_t kv_pages() const { return sizes.kv_pages + sizes.kv_disk_pages; }

@@ -101,10 +101,10 @@ class DeviceWeightsTest : public testing::Test {
       return results.emplace_back(device.allocate(bytes))->as<float>();
     };
     const auto norm = [&](const Norm& n) {
-      device.rms_norm(*compute, x->as<float>(), kRows, kWidth, n.weight, 1e-5f, result(kWidth));
+      device.normalise(*compute, {kWidth, n.weight, nullptr, 1e-5f}, x->as<float>(), kRows, result(kWidth));
     };
     std::vector<std::vector<float>> all;
-    DeviceWeights weights(device, *compute, *host, slots);
+    DeviceWeights weights(device, *compute, *host, {{}, slots, false});
     for (int sweep = 0; sweep < sweeps; ++sweep) {
       results.clear();
       for (int layer = 0; layer < kLayers; ++layer) {
@@ -213,7 +213,7 @@ TEST_F(DeviceWeightsTest, CopiesRunAheadOfKernels) {
   FakeDevice device(1);
   const auto host = store({0, false});
   const auto compute = device.make_stream();
-  DeviceWeights weights(device, *compute, *host, kLayers - 1);
+  DeviceWeights weights(device, *compute, *host, {{}, kLayers - 1, false});
   int layer = 0;
   const auto next = [&] {
     weights.acquire_layer(layer);

@@ -131,14 +131,13 @@ void FakeDevice::copy_out(DeviceStream& stream, std::span<std::byte> to_host,
   queue(stream, [=] { std::memcpy(to_host.data(), from, to_host.size()); });
 }
 
-void FakeDevice::rms_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
-                          const float* weight, float eps, float* y) {
-  queue(stream, [=, this] { headrace::rms_norm(cpu_, x, rows, n, weight, eps, y); });
+std::unique_ptr<DevicePin> FakeDevice::pin(std::span<std::byte>) {
+  return std::make_unique<DevicePin>();
 }
 
-void FakeDevice::layer_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
-                            const float* weight, const float* bias, float eps, float* y) {
-  queue(stream, [=, this] { headrace::layer_norm(cpu_, x, rows, n, weight, bias, eps, y); });
+void FakeDevice::normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                           float* y) {
+  queue(stream, [=, this] { cpu_ops_.normalise(norm, x, rows, y); });
 }
 
 void FakeDevice::add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) {
@@ -190,6 +189,101 @@ void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
   queue(stream, [=, this] {
     headrace::attention(cpu_, shape, {sequences, static_cast<size_t>(count)}, heads, scale, q, out);
   });
+}
+
+void FakeDevice::find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width,
+                           int64_t id, BestToken* best) {
+  queue(stream, [=] {
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < width; ++i) {
+        const float logit = logits[row * width + i];
+        best[row].has_nan |= std::isnan(logit);
+        if (!(logit > best[row].logit)) continue;
+        best[row].logit = logit;
+        best[row].token = static_cast<int32_t>(id + i);
+      }
+    }
+  });
+}
+
+void FakeDevice::to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) {
+  queue(stream, [=] { std::transform(x, x + count, y, headrace::to_half); });
+}
+
+void FakeDevice::normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                           Half* y) {
+  queue(stream, [=, this] {
+    std::vector<float> floats(static_cast<size_t>(rows * norm.n));
+    cpu_ops_.normalise(norm, x, rows, floats.data());
+    std::transform(floats.begin(), floats.end(), y, headrace::to_half);
+  });
+}
+
+void FakeDevice::unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
+                        Half* rows) {
+  queue(stream, [=, this] {
+    std::vector<float> row(static_cast<size_t>(w.cols));
+    Half* to = rows;
+    for (int64_t i = first * kPanelRows; i < std::min(end * kPanelRows, w.rows); ++i) {
+      unpack_row(cpu_, w, i, row.data());
+      to = std::transform(row.begin(), row.end(), to, headrace::to_half);
+    }
+  });
+}
+
+void FakeDevice::multiply(DeviceStream& stream, const HalfProduct& product) {
+  queue(stream, [p = product] {
+    for (int64_t row = 0; row < p.rows; ++row) {
+      for (int64_t n = 0; n < p.outputs; ++n) {
+        float sum = 0;
+        for (int64_t k = 0; k < p.inputs; ++k) {
+          sum = std::fma(f16_to_f32(p.x[row * p.inputs + k].bits),
+                         f16_to_f32(p.w[n * p.inputs + k].bits), sum);
+        }
+        const float y = p.scale * sum + (p.bias ? p.bias[n] : 0.0f);
+        const int64_t at = row * p.stride + n;
+        switch (p.result) {
+          case HalfProduct::Result::kFloat:
+            static_cast<float*>(p.y)[at] = y;
+            break;
+          case HalfProduct::Result::kAdded:
+            static_cast<float*>(p.y)[at] += y;
+            break;
+          case HalfProduct::Result::kReluHalf:
+            static_cast<Half*>(p.y)[at] = headrace::to_half(std::max(0.0f, y));
+            break;
+        }
+      }
+    }
+  });
+}
+
+void FakeDevice::silu_multiply(DeviceStream& stream, const float* gate, const float* up,
+                               int64_t rows, int64_t width, int64_t stride, float scale, Half* y) {
+  queue(stream, [=] {
+    for (int64_t i = 0; i < rows * width; ++i) {
+      const int64_t at = i / width * stride + i % width;
+      y[at] = headrace::to_half(scale * silu_multiply_of(gate[at], up[i]));
+    }
+  });
+}
+
+void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
+                           const AttentionSequence* sequences, int64_t count, int64_t most_rows,
+                           int heads, float scale, const float* q, Half* out) {
+  queue(stream, [=, this] {
+    const std::span all(sequences, static_cast<size_t>(count));
+    int64_t rows = 0;
+    for (const AttentionSequence& s : all) rows = std::max(rows, s.first_row + s.rows);
+    std::vector<float> floats(static_cast<size_t>(rows * heads * shape.head_dim));
+    headrace::attention(cpu_, shape, all, heads, scale, q, floats.data());
+    for (const AttentionSequence& s : all) {
+      const int64_t begin = s.first_row * heads * shape.head_dim;
+      std::transform(floats.data() + begin, floats.data() + begin + s.rows * heads * shape.head_dim,
+                     out + begin, headrace::to_half);
+    }
+  });
+  static_cast<void>(most_rows);
 }
 
 }  // namespace headrace::test

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "engine/device/device.h"
-#include "engine/ops/cpu/cpu.h"
+#include "engine/ops/cpu/cpu_ops.h"
 
 namespace headrace::test {
 
@@ -33,10 +33,10 @@ class FakeDevice final : public Device {
   void copy_in(DeviceStream& stream, std::byte* to, std::span<const std::byte> from_host) override;
   void copy_out(DeviceStream& stream, std::span<std::byte> to_host, const std::byte* from) override;
 
-  void rms_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n, const float* weight,
-                float eps, float* y) override;
-  void layer_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
-                  const float* weight, const float* bias, float eps, float* y) override;
+  std::unique_ptr<DevicePin> pin(std::span<std::byte> host) override;
+
+  void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                 float* y) override;
   void add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) override;
   void relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) override;
   void apply_rope(DeviceStream& stream, const float* cos, const float* sin, float* x, int64_t rows,
@@ -50,6 +50,20 @@ class FakeDevice final : public Device {
   void attention(DeviceStream& stream, const KvPageShape& shape, const AttentionSequence* sequences,
                  int64_t count, int64_t most_rows, int heads, float scale, const float* q,
                  float* out) override;
+
+  void find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width, int64_t id,
+                 BestToken* best) override;
+  void to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) override;
+  void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                 Half* y) override;
+  void unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
+              Half* rows) override;
+  void multiply(DeviceStream& stream, const HalfProduct& product) override;
+  void silu_multiply(DeviceStream& stream, const float* gate, const float* up, int64_t rows,
+                     int64_t width, int64_t stride, float scale, Half* y) override;
+  void attention(DeviceStream& stream, const KvPageShape& shape, const AttentionSequence* sequences,
+                 int64_t count, int64_t most_rows, int heads, float scale, const float* q,
+                 Half* out) override;
 
  private:
   struct Work {
@@ -71,6 +85,7 @@ class FakeDevice final : public Device {
   std::vector<std::shared_ptr<Queue>> queues_;
   ThreadPool threads_{1, 0};
   Cpu cpu_{threads_, kernels("auto")};
+  CpuOps cpu_ops_{cpu_};
 };
 
 }  // namespace headrace::test

@@ -17,7 +17,7 @@ struct OnDevice {
   };
   OnDevice(const ModelConfig& config, WeightStore& host, const KvPageShape& page,
            int64_t page_count, const Sizes& sizes)
-      : weights(device, *stream, host, sizes.slots),
+      : weights(device, *stream, host, {{}, sizes.slots, false}),
         pages(device.allocate(KvStore::bytes_per_page(page, host.range().layers()) * page_count)),
         scratch(device.allocate(StageEngine::scratch_bytes(
             config, host.range(), sizes.micro_batch_rows, sizes.logit_rows))),

@@ -81,7 +81,8 @@ TEST_F(DeviceOps, RmsNorm) {
   for_shapes([&](int64_t rows, int64_t n, const std::vector<float>& x) {
     const std::vector<float> weight = random_.floats(n, 2.0f);
     const auto in = put(x), w = put(weight), out = put(nans(rows * n));
-    device_->rms_norm(*stream_, in->as<float>(), rows, n, w->as<float>(), 1e-5f, out->as<float>());
+    device_->normalise(*stream_, {n, w->as<float>(), nullptr, 1e-5f}, in->as<float>(), rows,
+                       out->as<float>());
     const auto expected =
         each_row(x, n, [&](auto row) { return reference::rms_norm(row, weight, 1e-5f); });
     ASSERT_TRUE(same_bits(expected, get(*out)));
@@ -92,8 +93,8 @@ TEST_F(DeviceOps, LayerNorm) {
   for_shapes([&](int64_t rows, int64_t n, const std::vector<float>& x) {
     const std::vector<float> weight = random_.floats(n, 2.0f), bias = random_.floats(n);
     const auto in = put(x), w = put(weight), b = put(bias), out = put(nans(rows * n));
-    device_->layer_norm(*stream_, in->as<float>(), rows, n, w->as<float>(), b->as<float>(), 1e-5f,
-                        out->as<float>());
+    device_->normalise(*stream_, {n, w->as<float>(), b->as<float>(), 1e-5f}, in->as<float>(), rows,
+                       out->as<float>());
     const auto expected =
         each_row(x, n, [&](auto row) { return reference::layer_norm(row, weight, bias, 1e-5f); });
     ASSERT_TRUE(same_bits(expected, get(*out)));
@@ -236,9 +237,9 @@ TEST_F(DeviceOps, Attention) {
 TEST_F(DeviceOps, RowsThatAreTooLongAreRefused) {
   const int64_t n = 1 << 20;
   const auto x = put(std::vector<float>(n)), y = put(nans(n));
-  EXPECT_THROW(
-      device_->rms_norm(*stream_, x->as<float>(), 1, n, x->as<float>(), 1e-5f, y->as<float>()),
-      DoesNotFit);
+  EXPECT_THROW(device_->normalise(*stream_, {n, x->as<float>(), nullptr, 1e-5f}, x->as<float>(), 1,
+                                  y->as<float>()),
+               DoesNotFit);
 }
 
 }  // namespace

@@ -2,9 +2,13 @@
 
 #include <cuda_runtime.h>
 
+#include <optional>
+
 #include "engine/device/cuda/check.h"
 #include "engine/device/cuda/memory.h"
+#include "engine/device/cuda/products.h"
 #include "engine/ops/cuda/attention.h"
+#include "engine/ops/cuda/half_attention.h"
 #include "engine/ops/cuda/linear.h"
 #include "engine/ops/cuda/row_ops.h"
 
@@ -42,6 +46,18 @@ class Memory final : public DeviceBuffer {
   DeviceMemory memory_;
 };
 
+class Pin final : public DevicePin {
+ public:
+  explicit Pin(std::span<std::byte> host) : host_(host) {
+    check_cuda(cudaHostRegister(host.data(), host.size(), cudaHostRegisterDefault),
+               "pinning host memory");
+  }
+  ~Pin() override { cudaHostUnregister(host_.data()); }
+
+ private:
+  std::span<std::byte> host_;
+};
+
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(int device) { check_cuda(cudaSetDevice(device), "choosing a device"); }
@@ -71,13 +87,13 @@ class CudaDevice final : public Device {
         "copying out");
   }
 
-  void rms_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n, const float* weight,
-                float eps, float* y) override {
-    cuda::rms_norm(of(stream), x, rows, n, weight, eps, y);
+  std::unique_ptr<DevicePin> pin(std::span<std::byte> host) override {
+    return std::make_unique<Pin>(host);
   }
-  void layer_norm(DeviceStream& stream, const float* x, int64_t rows, int64_t n,
-                  const float* weight, const float* bias, float eps, float* y) override {
-    cuda::layer_norm(of(stream), x, rows, n, weight, bias, eps, y);
+
+  void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                 float* y) override {
+    cuda::normalise(of(stream), norm, x, rows, y);
   }
   void add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) override {
     cuda::add(of(stream), x, y, rows * n);
@@ -106,9 +122,41 @@ class CudaDevice final : public Device {
                  float* out) override {
     cuda::attention(of(stream), shape, sequences, count, most_rows, heads, scale, q, out);
   }
+  void find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width, int64_t id,
+                 BestToken* best) override {
+    cuda::find_best(of(stream), logits, rows, width, id, best);
+  }
+
+  void to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) override {
+    cuda::to_half(of(stream), x, count, y);
+  }
+  void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                 Half* y) override {
+    cuda::normalise(of(stream), norm, x, rows, y);
+  }
+  void unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
+              Half* rows) override {
+    cuda::unpack(of(stream), w, first, end, rows);
+  }
+  void multiply(DeviceStream& stream, const HalfProduct& product) override {
+    if (!products_) products_.emplace();
+    products_->multiply(of(stream), product);
+  }
+  void silu_multiply(DeviceStream& stream, const float* gate, const float* up, int64_t rows,
+                     int64_t width, int64_t stride, float scale, Half* y) override {
+    cuda::silu_multiply(of(stream), gate, up, rows, width, stride, scale, y);
+  }
+  void attention(DeviceStream& stream, const KvPageShape& shape, const AttentionSequence* sequences,
+                 int64_t count, int64_t most_rows, int heads, float scale, const float* q,
+                 Half* out) override {
+    cuda::half_attention(of(stream), shape, sequences, count, most_rows, heads, scale, q,
+                         reinterpret_cast<__half*>(out));
+  }
 
  private:
   static cudaStream_t of(DeviceStream& stream) { return static_cast<Stream&>(stream).get().get(); }
+
+  std::optional<Products> products_;  // from the first one on
 };
 
 }  // namespace

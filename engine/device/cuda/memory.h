@@ -83,8 +83,9 @@ class CudaEvent {
   CudaEvent(const CudaEvent&) = delete;
   CudaEvent& operator=(const CudaEvent&) = delete;
 
-  void record(const CudaStream& stream) {
-    check_cuda(cudaEventRecord(event_, stream.get()), "recording an event");
+  void record(const CudaStream& stream) { record(stream.get()); }
+  void record(cudaStream_t stream) {
+    check_cuda(cudaEventRecord(event_, stream), "recording an event");
   }
   void synchronize() const { check_cuda(cudaEventSynchronize(event_), "waiting for an event"); }
   cudaEvent_t get() const { return event_; }

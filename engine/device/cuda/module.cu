@@ -57,11 +57,12 @@ class CudaModule final : public DeviceModule {
 
   DeviceLinkRates measure_link(int device) override {
     const DeviceScope scope(device);
-    const DeviceMemory memory(kCopyBytes);
+    const DeviceMemory memory(kCopyBytes), other(kCopyBytes);
     const PinnedMemory pinned(kCopyBytes);
     const CudaStream stream;
     return {copy_rate(stream, memory.data(), pinned.data()),
-            copy_rate(stream, pinned.data(), memory.data())};
+            copy_rate(stream, pinned.data(), memory.data()),
+            2 * copy_rate(stream, other.data(), memory.data())};
   }
 
   std::unique_ptr<Device> open(int device) override { return open_cuda_device(device); }

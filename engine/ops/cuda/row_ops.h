@@ -7,15 +7,24 @@
 
 #include <cstdint>
 
+#include "engine/half.h"
+#include "engine/ops/ops.h"
+
 namespace headrace::cuda {
 
-void rms_norm(cudaStream_t stream, const float* x, int64_t rows, int64_t n, const float* weight,
-              float eps, float* y);
-void layer_norm(cudaStream_t stream, const float* x, int64_t rows, int64_t n, const float* weight,
-                const float* bias, float eps, float* y);
+void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t rows, float* y);
+void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t rows, Half* y);
 void add(cudaStream_t stream, float* x, const float* y, int64_t count);
 void relu(cudaStream_t stream, float* x, int64_t count);
 void apply_rope(cudaStream_t stream, const float* cos, const float* sin, float* x, int64_t rows,
                 int heads, int head_dim);
+void find_best(cudaStream_t stream, const float* logits, int64_t rows, int64_t width, int64_t id,
+               BestToken* best);
+
+void to_half(cudaStream_t stream, const float* x, int64_t count, Half* y);
+void silu_multiply(cudaStream_t stream, const float* gate, const float* up, int64_t rows,
+                   int64_t width, int64_t stride, float scale, Half* y);
+// Panels [first, end) of w as rows of f16.
+void unpack(cudaStream_t stream, const PackedMatrix& w, int64_t first, int64_t end, Half* rows);
 
 }  // namespace headrace::cuda

@@ -1,0 +1,92 @@
+#include "engine/device/device_stage.h"
+
+#include <algorithm>
+
+#include "engine/device/half_ops.h"
+#include "engine/stage_engine.h"
+
+namespace headrace {
+namespace {
+
+constexpr uint64_t kLoadBytes = 64 << 20;  // of weights on their way at once
+
+KvPageShape page_shape(const ModelConfig& config, KvFormat format) {
+  return {config.n_kv_heads, config.head_dim, format};
+}
+
+uint64_t kv_bytes(const ModelConfig& config, const StageRange& range,
+                  const DeviceStage::Sizes& sizes) {
+  return KvStore::bytes_per_page(page_shape(config, sizes.kv_format), range.layers()) *
+         static_cast<uint64_t>(sizes.kv_pages);
+}
+
+uint64_t scratch_bytes(const ModelConfig& config, const StageRange& range,
+                       const DeviceStage::Sizes& sizes) {
+  return StageEngine::scratch_bytes(config, range, sizes.micro_batch_rows, sizes.logit_rows,
+                                    DeviceOps::kBlockFloats);
+}
+
+// The largest matrix of a layer that is expanded, but not more of the head than that.
+uint64_t tile_bytes(const WeightLayout& layout, const DevicePlacement& placement) {
+  uint64_t bytes = 0;
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    const bool is_head = layout.range.is_last && layout.head_unit() == u;
+    if (layout.units[u].kind != WeightUnit::Kind::kLayer && !is_head) continue;
+    for (const PlacedMatrix& matrix : layout.units[u].matrices) {
+      const DType dtype = matrix.tensor->dtype;
+      const bool rows = dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
+      if (placement.has(u) && rows) continue;
+      const int64_t outputs =
+          is_head ? std::min<int64_t>(matrix.tensor->rows, 16384) : matrix.panels() * kPanelRows;
+      bytes = std::max(bytes, static_cast<uint64_t>(outputs * matrix.tensor->cols) * sizeof(Half));
+    }
+  }
+  return bytes;
+}
+
+HalfOps::Sizes half_sizes(const ModelConfig& config, const WeightLayout& layout,
+                          const DeviceStage::Sizes& sizes) {
+  HalfOps::Sizes half;
+  half.step_rows = sizes.step_rows;
+  half.micro_batch_rows = sizes.micro_batch_rows;
+  half.width = std::max(config.d_model, config.d_embed);
+  half.rope_half = config.learned_positions ? 0 : config.head_dim / 2;
+  half.pages = sizes.kv_pages;
+  half.gated_width = config.gated_mlp ? config.d_ffn : 0;
+  half.tile_bytes = tile_bytes(layout, sizes.weights);
+  return half;
+}
+
+std::unique_ptr<Ops> make_ops(Device& device, DeviceStream& stream, const ModelConfig& config,
+                              const WeightLayout& layout, const DeviceStage::Sizes& sizes) {
+  const HalfOps::Sizes half = half_sizes(config, layout, sizes);
+  if (sizes.half) return std::make_unique<HalfOps>(device, stream, half);
+  return std::make_unique<DeviceOps>(device, stream, half.step_rows, half.width, half.rope_half,
+                                     half.pages);
+}
+
+}  // namespace
+
+uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout& layout,
+                                   const Sizes& sizes) {
+  const HalfOps::Sizes half = half_sizes(config, layout, sizes);
+  return DeviceWeights::bytes_needed(layout, sizes.weights) +
+         kv_bytes(config, layout.range, sizes) + scratch_bytes(config, layout.range, sizes) +
+         DeviceOps::bytes(half.step_rows, half.width, half.rope_half, half.pages) +
+         (sizes.half ? HalfOps::bytes(half) : 0);
+}
+
+DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& checkpoint,
+                         WeightStore& host, ThreadPool& threads, MemoryBudget& budget,
+                         const Sizes& sizes)
+    : device_(std::move(device)),
+      compute_(device_->make_stream()),
+      weights_(*device_, *compute_, host, sizes.weights),
+      kv_(device_->allocate(kv_bytes(checkpoint.config(), host.range(), sizes))),
+      scratch_(device_->allocate(scratch_bytes(checkpoint.config(), host.range(), sizes))),
+      ops_(make_ops(*device_, *compute_, checkpoint.config(), host.layout(), sizes)) {
+  for (const std::span<std::byte> buffer : host.buffers()) pin(buffer);
+  weights_.load(checkpoint, threads, budget, kLoadBytes);
+}
+
+}  // namespace headrace

@@ -1,0 +1,57 @@
+// What a stage has on its device: weights, KV pages, and room to compute in.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/device/device_ops.h"
+#include "engine/device/device_weights.h"
+#include "engine/memory/kv_store.h"
+
+namespace headrace {
+
+// One thread uses it, the one that opened the device.
+class DeviceStage {
+ public:
+  struct Sizes {
+    DevicePlacement weights;
+    int64_t kv_pages = 0;  // of each layer
+    int64_t step_rows = 0, micro_batch_rows = 0;
+    int64_t logit_rows = 1;  // rows whose logits are there at once, at least
+    KvFormat kv_format = KvFormat::kF16;
+    // Linear layers and attention on the tensor cores; else in float32, with the CPU's bits.
+    bool half = true;
+  };
+
+  // Device memory that all of it takes.
+  static uint64_t bytes_needed(const ModelConfig& config, const WeightLayout& layout,
+                               const Sizes& sizes);
+
+  // `host` must outlive it; its buffers are pinned. Loads what is resident. Throws DoesNotFit,
+  // ResourceMissing, ModelError, IoError.
+  DeviceStage(std::unique_ptr<Device> device, const Checkpoint& checkpoint, WeightStore& host,
+              ThreadPool& threads, MemoryBudget& budget, const Sizes& sizes);
+  DeviceStage(const DeviceStage&) = delete;
+  DeviceStage& operator=(const DeviceStage&) = delete;
+
+  // Pins memory that hidden states come from and go to, as long as this lives.
+  void pin(std::span<std::byte> host) { pins_.push_back(device_->pin(host)); }
+
+  WeightSource& weights() { return weights_; }
+  Ops& ops() { return *ops_; }
+  std::byte* kv_arena() { return kv_->data(); }
+  std::span<float> scratch() { return {scratch_->as<float>(), scratch_->size() / sizeof(float)}; }
+
+ private:
+  // Devices and streams go after what is of them.
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<DeviceStream> compute_;
+  std::vector<std::unique_ptr<DevicePin>> pins_;
+  DeviceWeights weights_;
+  std::unique_ptr<DeviceBuffer> kv_, scratch_;
+  std::unique_ptr<Ops> ops_;
+};
+
+}  // namespace headrace

@@ -1,0 +1,130 @@
+#include "engine/device/half_ops.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace headrace {
+namespace {
+
+// What is inside a gated MLP may be larger than f16 holds; a power of two changes no other bit.
+constexpr float kGatedScale = 0x1p-4f;
+
+const Half* halves(const Operand* x) { return reinterpret_cast<const Half*>(x); }
+Half* halves(Operand* x) { return reinterpret_cast<Half*>(x); }
+const Operand* operands(const Half* x) { return reinterpret_cast<const Operand*>(x); }
+
+size_t elements(int64_t rows, int64_t width, size_t bytes) {
+  return static_cast<size_t>(rows * width) * bytes;
+}
+
+}  // namespace
+
+HalfOps::HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes)
+    : DeviceOps(device, stream, sizes.step_rows, sizes.width, sizes.rope_half, sizes.pages),
+      entered_(device.allocate(elements(sizes.step_rows, sizes.width, sizeof(Half)))),
+      tile_(device.allocate(sizes.tile_bytes)) {
+  if (sizes.gated_width == 0) return;
+  up_ = device.allocate(elements(sizes.micro_batch_rows, sizes.gated_width, sizeof(float)));
+  gated_ = device.allocate(elements(sizes.micro_batch_rows, sizes.gated_width, sizeof(Half)));
+}
+
+uint64_t HalfOps::bytes(const Sizes& sizes) {
+  return elements(sizes.step_rows, sizes.width, sizeof(Half)) + sizes.tile_bytes +
+         elements(sizes.micro_batch_rows, sizes.gated_width, sizeof(float) + sizeof(Half));
+}
+
+const Operand* HalfOps::enter_operand(float* host, int64_t rows, int64_t n) {
+  device_.to_half(stream_, enter(host, rows * n), rows * n, entered_->as<Half>());
+  return operands(entered_->as<Half>());
+}
+
+void HalfOps::normalise(const RowNorm& norm, const float* x, int64_t rows, Operand* y) {
+  device_.normalise(stream_, norm, x, rows, halves(y));
+}
+
+const Operand* HalfOps::operand(const float* x, int64_t rows, int64_t n, float* room) {
+  auto* const y = reinterpret_cast<Half*>(room);
+  device_.to_half(stream_, x, rows * n, y);
+  return operands(y);
+}
+
+void HalfOps::linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
+                            const float* bias, int64_t first, int64_t end, float* y) {
+  multiply({.x = halves(x), .rows = rows, .bias = bias, .y = y, .stride = w.rows}, w, first, end);
+}
+
+void HalfOps::add_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                         int64_t first, int64_t end, float*, float* y) {
+  const bool gated = gated_ && halves(x) == gated_->as<Half>();
+  multiply({.x = halves(x),
+            .rows = rows,
+            .bias = bias,
+            .scale = gated ? 1.0f / kGatedScale : 1.0f,
+            .result = HalfProduct::Result::kAdded,
+            .y = y,
+            .stride = w.rows},
+           w, first, end);
+}
+
+void HalfOps::relu_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                          int64_t first, int64_t end, float* inner) {
+  multiply({.x = halves(x),
+            .rows = rows,
+            .bias = bias,
+            .result = HalfProduct::Result::kReluHalf,
+            .y = inner,
+            .stride = w.rows},
+           w, first, end);
+}
+
+void HalfOps::gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                          int64_t first, int64_t end, float* inner) {
+  const int64_t begin = first * kPanelRows, width = std::min(end * kPanelRows, w.rows) - begin;
+  // As if the panels were the whole matrix, so that they lie side by side.
+  float* const y = up_->as<float>() - begin;
+  multiply({.x = halves(x), .rows = rows, .bias = bias, .y = y, .stride = width}, w, first, end);
+  device_.silu_multiply(stream_, inner + begin, up_->as<float>(), rows, width, w.rows, kGatedScale,
+                        gated_->as<Half>() + begin);
+}
+
+const Operand* HalfOps::activated(float* inner) {
+  return gated_ ? operands(gated_->as<Half>()) : reinterpret_cast<const Operand*>(inner);
+}
+
+void HalfOps::attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences,
+                     int heads, float scale, const float* q, const float* k, const float* v,
+                     Operand* out) {
+  const AttentionSequence* const on_device = store(shape, sequences, k, v);
+  device_.attention(stream_, shape, on_device, std::ssize(sequences), most_rows(sequences), heads,
+                    scale, q, halves(out));
+}
+
+// The product with panels [first, end) of w, in pieces that lie together or fit the tile.
+void HalfOps::multiply(HalfProduct product, const PackedMatrix& w, int64_t first, int64_t end) {
+  if (product.rows == 0) return;
+  const HalfProduct whole = product;
+  product.inputs = w.cols;
+  const auto row_bytes = static_cast<uint64_t>(w.cols) * sizeof(Half);
+  const auto in_tile = static_cast<int64_t>(tile_->size() / row_bytes) / kPanelRows;
+  if (!w.half_rows && in_tile == 0) throw std::logic_error("HalfOps: the tile is too small");
+  for (int64_t begin = first; begin < end;) {
+    int64_t until = begin < w.split ? std::min(end, w.split) : end;
+    if (w.half_rows) {
+      product.w = reinterpret_cast<const Half*>(w.panel(begin));
+    } else {
+      until = std::min(until, begin + in_tile);
+      device_.unpack(stream_, w, begin, until, tile_->as<Half>());
+      product.w = tile_->as<Half>();
+    }
+    const int64_t row = begin * kPanelRows;
+    product.outputs = std::min(until * kPanelRows, w.rows) - row;
+    product.bias = whole.bias ? whole.bias + row : nullptr;
+    product.y = whole.result == HalfProduct::Result::kReluHalf
+                    ? static_cast<void*>(static_cast<Half*>(whole.y) + row)
+                    : static_cast<void*>(static_cast<float*>(whole.y) + row);
+    device_.multiply(stream_, product);
+    begin = until;
+  }
+}
+
+}  // namespace headrace

@@ -1,0 +1,49 @@
+// Ops on a device's tensor cores, queued in one stream. Operands are f16, sums and the residual
+// stream float32. The bits of a row do not depend on the batch, but are not the CPU's.
+#pragma once
+
+#include <memory>
+
+#include "engine/device/device_ops.h"
+
+namespace headrace {
+
+class HalfOps final : public DeviceOps {
+ public:
+  struct Sizes {
+    int64_t step_rows = 0, micro_batch_rows = 0;
+    int64_t width = 0;  // of hidden states
+    int rope_half = 0;
+    int64_t pages = 0;        // KV pages of all sequences
+    int64_t gated_width = 0;  // of a gated MLP's inside; 0: there is none
+    uint64_t tile_bytes = 0;  // where matrices that are not f16 rows are expanded to
+  };
+  HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes);
+
+  // Device memory that it takes, besides DeviceOps.
+  static uint64_t bytes(const Sizes& sizes);
+
+  const Operand* enter_operand(float* host, int64_t rows, int64_t n) override;
+  int64_t operand_bytes() const override { return sizeof(Half); }
+  void normalise(const RowNorm& norm, const float* x, int64_t rows, Operand* y) override;
+  using DeviceOps::normalise;
+  const Operand* operand(const float* x, int64_t rows, int64_t n, float* room) override;
+  void linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                     int64_t first, int64_t end, float* y) override;
+  void add_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                  int64_t first, int64_t end, float* room, float* y) override;
+  void relu_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                   int64_t first, int64_t end, float* inner) override;
+  void gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
+                   int64_t first, int64_t end, float* inner) override;
+  const Operand* activated(float* inner) override;
+  void attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences, int heads,
+              float scale, const float* q, const float* k, const float* v, Operand* out) override;
+
+ private:
+  void multiply(HalfProduct product, const PackedMatrix& w, int64_t first, int64_t end);
+
+  std::unique_ptr<DeviceBuffer> entered_, tile_, up_, gated_;
+};
+
+}  // namespace headrace

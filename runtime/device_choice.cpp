@@ -1,0 +1,44 @@
+#include "runtime/device_choice.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "engine/error.h"
+
+namespace headrace {
+namespace {
+
+constexpr uint64_t kLeastMargin = 512 << 20;
+
+}  // namespace
+
+ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
+  ChosenDevice chosen;
+  if (options.device == "cpu") return chosen;
+  try {
+    auto module = open_device_module(options.cuda_module);
+    const int count = module->count();
+    const bool is_numbered = options.device.starts_with("cuda:");
+    chosen.number = is_numbered ? std::atoi(options.device.c_str() + 5) : place_on_host % count;
+    if (chosen.number >= count) {
+      throw ResourceMissing("--device " + options.device + ": there " +
+                            (count == 1 ? "is 1 GPU" : "are " + std::to_string(count) + " GPUs") +
+                            ", numbered from 0");
+    }
+    chosen.module = std::move(module);
+  } catch (const ResourceMissing& e) {
+    if (options.device != "auto") {
+      throw ResourceMissing(std::string(e.what()) + "; use --device cpu, or see headrace doctor");
+    }
+    chosen.why_not = e.what();
+  }
+  return chosen;
+}
+
+uint64_t default_device_memory(const DeviceFacts& facts, int ranks) {
+  const uint64_t margin = std::max(kLeastMargin, facts.memory_total / 64);
+  return facts.memory_free > margin ? (facts.memory_free - margin) / static_cast<uint64_t>(ranks)
+                                    : 0;
+}
+
+}  // namespace headrace

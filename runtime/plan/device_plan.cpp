@@ -1,0 +1,253 @@
+#include "runtime/plan/device_plan.h"
+
+#include <algorithm>
+#include <optional>
+#include <string>
+
+#include "engine/error.h"
+#include "engine/memory/offload_file.h"
+#include "runtime/plan/stage_plan.h"
+
+namespace headrace {
+namespace {
+
+constexpr uint64_t kRounding = 4096;        // of each buffer
+constexpr uint64_t kLibraries = 640 << 20;  // of device memory: cuBLASLt and where it is tried out
+constexpr uint64_t kOnTheWay = 96 << 20;    // of host memory, while weights are brought over
+constexpr uint64_t kReadAhead = 256 << 20;  // of a ring, where there is room
+constexpr int kSlots = 3;                   // layers on the device that pass through
+
+class DevicePlanner {
+ public:
+  DevicePlanner(const ModelConfig& config, const WeightLayout& layout, const Stage::Sizes& sizes,
+                const Workload& workload, const PlanLimits& limits, const DeviceLimits& device,
+                const Rates& rates)
+      : config_(config),
+        layout_(layout),
+        sizes_(sizes),
+        workload_(workload),
+        limits_(limits),
+        device_(device),
+        rates_(rates),
+        page_(KvStore::bytes_per_page(Stage::page_shape(config, sizes.kv_format),
+                                      layout.range.layers())) {}
+
+  StagePlan best() const {
+    std::optional<StagePlan> best;
+    for (int b = workload_.sequences; b >= 1; b /= 2) {
+      const std::optional<StagePlan> plan = for_sequences(b);
+      if (!plan) continue;
+      if (!best || plan->tokens_per_s > 1.01 * best->tokens_per_s) best = plan;
+      if (workload_.exact || plan->device.value().streamed == 0) break;
+    }
+    if (!best) throw DoesNotFit(refusal());
+    give_rest_to_kv(*best);
+    return *best;
+  }
+
+ private:
+  int64_t pages_of(int64_t tokens) const {
+    return KvStore::pages_for(std::clamp<int64_t>(tokens, 1, config_.max_positions));
+  }
+  int64_t pages_wanted(int sequences) const {
+    const int64_t usual = pages_of(workload_.tokens);
+    return usual * (sequences - 1) + std::max(usual, pages_of(workload_.longest));
+  }
+
+  bool is_head(size_t unit) const { return layout_.range.is_last && layout_.head_unit() == unit; }
+
+  uint64_t bytes(const DeviceStage::Sizes& sizes) const {
+    return DeviceStage::bytes_needed(config_, layout_, sizes) + kLibraries;
+  }
+
+  std::optional<StagePlan> for_sequences(int sequences) const {
+    DeviceStage::Sizes sizes;
+    sizes.half = device_.half;
+    sizes.kv_format = sizes_.kv_format;
+    sizes.kv_pages = pages_wanted(sequences);
+    sizes.micro_batch_rows = sizes_.micro_batch_rows;
+    sizes.step_rows = sizes_.step_rows;
+    sizes.logit_rows = workload_.sampled ? std::min(16, sequences) : 1;
+    sizes.weights.half_rows = device_.half;
+    sizes.weights.resident.assign(layout_.units.size(), false);
+    sizes.weights.slots = kSlots;
+    // Fewer rows at once where there is little memory.
+    while (bytes(sizes) > device_.memory && sizes.step_rows > 512) {
+      sizes.step_rows /= 2;
+      sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, sizes.step_rows);
+    }
+    if (bytes(sizes) > device_.memory) {
+      // A stage that is all there needs no slots.
+      sizes = with_residents(sizes, true);
+      if (bytes(sizes) > device_.memory) return std::nullopt;
+    } else {
+      sizes = with_residents(sizes, false);
+    }
+    return with_host(sizes, sequences);
+  }
+
+  // Head and layers that fit, spread evenly over the sweep.
+  DeviceStage::Sizes with_residents(DeviceStage::Sizes sizes, bool all) const {
+    DeviceStage::Sizes everything = sizes;
+    everything.weights.slots = 0;
+    for (size_t u = 0; u < layout_.units.size(); ++u) {
+      everything.weights.resident[u] =
+          layout_.units[u].kind == WeightUnit::Kind::kLayer || is_head(u);
+    }
+    if (all || fits(everything)) return everything;
+    if (layout_.range.is_last) {
+      DeviceStage::Sizes head = sizes;
+      head.weights.resident[layout_.head_unit()] = true;
+      if (fits(head)) sizes = head;
+    }
+    const int layers = layout_.range.layers();
+    for (int count = layers - 1; count > 0; --count) {
+      DeviceStage::Sizes some = sizes;
+      for (int l = 0; l < layers; ++l) {
+        const bool here = (l + 1) * count / layers > l * count / layers;
+        some.weights.resident[layout_.layer_unit(layout_.range.first_layer + l)] = here;
+      }
+      if (fits(some)) return some;
+    }
+    return sizes;
+  }
+
+  bool fits(const DeviceStage::Sizes& sizes) const {
+    return bytes(sizes) <= device_.memory &&
+           DeviceWeights::resident_bytes(layout_, sizes.weights) <= device_.weights;
+  }
+
+  std::optional<StagePlan> with_host(const DeviceStage::Sizes& sizes, int sequences) const {
+    StagePlan plan;
+    plan.range = layout_.range;
+    plan.sizes = sizes_;
+    plan.sizes.slots = std::min(sizes_.slots, sequences);
+    plan.sizes.kv_pages = sizes.kv_pages;
+    plan.sizes.step_rows = sizes.step_rows;
+    plan.sizes.micro_batch_rows = sizes.micro_batch_rows;
+    plan.sizes.logit_rows = sizes.logit_rows;
+    plan.device = DevicePlan{sizes};
+    DevicePlan& device = *plan.device;
+    device.weights = DeviceWeights::resident_bytes(layout_, sizes.weights);
+    device.kv = page_ * static_cast<uint64_t>(sizes.kv_pages);
+    device.all = bytes(sizes);
+    device.limit = device_.memory;
+
+    const uint64_t vectors = WeightStore::vector_bytes(layout_) + kRounding;
+    const auto buffers = static_cast<uint64_t>(link_buffers(layout_.range));
+    const uint64_t hidden = link_buffer_bytes(config_, sizes.step_rows) + kRounding;
+    const uint64_t block = static_cast<uint64_t>(std::max(config_.d_model, config_.d_embed)) *
+                           static_cast<uint64_t>(sizes.micro_batch_rows) * sizeof(float);
+    plan.activations = (buffers + 1) * hidden + block + kRounding;
+    plan.other = limits_.other;
+    plan.all_weights = layout_.image_bytes() + vectors;
+    std::vector<bool> elsewhere = sizes.weights.resident;
+    for (size_t u = 0; u < elsewhere.size(); ++u) {
+      if (layout_.units[u].kind != WeightUnit::Kind::kLayer) elsewhere[u] = false;
+    }
+    const WeightLayout rest = without(layout_, elsewhere);
+    const uint64_t fixed = vectors + plan.activations + plan.other + kOnTheWay +
+                           kRounding * (layout_.units.size() + 2);
+    plan.placement.streamed.assign(layout_.units.size(), 0);
+    if (fixed + rest.image_bytes() > limits_.host_memory) {
+      if (limits_.disk < OffloadFile::file_bytes(layout_)) return std::nullopt;
+      if (fixed + smallest_placement(rest, false) > limits_.host_memory) return std::nullopt;
+      plan.placement = place_weights(rest, limits_.host_memory - fixed, {kReadAhead, false, true});
+      plan.disk = OffloadFile::file_bytes(layout_);
+    }
+    plan.placement.elsewhere = elsewhere;
+    plan.weights = headrace::resident_bytes(rest, plan.placement) + vectors;
+    plan.ring = ring_bytes(plan.placement);
+    plan.streamed = streamed_bytes(rest, plan.placement);
+    for (size_t u = 0; u < layout_.units.size(); ++u) {
+      const WeightUnit& unit = layout_.units[u];
+      if (sizes.weights.has(u)) continue;
+      if (unit.kind == WeightUnit::Kind::kLayer) device.streamed += unit.image_bytes;
+      if (is_head(u)) device.streamed += unit.matrices.front().bytes();
+    }
+    predict(plan, sequences);
+    return plan;
+  }
+
+  // A round in the middle of the sequences' lives: weights and KV pages through the device's
+  // memory, the weights that are not there over the link, and some of them off the disk.
+  void predict(StagePlan& plan, int sequences) const {
+    if (rates_.link == 0 || rates_.device_memory == 0) return;
+    const double groups = std::min(workload_.groups, sequences);
+    DevicePlan& device = *plan.device;
+    const double share = static_cast<double>(workload_.prompt) /
+                         static_cast<double>(std::max<int64_t>(1, workload_.tokens));
+    const double kv = (1 + share) / 2 * static_cast<double>(pages_of(workload_.tokens)) *
+                      static_cast<double>(page_) * sequences;
+    const double streamed = static_cast<double>(device.streamed);
+    // What comes over is written, expanded to f16 and read.
+    const double weights = static_cast<double>(device.weights) + (device_.half ? 4 : 2) * streamed;
+    plan.compute_s = (groups * weights + kv) / rates_.device_memory;
+    plan.link_s = groups * streamed / rates_.link;
+    if (rates_.disk > 0) plan.disk_s = groups * static_cast<double>(plan.streamed) / rates_.disk;
+    plan.round_s = std::max({plan.compute_s, plan.link_s, plan.disk_s});
+    plan.tokens_per_s = sequences / plan.round_s;
+    plan.served_per_s = plan.tokens_per_s;
+  }
+
+  // Longer sequences than usual find room there.
+  void give_rest_to_kv(StagePlan& plan) const {
+    DevicePlan& device = *plan.device;
+    const int64_t useful = plan.sizes.slots * KvStore::pages_for(config_.max_positions);
+    const uint64_t left = device.limit - device.all;
+    const uint64_t each = page_ + sizeof(std::byte*);
+    const int64_t more =
+        std::min(static_cast<int64_t>(left / each), useful - device.sizes.kv_pages);
+    if (more <= 0) return;
+    device.sizes.kv_pages += more;
+    plan.sizes.kv_pages = device.sizes.kv_pages;
+    device.kv += page_ * static_cast<uint64_t>(more);
+    device.all = bytes(device.sizes);
+  }
+
+  std::string refusal() const {
+    DeviceStage::Sizes least;
+    least.half = device_.half;
+    least.kv_format = sizes_.kv_format;
+    const int sequences = workload_.exact ? workload_.sequences : 1;
+    least.kv_pages = pages_wanted(sequences);
+    least.step_rows = std::min<int64_t>(512, sizes_.step_rows);
+    least.micro_batch_rows = std::min(sizes_.micro_batch_rows, least.step_rows);
+    least.weights.resident.assign(layout_.units.size(), false);
+    least.weights.slots = kSlots;
+    const std::string table =
+        "\n  KV cache     " + format_bytes(page_ * static_cast<uint64_t>(least.kv_pages)) +
+        " for " + std::to_string(sequences) + (sequences == 1 ? " sequence" : " sequences") +
+        "\n  weights      " + format_bytes(DeviceWeights::bytes_needed(layout_, least.weights)) +
+        " for " + std::to_string(kSlots) + " layers on their way" + "\n  needed       " +
+        format_bytes(bytes(least)) + "\n  budget       " + format_bytes(device_.memory);
+    if (bytes(least) > device_.memory) {
+      return "device memory is too small for this stage" + table +
+             "\ngive more --device-memory, a smaller --max-batch, more ranks, or --device cpu";
+    }
+    return "host memory is too small for the weights that pass through the device (" +
+           format_bytes(limits_.host_memory) + " of " + format_bytes(layout_.image_bytes()) +
+           " and activations)\ngive more --host-memory, --device-memory, ranks, or a --disk with " +
+           format_bytes(OffloadFile::file_bytes(layout_));
+  }
+
+  const ModelConfig& config_;
+  const WeightLayout& layout_;
+  Stage::Sizes sizes_;
+  Workload workload_;
+  PlanLimits limits_;
+  DeviceLimits device_;
+  Rates rates_;
+  uint64_t page_;  // in all layers
+};
+
+}  // namespace
+
+StagePlan plan_device_stage(const ModelConfig& config, const WeightLayout& layout,
+                            const Stage::Sizes& sizes, const Workload& workload,
+                            const PlanLimits& limits, const DeviceLimits& device,
+                            const Rates& rates) {
+  return DevicePlanner(config, layout, sizes, workload, limits, device, rates).best();
+}
+
+}  // namespace headrace

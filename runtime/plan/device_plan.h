@@ -1,0 +1,27 @@
+// What of a stage goes on its GPU, and what of the rest on host and disk.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/device/device_stage.h"
+#include "runtime/plan/memory_plan.h"
+
+namespace headrace {
+
+struct DeviceLimits {
+  uint64_t memory = 0;            // bytes of the device
+  uint64_t weights = UINT64_MAX;  // of them, for weights that stay there
+  bool half = true;               // arithmetic, see DeviceStage
+};
+
+// KV pages of all sequences that are wanted go on the device, and as many layers as there is room
+// for; the others pass through it from host memory, and from disk what has no room there. Where
+// not all sequences fit beside the weights, so many as give most tokens per second, or fewer than
+// are wanted where `workload` is exact. `sizes` has slots, rows and format. Throws DoesNotFit with
+// a table.
+StagePlan plan_device_stage(const ModelConfig& config, const WeightLayout& layout,
+                            const Stage::Sizes& sizes, const Workload& workload,
+                            const PlanLimits& limits, const DeviceLimits& device,
+                            const Rates& rates);
+
+}  // namespace headrace
