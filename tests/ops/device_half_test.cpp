@@ -1,0 +1,305 @@
+// Products and attention on the tensor cores of a GPU: close to the plain definitions, and a row's
+// bits the same in any batch. Skipped where there is no GPU.
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/device/device_module.h"
+#include "engine/error.h"
+#include "tests/ops/op_test.h"
+#include "tests/ops/random_weights.h"
+#include "tests/reference/canonical.h"
+
+namespace headrace {
+namespace {
+
+std::vector<Half> halves(const std::vector<float>& values) {
+  std::vector<Half> result;
+  for (const float value : values) result.push_back(to_half(value));
+  return result;
+}
+
+class DeviceHalf : public testing::Test {
+ protected:
+  void SetUp() override {
+    try {
+      module_ = open_device_module(CUDA_MODULE);
+      module_->count();
+    } catch (const ResourceMissing& e) {
+      GTEST_SKIP() << e.what();
+    }
+    device_ = module_->open(0);
+    stream_ = device_->make_stream();
+  }
+
+  template <typename T>
+  std::unique_ptr<DeviceBuffer> put(const std::vector<T>& values) {
+    const auto bytes = std::as_bytes(std::span(values));
+    auto buffer = device_->allocate(bytes.size());
+    device_->copy_in(*stream_, buffer->data(), bytes);
+    stream_->synchronize();
+    return buffer;
+  }
+
+  template <typename T>
+  std::vector<T> get(DeviceBuffer& buffer) {
+    std::vector<T> values(buffer.size() / sizeof(T));
+    device_->copy_out(*stream_, std::as_writable_bytes(std::span(values)), buffer.data());
+    stream_->synchronize();
+    return values;
+  }
+
+  // Rows of a product into a poisoned result.
+  std::vector<float> multiply(DeviceBuffer& x, int64_t first_row, int64_t rows, DeviceBuffer& w,
+                              int64_t first_output, int64_t outputs, int64_t inputs,
+                              const float* bias) {
+    const auto y = put(nans(rows * outputs));
+    device_->multiply(*stream_, {.x = x.as<Half>() + first_row * inputs,
+                                 .rows = rows,
+                                 .w = w.as<Half>() + first_output * inputs,
+                                 .outputs = outputs,
+                                 .inputs = inputs,
+                                 .bias = bias ? bias + first_output : nullptr,
+                                 .y = y->data(),
+                                 .stride = outputs});
+    return get<float>(*y);
+  }
+
+  Random random_{11};
+  std::unique_ptr<DeviceModule> module_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<DeviceStream> stream_;
+};
+
+struct Shape {
+  int64_t outputs, inputs;
+};
+
+// An f32 sum of n products of f16 factors of about one: what rounding may do to it.
+float tolerance(int64_t inputs) {
+  return 4.0f * static_cast<float>(inputs) * 0x1p-24f * std::sqrt(static_cast<float>(inputs));
+}
+
+TEST_F(DeviceHalf, ProductsAreRight) {
+  for (const Shape& shape : {Shape{97, 64}, Shape{128, 896}, Shape{896, 4864}, Shape{50272, 256}}) {
+    const auto w = halves(random_.floats(shape.outputs * shape.inputs));
+    const auto bias = random_.floats(shape.outputs);
+    const auto device_w = put(w), device_bias = put(bias);
+    for (const int64_t rows : {1, 3, 7, 33, 257}) {
+      SCOPED_TRACE(testing::Message() << shape.outputs << " x " << shape.inputs << ", " << rows);
+      const auto x = halves(random_.floats(rows * shape.inputs));
+      const auto device_x = put(x);
+      const auto before = random_.floats(rows * shape.outputs);
+      const auto added = put(before), relu = put(std::vector<Half>(before.size()));
+      HalfProduct product{.x = device_x->as<Half>(),
+                          .rows = rows,
+                          .w = device_w->as<Half>(),
+                          .outputs = shape.outputs,
+                          .inputs = shape.inputs,
+                          .bias = device_bias->as<float>(),
+                          .scale = 0.5f,
+                          .result = HalfProduct::Result::kAdded,
+                          .y = added->data(),
+                          .stride = shape.outputs};
+      device_->multiply(*stream_, product);
+      product.result = HalfProduct::Result::kReluHalf;
+      product.y = relu->data();
+      device_->multiply(*stream_, product);
+      const auto y = multiply(*device_x, 0, rows, *device_w, 0, shape.outputs, shape.inputs,
+                              device_bias->as<float>());
+      const auto sums = get<float>(*added);
+      const auto positive = get<Half>(*relu);
+      for (int64_t row = 0; row < rows; row += std::max<int64_t>(1, rows / 3)) {
+        for (int64_t n = 0; n < shape.outputs; n += 13) {
+          double sum = 0;
+          for (int64_t k = 0; k < shape.inputs; ++k) {
+            sum +=
+                static_cast<double>(
+                    f16_to_f32(x[static_cast<size_t>(row * shape.inputs + k)].bits)) *
+                static_cast<double>(f16_to_f32(w[static_cast<size_t>(n * shape.inputs + k)].bits));
+          }
+          const auto at = static_cast<size_t>(row * shape.outputs + n);
+          const double b = bias[static_cast<size_t>(n)];
+          ASSERT_NEAR(y[at], sum + b, tolerance(shape.inputs));
+          ASSERT_NEAR(sums[at], sum / 2 + b + before[at], tolerance(shape.inputs));
+          const double expected = std::max(0.0, sum / 2 + b);
+          // The bias is rounded to f16, too.
+          ASSERT_NEAR(f16_to_f32(positive[at].bits), expected,
+                      tolerance(shape.inputs) + 0x1p-10 * (std::abs(b) + expected));
+        }
+      }
+    }
+  }
+}
+
+TEST_F(DeviceHalf, ARowsBitsDoNotDependOnTheBatch) {
+  for (const Shape& shape : {Shape{4864, 896}, Shape{896, 4864}, Shape{4096, 4096},
+                             Shape{16384, 4096}, Shape{4096, 16384}, Shape{160, 64}}) {
+    constexpr int64_t kRows = 2048;
+    const auto w = put(halves(random_.floats(shape.outputs * shape.inputs)));
+    const auto x = put(halves(random_.floats(kRows * shape.inputs)));
+    const auto bias = put(random_.floats(shape.outputs));
+    const auto all = multiply(*x, 0, kRows, *w, 0, shape.outputs, shape.inputs, bias->as<float>());
+    for (const int64_t rows : {1, 2, 4, 7, 16, 33, 64, 144, 256, 600, 1024}) {
+      SCOPED_TRACE(testing::Message() << shape.outputs << " x " << shape.inputs << ", " << rows);
+      const int64_t first = kRows - rows - 5;
+      const auto some =
+          multiply(*x, first, rows, *w, 0, shape.outputs, shape.inputs, bias->as<float>());
+      const auto begin = all.begin() + first * shape.outputs;
+      ASSERT_TRUE(same_bits(std::vector<float>(begin, begin + rows * shape.outputs), some));
+    }
+    // Nor on how the outputs are cut.
+    const int64_t part = shape.outputs / 32 / 2 * 32;
+    for (const int64_t rows : {1, 64, 600}) {
+      SCOPED_TRACE(testing::Message() << "cut of " << shape.outputs << " x " << shape.inputs);
+      const auto some =
+          multiply(*x, 0, rows, *w, part, shape.outputs - part, shape.inputs, bias->as<float>());
+      for (int64_t row = 0; row < rows; ++row) {
+        const auto begin = all.begin() + row * shape.outputs + part;
+        const auto mine = some.begin() + row * (shape.outputs - part);
+        ASSERT_TRUE(same_bits(std::vector<float>(begin, begin + shape.outputs - part),
+                              std::vector<float>(mine, mine + shape.outputs - part)));
+      }
+    }
+  }
+}
+
+TEST_F(DeviceHalf, PanelsBecomeRows) {
+  for (const DType dtype : all_dtypes()) {
+    const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512, outputs = 97;
+    const Weights w = random_weights(dtype, outputs, cols, random_.bits());
+    const auto panels = put(w.panels);
+    const PackedMatrix matrix{dtype, outputs, cols, panels->data()};
+    const auto rows = put(std::vector<Half>(static_cast<size_t>((outputs - 32) * cols)));
+    device_->unpack(*stream_, matrix, 1, 4, rows->as<Half>());
+    const auto result = get<Half>(*rows);
+    for (size_t i = 0; i < result.size(); ++i) {
+      const float expected = w.floats[static_cast<size_t>(32 * cols) + i];
+      ASSERT_EQ(to_half(expected).bits, result[i].bits) << dtype_name(dtype) << ", " << i;
+    }
+  }
+}
+
+TEST_F(DeviceHalf, BestTokens) {
+  constexpr int64_t kRows = 5, kWidth = 5000;
+  auto logits = random_.floats(kRows * kWidth);
+  logits[1 * kWidth + 77] = logits[1 * kWidth + 4000] = 100.0f;
+  logits[3 * kWidth + 4999] = kNan;
+  const auto in = put(logits);
+  const auto best = put(std::vector<BestToken>(kRows));
+  device_->find_best(*stream_, in->as<float>(), kRows, kWidth, 0, best->as<BestToken>());
+  // Equals further on do not count.
+  device_->find_best(*stream_, in->as<float>(), kRows, kWidth, kWidth, best->as<BestToken>());
+  const auto found = get<BestToken>(*best);
+  for (int64_t row = 0; row < kRows; ++row) {
+    float most = -INFINITY;
+    int32_t token = 0;
+    for (int64_t i = 0; i < kWidth; ++i) {
+      const float logit = logits[static_cast<size_t>(row * kWidth + i)];
+      if (logit > most) {
+        most = logit;
+        token = static_cast<int32_t>(i);
+      }
+    }
+    const BestToken& b = found[static_cast<size_t>(row)];
+    EXPECT_EQ(token, b.token);
+    EXPECT_EQ(most, b.logit);
+    EXPECT_EQ(row == 3, b.has_nan);
+  }
+}
+
+// A ragged batch against the plain definition in double, and row by row.
+TEST_F(DeviceHalf, Attention) {
+  constexpr int kKvHeads = 2;
+  for (const int head_dim : {16, 64, 80, 128}) {
+    for (const int group : {1, 3, 7}) {
+      SCOPED_TRACE(testing::Message() << head_dim << " wide, groups of " << group);
+      const int heads = kKvHeads * group;
+      const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+      const KvPageShape shape{kKvHeads, head_dim, KvFormat::kF16};
+      const size_t stride = shape.page_bytes();
+      const std::vector<int64_t> lengths = {1, 16, 33, 130, 257};
+      int64_t rows = 0, pages = 0;
+      std::vector<AttentionSequence> sequences;
+      for (const int64_t length : lengths) {
+        sequences.push_back({rows, length, 0, nullptr});
+        rows += length;
+        pages += (length + kPageTokens - 1) / kPageTokens;
+      }
+      const auto k = random_.floats(rows * kKvHeads * head_dim, 1.0f);
+      const auto v = random_.floats(rows * kKvHeads * head_dim, 1.0f);
+      const auto q = random_.floats(rows * heads * head_dim, 2.0f);
+      // What no token is stored in is not a number.
+      const auto memory =
+          put(std::vector<std::byte>(static_cast<size_t>(pages) * stride, std::byte{0xFF}));
+      std::vector<std::byte*> table;
+      for (size_t i = 0; i < static_cast<size_t>(pages); ++i) {
+        table.push_back(memory->data() + i * stride);
+      }
+      const auto tables = put(table);
+      size_t page = 0;
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        sequences[i].pages = tables->as<std::byte*>() + page;
+        page += static_cast<size_t>((lengths[i] + kPageTokens - 1) / kPageTokens);
+      }
+      const auto device_k = put(k), device_v = put(v), device_q = put(q);
+      const auto list = put(sequences);
+      device_->store_kv(*stream_, shape, list->as<AttentionSequence>(), std::ssize(sequences), 257,
+                        device_k->as<float>(), device_v->as<float>());
+      const auto attend = [&](const std::vector<AttentionSequence>& some, int64_t most_rows) {
+        const auto on_device = put(some);
+        const auto out =
+            put(std::vector<Half>(static_cast<size_t>(rows * heads * head_dim), Half{0xFFFF}));
+        device_->attention(*stream_, shape, on_device->as<AttentionSequence>(), std::ssize(some),
+                           most_rows, heads, scale, device_q->as<float>(), out->as<Half>());
+        return get<Half>(*out);
+      };
+      const auto out = attend(sequences, 257);
+      // One row at a time.
+      std::vector<AttentionSequence> single;
+      for (const AttentionSequence& s : sequences) {
+        for (int64_t i = 0; i < s.rows; ++i) {
+          single.push_back({s.first_row + i, 1, s.first_position + i, s.pages});
+        }
+      }
+      const auto alone = attend(single, 1);
+      for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i].bits, alone[i].bits) << i;
+
+      const auto rounded = [](float value) {
+        return static_cast<double>(f16_to_f32(to_half(value).bits));
+      };
+      for (const AttentionSequence& s : sequences) {
+        for (int64_t row = 0; row < s.rows; row += 5) {
+          for (int head = 0; head < heads; ++head) {
+            const auto at = [&](int64_t r, int h, int count) {
+              return static_cast<size_t>(((s.first_row + r) * count + h) * head_dim);
+            };
+            std::vector<double> weights;
+            double most = -1e30, sum = 0;
+            for (int64_t t = 0; t <= row; ++t) {
+              double dot = 0;
+              for (size_t d = 0; d < static_cast<size_t>(head_dim); ++d) {
+                dot += static_cast<double>(q[at(row, head, heads) + d]) *
+                       rounded(k[at(t, head / group, kKvHeads) + d]);
+              }
+              weights.push_back(dot * static_cast<double>(scale));
+              most = std::max(most, weights.back());
+            }
+            for (double& w : weights) sum += w = std::exp(w - most);
+            for (size_t d = 0; d < static_cast<size_t>(head_dim); ++d) {
+              double expected = 0;
+              for (size_t t = 0; t < weights.size(); ++t) {
+                expected += weights[t] / sum *
+                            rounded(v[at(static_cast<int64_t>(t), head / group, kKvHeads) + d]);
+              }
+              ASSERT_NEAR(f16_to_f32(out[at(row, head, heads) + d].bits), expected, 4e-3);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace headrace
