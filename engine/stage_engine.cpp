@@ -93,6 +93,15 @@ void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_
   for (const BatchItem& item : batch) {
     for (int64_t i = 0; i < item.rows; ++i) positions.push_back(item.first_position + i);
   }
+  if (const EmbeddingTables* const tables = weights_.embedding()) {
+    std::vector<int32_t> places;
+    for (const int64_t position : positions) {
+      if (!config_.learned_positions) break;
+      places.push_back(static_cast<int32_t>(position + config_.position_offset));
+    }
+    embedded_ = ops_.enter(*tables, {tokens, places});
+    return;
+  }
   // Projections share a scratch row.
   ThreadPool* const threads = config_.has_projections() ? nullptr : &cpu_.threads;
   host_weights_.look_up(tokens, threads,
@@ -141,7 +150,8 @@ void StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
   std::vector<MicroBatch> micro_batches = cut(batch);
   begin_visits(micro_batches);
   const StageRange& range = host_weights_.range();
-  float* const x = ops_.enter(hidden, std::ssize(positions) * config_.d_model);
+  float* x = std::exchange(embedded_, nullptr);
+  if (!x) x = ops_.enter(hidden, std::ssize(positions) * config_.d_model);
   for (int index = range.first_layer; index < range.end_layer; ++index) {
     const LayerWeights& w = weights_.acquire_layer(index);
     for (MicroBatch& micro_batch : micro_batches) {
@@ -153,6 +163,7 @@ void StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
     }
     weights_.release_layer(index);
   }
+  weights_.prefetch();
 }
 
 void StageEngine::begin_visits(std::vector<MicroBatch>& micro_batches) {

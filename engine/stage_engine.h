@@ -30,7 +30,8 @@ class StageEngine {
   StageEngine(const StageEngine&) = delete;
   StageEngine& operator=(const StageEngine&) = delete;
 
-  // First stage: hidden[rows][d_model] from the rows' tokens.
+  // First stage: hidden[rows][d_model] from the rows' tokens, for the sweep that comes next; where
+  // the weights' source has the embedding they are not the host's until then.
   void embed(std::span<const BatchItem> batch, std::span<const int32_t> tokens, float* hidden);
   // hidden[rows][d_model] through all layers of the stage, in place. Reserves the KV pages it
   // fills.
@@ -94,7 +95,8 @@ class StageEngine {
   CpuOps host_ops_;
   Ops& ops_;
   int64_t micro_batch_rows_, block_floats_;
-  bool last_use_ = true;  // no other micro-batch of the sweep needs the layer after this one
+  float* embedded_ = nullptr;  // where ops have the rows that embed() was called for
+  bool last_use_ = true;       // no other micro-batch of the sweep needs the layer after this one
   std::vector<float> frequencies_;  // [head_dim/2]
   RopeTable rope_;                  // of the step's rows
   // Used by the layers:

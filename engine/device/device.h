@@ -111,6 +111,10 @@ class Device {
                          const AttentionSequence* sequences, int64_t count, int64_t most_rows,
                          int heads, float scale, const float* q, float* out) = 0;
 
+  // x[row] = tokens[ids[row]] (+ positions[places[row]], where `places` is not null), of rows of
+  // f16.
+  virtual void embed(DeviceStream& stream, const EmbeddingTables& tables, const int32_t* ids,
+                     const int32_t* places, int64_t rows, float* x) = 0;
   // Brings `best` [rows] up to date with logits [rows][width] of the tokens from `id` on.
   virtual void find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width,
                          int64_t id, BestToken* best) = 0;

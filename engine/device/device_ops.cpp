@@ -8,7 +8,7 @@
 namespace headrace {
 namespace {
 
-constexpr int kStagings = 4;
+constexpr int kStagings = 16;
 
 const float* floats(const Operand* x) { return reinterpret_cast<const float*>(x); }
 
@@ -26,7 +26,8 @@ size_t table_bytes(int64_t step_rows, int64_t pages) {
 
 uint64_t DeviceOps::bytes(int64_t step_rows, int64_t width, int rope_half, int64_t pages) {
   const auto rows = static_cast<uint64_t>(step_rows);
-  return rows * (static_cast<uint64_t>(width + 2 * rope_half) * sizeof(float) + sizeof(BestToken)) +
+  return rows * (static_cast<uint64_t>(width + 2 * rope_half) * sizeof(float) + sizeof(BestToken) +
+                 2 * sizeof(int32_t)) +
          table_bytes(step_rows, pages);
 }
 
@@ -37,6 +38,7 @@ DeviceOps::DeviceOps(Device& device, DeviceStream& stream, int64_t step_rows, in
       hidden_(device.allocate(static_cast<size_t>(step_rows * width) * sizeof(float))),
       tables_(device.allocate(table_bytes(step_rows, pages))),
       best_(device.allocate(static_cast<size_t>(step_rows) * sizeof(BestToken))),
+      ids_(device.allocate(2 * static_cast<size_t>(step_rows) * sizeof(int32_t))),
       rope_half_(rope_half) {
   if (rope_half > 0) {
     const size_t bytes = static_cast<size_t>(step_rows * rope_half) * sizeof(float);
@@ -56,7 +58,22 @@ DeviceOps::~DeviceOps() {
 
 float* DeviceOps::enter(float* host, int64_t floats) {
   uploaded_.clear();
-  bring(*hidden_, std::as_bytes(std::span(host, static_cast<size_t>(floats))));
+  if (floats == 0) return hidden_->as<float>();
+  const auto bytes = bytes_of(host, floats);
+  if (bytes.size() > hidden_->size()) throw std::logic_error("DeviceOps: a step is too large");
+  device_.copy_in(stream_, hidden_->data(), bytes);
+  return hidden_->as<float>();
+}
+
+float* DeviceOps::enter(const EmbeddingTables& tables, const EmbeddingRows& rows) {
+  uploaded_.clear();
+  std::vector<int32_t> ids(rows.tokens.begin(), rows.tokens.end());
+  ids.insert(ids.end(), rows.positions.begin(), rows.positions.end());
+  bring(*ids_, std::as_bytes(std::span(ids)));
+  const auto* tokens = ids_->as<int32_t>();
+  device_.embed(stream_, tables, tokens,
+                rows.positions.empty() ? nullptr : tokens + rows.tokens.size(),
+                std::ssize(rows.tokens), hidden_->as<float>());
   return hidden_->as<float>();
 }
 

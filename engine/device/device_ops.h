@@ -22,6 +22,7 @@ class DeviceOps : public Ops {
   static uint64_t bytes(int64_t step_rows, int64_t width, int rope_half, int64_t pages);
 
   float* enter(float* host, int64_t floats) override;
+  float* enter(const EmbeddingTables& tables, const EmbeddingRows& rows) override;
   const Operand* enter_operand(float* host, int64_t rows, int64_t n) override;
   int64_t operand_bytes() const override { return sizeof(float); }
   void leave(float* host, int64_t floats) override;
@@ -77,7 +78,7 @@ class DeviceOps : public Ops {
   void bring(DeviceBuffer& to, std::span<const std::byte> host);
   const AttentionSequence* upload(std::span<const AttentionSequence> sequences);
 
-  std::unique_ptr<DeviceBuffer> hidden_, cos_, sin_, tables_, best_;
+  std::unique_ptr<DeviceBuffer> hidden_, cos_, sin_, tables_, best_, ids_;
   int rope_half_;
   // Where sequences and their tables of this step are in tables_, by their place on the host.
   std::map<const AttentionSequence*, const AttentionSequence*> uploaded_;

@@ -53,6 +53,7 @@ HalfOps::Sizes half_sizes(const ModelConfig& config, const WeightLayout& layout,
   half.rope_half = config.learned_positions ? 0 : config.head_dim / 2;
   half.pages = sizes.kv_pages;
   half.gated_width = config.gated_mlp ? config.d_ffn : 0;
+  half.float_attention_width = sizes.kv_format == KvFormat::kF16 ? 0 : config.q_rows();
   half.tile_bytes = tile_bytes(layout, sizes.weights);
   return half;
 }

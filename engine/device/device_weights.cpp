@@ -1,6 +1,7 @@
 #include "engine/device/device_weights.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 namespace headrace {
@@ -24,10 +25,14 @@ uint64_t matrix_bytes(const PackedMatrix& matrix) {
   return (bytes + kAligned - 1) / kAligned * kAligned;
 }
 
-// Of a unit, those that a device may have.
+// Of a unit, those that a device may have: not what the host needs for projections.
 std::span<const PlacedMatrix> movable(const WeightUnit& unit) {
-  const std::span all(unit.matrices);
-  return unit.kind == WeightUnit::Kind::kLayer ? all : all.first(std::min<size_t>(1, all.size()));
+  size_t count = 0;
+  for (const PlacedMatrix& matrix : unit.matrices) {
+    if (matrix.role == Role::kProjectIn || matrix.role == Role::kProjectOut) break;
+    ++count;
+  }
+  return std::span(unit.matrices).first(count);
 }
 
 }  // namespace
@@ -113,7 +118,17 @@ void DeviceWeights::load(const Checkpoint& checkpoint, ThreadPool& threads, Memo
                   to);
       to += matrix_bytes(resident.matrices[i]);
     }
+    const bool is_embedding = unit.kind == WeightUnit::Kind::kEmbedding;
+    if (is_embedding && resident.matrices.size() == unit.matrices.size()) keep_embedding(resident);
   }
+}
+
+void DeviceWeights::keep_embedding(const Resident& resident) {
+  EmbeddingTables tables{resident.matrices.front(), {}};
+  if (resident.matrices.size() > 1) tables.positions = resident.matrices[1];
+  const bool rows =
+      tables.tokens.half_rows && (tables.positions.rows == 0 || tables.positions.half_rows);
+  if (rows) embedding_ = tables;
 }
 
 // In as many panels at once as `host` has room for.
@@ -153,20 +168,62 @@ DeviceWeights::~DeviceWeights() {
 
 const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   const size_t unit = host_.layout().layer_unit(layer);
-  const LayerWeights& host = host_.acquire_layer(layer);
-  layer_ = host;
-  layer_.attn_norm = moved(host.attn_norm);
-  layer_.mlp_norm = moved(host.mlp_norm);
-  layer_in_slot_ = !placement_.has(unit);
-  if (!layer_in_slot_) {
-    acquire_resident(unit, host);
+  layer_slot_.reset();
+  if (placement_.has(unit)) {
+    layer_ = resident_layer(unit, host_.acquire_layer(layer));
     host_.release_layer(layer);
     return layer_;
   }
-  begin_slot();
+  if (filled_.empty()) fill(layer);
+  Filled& filled = filled_.front();
+  if (filled.layer != layer) throw std::logic_error("DeviceWeights: a layer is left out");
+  layer_ = filled.weights;
+  layer_slot_ = filled.slot;
+  filled_.pop_front();
+  device_.wait(compute_, *slots_[*layer_slot_].filled);
+  return layer_;
+}
+
+void DeviceWeights::release_layer(int) {
+  if (layer_slot_) device_.record(compute_, *slots_[*layer_slot_].free);
+}
+
+// Where the head stays in its place nothing else passes between the last layer and the first.
+void DeviceWeights::prefetch() {
+  const WeightLayout& layout = host_.layout();
+  if (layout.range.is_last && !placement_.has(layout.head_unit())) return;
+  for (int layer = layout.range.first_layer; layer < layout.range.end_layer; ++layer) {
+    if (filled_.size() == slots_.size()) return;
+    if (!placement_.has(layout.layer_unit(layer))) fill(layer);
+  }
+}
+
+LayerWeights DeviceWeights::on_device(const LayerWeights& host) const {
+  LayerWeights weights = host;
+  weights.attn_norm = moved(host.attn_norm);
+  weights.mlp_norm = moved(host.mlp_norm);
+  return weights;
+}
+
+// The matrices are there in the order of the unit, which is that of use.
+LayerWeights DeviceWeights::resident_layer(size_t unit, const LayerWeights& host) const {
+  LayerWeights weights = on_device(host);
+  size_t next = 0;
   for (const auto matrix : kLayerMatrices) {
     const Linear& from = host.*matrix;
-    Linear& to = layer_.*matrix;
+    if (from.weight.rows == 0) continue;
+    (weights.*matrix) = {resident_[unit].matrices[next++], moved(from.bias), 0, 0};
+  }
+  return weights;
+}
+
+void DeviceWeights::fill(int layer) {
+  begin_slot();
+  const LayerWeights& host = host_.acquire_layer(layer);
+  LayerWeights weights = on_device(host);
+  for (const auto matrix : kLayerMatrices) {
+    const Linear& from = host.*matrix;
+    Linear& to = weights.*matrix;
     std::byte* const memory = slot().memory + from.offset;
     for (int64_t done = 0; done < from.weight.panel_count();) {
       const Panels panels = host_.await(from, done);
@@ -179,22 +236,8 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   }
   finish_copies(0);
   host_.release_layer(layer);
-  end_slot();
-  return layer_;
-}
-
-// The matrices are there in the order of the unit, which is that of use.
-void DeviceWeights::acquire_resident(size_t unit, const LayerWeights& host) {
-  size_t next = 0;
-  for (const auto matrix : kLayerMatrices) {
-    const Linear& from = host.*matrix;
-    if (from.weight.rows == 0) continue;
-    (layer_.*matrix) = {resident_[unit].matrices[next++], moved(from.bias), 0, 0};
-  }
-}
-
-void DeviceWeights::release_layer(int) {
-  if (layer_in_slot_) release();
+  device_.record(*copies_, *slot().filled);
+  filled_.push_back({layer, current_, weights});
 }
 
 const Linear& DeviceWeights::acquire_head() {
@@ -213,7 +256,8 @@ void DeviceWeights::release_head() {
 }
 
 void DeviceWeights::done_with(const Linear& linear, int64_t) {
-  if (&linear == &head_ && !placement_.has(host_.layout().head_unit())) release();
+  if (&linear != &head_ || placement_.has(host_.layout().head_unit())) return;
+  device_.record(compute_, *slot().free);
 }
 
 Panels DeviceWeights::await(const Linear& linear, int64_t first) {
@@ -226,7 +270,8 @@ Panels DeviceWeights::await(const Linear& linear, int64_t first) {
   panels.end = std::min(panels.end, first + static_cast<int64_t>(room));
   begin_slot();
   copy(host, panels, slot().memory);
-  end_slot();
+  device_.record(*copies_, *slot().filled);
+  device_.wait(compute_, *slot().filled);
   panels.weight.panels = nullptr;
   panels.weight.split = first;
   panels.weight.rest = slot().memory;
@@ -264,13 +309,6 @@ void DeviceWeights::begin_slot() {
   current_ = (current_ + 1) % slots_.size();
   device_.wait(*copies_, *slot().free);
 }
-
-void DeviceWeights::end_slot() {
-  device_.record(*copies_, *slot().filled);
-  device_.wait(compute_, *slot().filled);
-}
-
-void DeviceWeights::release() { device_.record(compute_, *slot().free); }
 
 const float* DeviceWeights::moved(const float* vector) const {
   return vector ? vectors_->as<float>() + (vector - host_.vectors().data()) : nullptr;

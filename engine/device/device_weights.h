@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/device/device.h"
@@ -13,8 +14,10 @@
 namespace headrace {
 
 struct DevicePlacement {
-  std::vector<bool> resident;  // per unit: layers, and the unit whose first matrix is the head's
-  int slots = 2;               // at least, where some of them are not resident
+  // Per unit: layers, the unit whose first matrix is the head's, and an embedding whose tables are
+  // all that it has.
+  std::vector<bool> resident;
+  int slots = 2;  // at least, where some of them are not resident
   // What is resident lies there as rows of f16, where that takes no more than its panels do.
   bool half_rows = false;
 
@@ -43,6 +46,8 @@ class DeviceWeights final : public WeightSource {
   // afterwards, all of a layer at once and the head in pieces of a slot.
   const LayerWeights& acquire_layer(int layer) override;
   void release_layer(int layer) override;
+  const EmbeddingTables* embedding() override { return embedding_ ? &*embedding_ : nullptr; }
+  void prefetch() override;
   const Linear& acquire_head() override;
   void release_head() override;
   Panels await(const Linear& linear, int64_t first) override;
@@ -76,11 +81,18 @@ class DeviceWeights final : public WeightSource {
   void load_matrix(const Checkpoint& checkpoint, const WeightUnit& unit, const PlacedMatrix& matrix,
                    ThreadPool& threads, std::span<std::byte> host, DeviceBuffer& panels,
                    std::byte* to);
-  void acquire_resident(size_t unit, const LayerWeights& host);
+  void keep_embedding(const Resident& resident);
+  // A layer whose copies are queued.
+  struct Filled {
+    int layer;
+    size_t slot;
+    LayerWeights weights;
+  };
+  LayerWeights on_device(const LayerWeights& host) const;  // norms; its matrices are the host's
+  LayerWeights resident_layer(size_t unit, const LayerWeights& host) const;
+  void fill(int layer);
   Slot& slot() { return slots_[current_]; }
   void begin_slot();  // the next one, when what used it is done
-  void end_slot();    // all is queued that fills it
-  void release();
   // Queues the copy of panels that the host store has awaited.
   void copy(const Linear& linear, const Panels& panels, std::byte* to);
   // Waits for all but the last `but` copies out of memory that is used again.
@@ -101,8 +113,10 @@ class DeviceWeights final : public WeightSource {
   size_t current_;
   std::deque<Leaving> leaving_;
   std::vector<std::unique_ptr<DeviceEvent>> events_;  // not in use
-  LayerWeights layer_;                                // acquired
-  bool layer_in_slot_ = false;
+  std::deque<Filled> filled_;
+  LayerWeights layer_;  // acquired
+  std::optional<size_t> layer_slot_;
+  std::optional<EmbeddingTables> embedding_;
   Linear head_;  // the host's
 };
 

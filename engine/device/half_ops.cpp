@@ -22,7 +22,9 @@ size_t elements(int64_t rows, int64_t width, size_t bytes) {
 HalfOps::HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes)
     : DeviceOps(device, stream, sizes.step_rows, sizes.width, sizes.rope_half, sizes.pages),
       entered_(device.allocate(elements(sizes.step_rows, sizes.width, sizeof(Half)))),
-      tile_(device.allocate(sizes.tile_bytes)) {
+      tile_(device.allocate(sizes.tile_bytes)),
+      attended_(device.allocate(
+          elements(sizes.micro_batch_rows, sizes.float_attention_width, sizeof(float)))) {
   if (sizes.gated_width == 0) return;
   up_ = device.allocate(elements(sizes.micro_batch_rows, sizes.gated_width, sizeof(float)));
   gated_ = device.allocate(elements(sizes.micro_batch_rows, sizes.gated_width, sizeof(Half)));
@@ -30,7 +32,8 @@ HalfOps::HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes)
 
 uint64_t HalfOps::bytes(const Sizes& sizes) {
   return elements(sizes.step_rows, sizes.width, sizeof(Half)) + sizes.tile_bytes +
-         elements(sizes.micro_batch_rows, sizes.gated_width, sizeof(float) + sizeof(Half));
+         elements(sizes.micro_batch_rows, sizes.gated_width, sizeof(float) + sizeof(Half)) +
+         elements(sizes.micro_batch_rows, sizes.float_attention_width, sizeof(float));
 }
 
 const Operand* HalfOps::enter_operand(float* host, int64_t rows, int64_t n) {
@@ -95,8 +98,18 @@ void HalfOps::attend(const KvPageShape& shape, std::span<const AttentionSequence
                      int heads, float scale, const float* q, const float* k, const float* v,
                      Operand* out) {
   const AttentionSequence* const on_device = store(shape, sequences, k, v);
-  device_.attention(stream_, shape, on_device, std::ssize(sequences), most_rows(sequences), heads,
-                    scale, q, halves(out));
+  const int64_t count = std::ssize(sequences), most = most_rows(sequences);
+  if (shape.format == KvFormat::kF16) {
+    device_.attention(stream_, shape, on_device, count, most, heads, scale, q, halves(out));
+    return;
+  }
+  auto* const attended = attended_->as<float>();
+  device_.attention(stream_, shape, on_device, count, most, heads, scale, q, attended);
+  // The rows of a visit lie together.
+  const int64_t width = int64_t{heads} * shape.head_dim;
+  const int64_t begin = sequences.front().first_row * width;
+  const int64_t end = (sequences.back().first_row + sequences.back().rows) * width;
+  device_.to_half(stream_, attended + begin, end - begin, halves(out) + begin);
 }
 
 // The product with panels [first, end) of w, in pieces that lie together or fit the tile.

@@ -16,6 +16,8 @@ class HalfOps final : public DeviceOps {
     int rope_half = 0;
     int64_t pages = 0;        // KV pages of all sequences
     int64_t gated_width = 0;  // of a gated MLP's inside; 0: there is none
+    // Of the queries, where KV pages are not f16 and attention is computed in float32; else 0.
+    int64_t float_attention_width = 0;
     uint64_t tile_bytes = 0;  // where matrices that are not f16 rows are expanded to
   };
   HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes);
@@ -43,7 +45,7 @@ class HalfOps final : public DeviceOps {
  private:
   void multiply(HalfProduct product, const PackedMatrix& w, int64_t first, int64_t end);
 
-  std::unique_ptr<DeviceBuffer> entered_, tile_, up_, gated_;
+  std::unique_ptr<DeviceBuffer> entered_, tile_, up_, gated_, attended_;
 };
 
 }  // namespace headrace

@@ -58,6 +58,11 @@ class WeightSource {
   virtual const Linear& acquire_head() = 0;
   virtual void release_head() = 0;
 
+  // Where they are for what is computed next; null: nowhere.
+  virtual const EmbeddingTables* embedding() { return nullptr; }
+  // A sweep is over, and all of it queued: the next one may begin to come.
+  virtual void prefetch() {}
+
   // Waits until panel `first` of a matrix of what is acquired is there for what is computed next,
   // and returns it with those after it that are there, too. In order: first panels before later
   // ones, and matrices as numbered in LayerWeights. Throws IoError, ResourceMissing.

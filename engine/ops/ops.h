@@ -30,6 +30,11 @@ struct BestToken {
   bool has_nan = false;  // some logit of the row is not a number
 };
 
+// A row of each table, added up: positions are rows of theirs; none if there is no such table.
+struct EmbeddingRows {
+  std::span<const int32_t> tokens, positions;
+};
+
 // Ops are queued, in order: their results are there for later ops, and for the host where it says
 // so.
 // Pointers are to the memory of the ops but where "host" says otherwise. One thread uses it. Throws
@@ -38,8 +43,12 @@ class Ops {
  public:
   virtual ~Ops() = default;
 
-  // Hidden states of a step where ops can use them, until the next call.
+  // Hidden states of a step where ops can use them, until the next call. The host's must stay as
+  // they are until something waits.
   virtual float* enter(float* host, int64_t floats) = 0;
+  // The same, from the embedding's tables in the ops' memory. Only where the weights' source has
+  // them there.
+  virtual float* enter(const EmbeddingTables& tables, const EmbeddingRows& rows) = 0;
   // Rows for linear layers, until the next call of this or enter().
   virtual const Operand* enter_operand(float* host, int64_t rows, int64_t n) = 0;
   // Bytes of an element.

@@ -60,6 +60,12 @@ struct PackedMatrix {
   static size_t packed_bytes(DType dtype, int64_t rows, int64_t cols);
 };
 
+// Tables that rows are looked up in.
+struct EmbeddingTables {
+  PackedMatrix tokens;     // [vocab_size][d_model]
+  PackedMatrix positions;  // [max_positions + position_offset][d_model], or nothing
+};
+
 // Packs 32 rows as stored in a checkpoint (row_bytes(dtype, cols) each; nullptr: a row of zeros)
 // into one panel of panel_bytes. cols must be a multiple of the dtype's block_elements.
 void pack_panel(DType dtype, int64_t cols, std::span<const std::byte* const, kPanelRows> rows,

@@ -92,7 +92,7 @@ class DevicePlanner {
     everything.weights.slots = 0;
     for (size_t u = 0; u < layout_.units.size(); ++u) {
       everything.weights.resident[u] =
-          layout_.units[u].kind == WeightUnit::Kind::kLayer || is_head(u);
+          layout_.units[u].kind == WeightUnit::Kind::kLayer || is_head(u) || device_.half;
     }
     if (all || fits(everything)) return everything;
     if (layout_.range.is_last) {

@@ -101,7 +101,8 @@ class DeviceWeightsTest : public testing::Test {
       return results.emplace_back(device.allocate(bytes))->as<float>();
     };
     const auto norm = [&](const Norm& n) {
-      device.normalise(*compute, {kWidth, n.weight, nullptr, 1e-5f}, x->as<float>(), kRows, result(kWidth));
+      device.normalise(*compute, {kWidth, n.weight, nullptr, 1e-5f}, x->as<float>(), kRows,
+                       result(kWidth));
     };
     std::vector<std::vector<float>> all;
     DeviceWeights weights(device, *compute, *host, {{}, slots, false});

@@ -191,6 +191,20 @@ void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
   });
 }
 
+void FakeDevice::embed(DeviceStream& stream, const EmbeddingTables& tables, const int32_t* ids,
+                       const int32_t* places, int64_t rows, float* x) {
+  queue(stream, [=] {
+    const auto element = [](const PackedMatrix& table, int64_t row, int64_t i) {
+      return f16_at(table.panels + (row * table.cols + i) * 2);
+    };
+    const int64_t n = tables.tokens.cols;
+    for (int64_t at = 0; at < rows * n; ++at) {
+      x[at] = element(tables.tokens, ids[at / n], at % n);
+      if (places) x[at] += element(tables.positions, places[at / n], at % n);
+    }
+  });
+}
+
 void FakeDevice::find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width,
                            int64_t id, BestToken* best) {
   queue(stream, [=] {

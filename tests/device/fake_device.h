@@ -51,6 +51,8 @@ class FakeDevice final : public Device {
                  int64_t count, int64_t most_rows, int heads, float scale, const float* q,
                  float* out) override;
 
+  void embed(DeviceStream& stream, const EmbeddingTables& tables, const int32_t* ids,
+             const int32_t* places, int64_t rows, float* x) override;
   void find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width, int64_t id,
                  BestToken* best) override;
   void to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) override;

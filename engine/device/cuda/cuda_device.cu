@@ -122,6 +122,10 @@ class CudaDevice final : public Device {
                  float* out) override {
     cuda::attention(of(stream), shape, sequences, count, most_rows, heads, scale, q, out);
   }
+  void embed(DeviceStream& stream, const EmbeddingTables& tables, const int32_t* ids,
+             const int32_t* places, int64_t rows, float* x) override {
+    cuda::embed(of(stream), tables, ids, places, rows, x);
+  }
   void find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width, int64_t id,
                  BestToken* best) override {
     cuda::find_best(of(stream), logits, rows, width, id, best);
@@ -149,8 +153,7 @@ class CudaDevice final : public Device {
   void attention(DeviceStream& stream, const KvPageShape& shape, const AttentionSequence* sequences,
                  int64_t count, int64_t most_rows, int heads, float scale, const float* q,
                  Half* out) override {
-    cuda::half_attention(of(stream), shape, sequences, count, most_rows, heads, scale, q,
-                         reinterpret_cast<__half*>(out));
+    cuda::half_attention(of(stream), shape, sequences, count, most_rows, heads, scale, q, out);
   }
 
  private:

@@ -2,11 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
 
 namespace headrace {
+
+float* CpuOps::enter(const EmbeddingTables&, const EmbeddingRows&) {
+  throw std::logic_error("CpuOps: the host looks up embeddings itself");
+}
 
 void CpuOps::leave_rows(float* host, int64_t width, std::span<const int64_t> rows) {
   for (size_t i = 0; i < rows.size(); ++i) {

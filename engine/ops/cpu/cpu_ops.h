@@ -15,6 +15,7 @@ class CpuOps final : public Ops {
   explicit CpuOps(const Cpu& cpu) : cpu_(cpu) {}
 
   float* enter(float* host, int64_t) override { return host; }
+  float* enter(const EmbeddingTables& tables, const EmbeddingRows& rows) override;
   const Operand* enter_operand(float* host, int64_t, int64_t) override {
     return reinterpret_cast<const Operand*>(host);
   }

@@ -68,6 +68,20 @@ __global__ void silu_multiply_kernel(const float* gate, const float* up, int64_t
   });
 }
 
+__device__ float element(const PackedMatrix& rows, int64_t row, int64_t i) {
+  return f16_at(rows.panels + (row * rows.cols + i) * 2);
+}
+
+__global__ void embed_kernel(PackedMatrix tokens, PackedMatrix positions, const int32_t* ids,
+                             const int32_t* places, int64_t rows, float* x) {
+  const int64_t n = tokens.cols;
+  each_element(rows * n, [=](int64_t at) {
+    const int64_t row = at / n, i = at % n;
+    const float token = element(tokens, ids[row], i);
+    x[at] = places ? token + element(positions, places[row], i) : token;
+  });
+}
+
 constexpr int kBestThreads = 512;
 
 // A block for each row.
@@ -174,6 +188,14 @@ void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t
 
 void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t rows, Half* y) {
   normalise_rows(stream, norm, x, rows, y);
+}
+
+void embed(cudaStream_t stream, const EmbeddingTables& tables, const int32_t* ids,
+           const int32_t* places, int64_t rows, float* x) {
+  if (rows == 0) return;
+  embed_kernel<<<blocks_for(rows * tables.tokens.cols), kThreads, 0, stream>>>(
+      tables.tokens, tables.positions, ids, places, rows, x);
+  check_start("embed");
 }
 
 void find_best(cudaStream_t stream, const float* logits, int64_t rows, int64_t width, int64_t id,

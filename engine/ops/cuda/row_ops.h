@@ -18,6 +18,9 @@ void add(cudaStream_t stream, float* x, const float* y, int64_t count);
 void relu(cudaStream_t stream, float* x, int64_t count);
 void apply_rope(cudaStream_t stream, const float* cos, const float* sin, float* x, int64_t rows,
                 int heads, int head_dim);
+// See Device::embed().
+void embed(cudaStream_t stream, const EmbeddingTables& tables, const int32_t* ids,
+           const int32_t* places, int64_t rows, float* x);
 void find_best(cudaStream_t stream, const float* logits, int64_t rows, int64_t width, int64_t id,
                BestToken* best);
 
