@@ -353,6 +353,8 @@ void Rank::load() {
     spans.emplace_back(hidden_.back().data(), bytes);
     if (device_) device_->pin(spans.back());
   }
+  // Off a disk it would take too long.
+  if (plan_.device && !plan_.needs_disk()) stage_->warm_up(hidden_.front().as<float>());
   wires_.link.set_buffers(spans);
 }
 

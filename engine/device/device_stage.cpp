@@ -26,22 +26,16 @@ uint64_t scratch_bytes(const ModelConfig& config, const StageRange& range,
                                     DeviceOps::kBlockFloats);
 }
 
-// The largest matrix of a layer that is expanded, but not more of the head than that.
+constexpr int64_t kTileRows = 16384;
+
+// Where a part of the head is expanded at a time, if it must be.
 uint64_t tile_bytes(const WeightLayout& layout, const DevicePlacement& placement) {
-  uint64_t bytes = 0;
-  for (size_t u = 0; u < layout.units.size(); ++u) {
-    const bool is_head = layout.range.is_last && layout.head_unit() == u;
-    if (layout.units[u].kind != WeightUnit::Kind::kLayer && !is_head) continue;
-    for (const PlacedMatrix& matrix : layout.units[u].matrices) {
-      const DType dtype = matrix.tensor->dtype;
-      const bool rows = dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
-      if (placement.has(u) && rows) continue;
-      const int64_t outputs =
-          is_head ? std::min<int64_t>(matrix.tensor->rows, 16384) : matrix.panels() * kPanelRows;
-      bytes = std::max(bytes, static_cast<uint64_t>(outputs * matrix.tensor->cols) * sizeof(Half));
-    }
-  }
-  return bytes;
+  if (!layout.range.is_last) return 0;
+  const TensorInfo& head = *layout.units[layout.head_unit()].matrices.front().tensor;
+  const bool is_rows =
+      placement.has(layout.head_unit()) && dtype_info(head.dtype).block_elements == 1;
+  return is_rows ? 0
+                 : static_cast<uint64_t>(std::min(head.rows, kTileRows) * head.cols) * sizeof(Half);
 }
 
 HalfOps::Sizes half_sizes(const ModelConfig& config, const WeightLayout& layout,

@@ -48,6 +48,25 @@ uint64_t DeviceWeights::slot_bytes(const WeightLayout& layout, const DevicePlace
   return std::max<uint64_t>(bytes, layout.units[layout.head_unit()].matrices.front().panel_bytes);
 }
 
+// Of the largest layer, where all of what is not rows has its place.
+uint64_t DeviceWeights::expanded_bytes(const WeightLayout& layout,
+                                       const DevicePlacement& placement) {
+  uint64_t most = 0;
+  if (!placement.half_rows) return most;
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    if (layout.units[u].kind != WeightUnit::Kind::kLayer) continue;
+    uint64_t bytes = 0;
+    for (const PlacedMatrix& placed : layout.units[u].matrices) {
+      if (placement.has(u) && becomes_rows(placed.tensor->dtype)) continue;
+      PackedMatrix rows{placed.tensor->dtype, placed.tensor->rows, placed.tensor->cols};
+      rows.half_rows = true;
+      bytes += matrix_bytes(rows);
+    }
+    most = std::max(most, bytes);
+  }
+  return most;
+}
+
 uint64_t DeviceWeights::resident_bytes(const WeightLayout& layout,
                                        const DevicePlacement& placement) {
   uint64_t bytes = 0;
@@ -62,6 +81,7 @@ uint64_t DeviceWeights::resident_bytes(const WeightLayout& layout,
 
 uint64_t DeviceWeights::bytes_needed(const WeightLayout& layout, const DevicePlacement& placement) {
   return resident_bytes(layout, placement) + WeightStore::vector_bytes(layout) +
+         expanded_bytes(layout, placement) +
          slot_bytes(layout, placement) * static_cast<uint64_t>(placement.slots);
 }
 
@@ -74,6 +94,7 @@ DeviceWeights::DeviceWeights(Device& device, DeviceStream& compute, WeightStore&
       slot_bytes_(slot_bytes(host.layout(), placement_)),
       resident_(host.layout().units.size()),
       memory_(device.allocate(slot_bytes_ * static_cast<uint64_t>(placement_.slots))),
+      expanded_(device.allocate(expanded_bytes(host.layout(), placement_))),
       copies_(device.make_stream()),
       current_(static_cast<size_t>(placement_.slots) - 1) {
   for (int i = 0; i < placement_.slots; ++i) {
@@ -172,6 +193,7 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   if (placement_.has(unit)) {
     layer_ = resident_layer(unit, host_.acquire_layer(layer));
     host_.release_layer(layer);
+    if (placement_.half_rows) expand(layer_);
     return layer_;
   }
   if (filled_.empty()) fill(layer);
@@ -181,7 +203,25 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   layer_slot_ = filled.slot;
   filled_.pop_front();
   device_.wait(compute_, *slots_[*layer_slot_].filled);
+  if (placement_.half_rows) {
+    expand(layer_);
+    release_layer(layer);  // the slot is free as soon as that is done
+    layer_slot_.reset();
+  }
   return layer_;
+}
+
+// The stream computes with one layer after the other, so that all have the same place.
+void DeviceWeights::expand(LayerWeights& weights) {
+  std::byte* to = expanded_->data();
+  for (const auto matrix : kLayerMatrices) {
+    PackedMatrix& w = (weights.*matrix).weight;
+    if (w.rows == 0 || w.half_rows) continue;
+    device_.unpack(compute_, w, 0, w.panel_count(), reinterpret_cast<Half*>(to));
+    w = {w.dtype, w.rows, w.cols, to};
+    w.half_rows = true;
+    to += matrix_bytes(w);
+  }
 }
 
 void DeviceWeights::release_layer(int) {

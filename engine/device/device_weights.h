@@ -18,7 +18,8 @@ struct DevicePlacement {
   // all that it has.
   std::vector<bool> resident;
   int slots = 2;  // at least, where some of them are not resident
-  // What is resident lies there as rows of f16, where that takes no more than its panels do.
+  // Layers are used as rows of f16: what is resident lies there so where that takes no more than
+  // its panels do, all else is expanded when its layer is acquired.
   bool half_rows = false;
 
   bool has(size_t unit) const { return !resident.empty() && resident[unit]; }
@@ -57,6 +58,7 @@ class DeviceWeights final : public WeightSource {
   // least.
   static uint64_t slot_bytes(const WeightLayout& layout, const DevicePlacement& placement);
   // Of device memory.
+  static uint64_t expanded_bytes(const WeightLayout& layout, const DevicePlacement& placement);
   static uint64_t resident_bytes(const WeightLayout& layout, const DevicePlacement& placement);
   static uint64_t bytes_needed(const WeightLayout& layout, const DevicePlacement& placement);
 
@@ -90,6 +92,7 @@ class DeviceWeights final : public WeightSource {
   };
   LayerWeights on_device(const LayerWeights& host) const;  // norms; its matrices are the host's
   LayerWeights resident_layer(size_t unit, const LayerWeights& host) const;
+  void expand(LayerWeights& weights);
   void fill(int layer);
   Slot& slot() { return slots_[current_]; }
   void begin_slot();  // the next one, when what used it is done
@@ -107,7 +110,7 @@ class DeviceWeights final : public WeightSource {
   DevicePlacement placement_;
   uint64_t slot_bytes_;
   std::vector<Resident> resident_;  // per unit
-  std::unique_ptr<DeviceBuffer> memory_, vectors_;
+  std::unique_ptr<DeviceBuffer> memory_, expanded_, vectors_;
   std::unique_ptr<DeviceStream> copies_;  // goes before the memory it copies to
   std::vector<Slot> slots_;
   size_t current_;

@@ -47,6 +47,7 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, Me
       cpu_(cpu),
       kv_(make_kv(page_shape(config, sizes.kv_format), range_.layers(), sizes, disk, budget)),
       engine_(config, weights, kv_, cpu, budget, sizes.micro_batch_rows, sizes.logit_rows),
+      sizes_(sizes),
       prompt_tokens_(static_cast<size_t>(sizes.slots)) {
   if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
 }
@@ -60,8 +61,41 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& devic
           device.kv_arena()),
       engine_(config, weights, device.weights(), kv_, device.ops(), device.scratch(), cpu, budget,
               sizes.micro_batch_rows),
+      sizes_(sizes),
       prompt_tokens_(static_cast<size_t>(sizes.slots)) {
   if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
+}
+
+void Stage::warm_up(float* hidden) {
+  const int64_t slots = std::min<int64_t>({sizes_.slots, sizes_.kv_pages, sizes_.step_rows});
+  const int64_t many =
+      std::min({sizes_.micro_batch_rows, sizes_.kv_pages / slots * slots * kPageTokens,
+                slots * config_.max_positions});
+  for (const int64_t rows_of_each : {int64_t{1}, std::max<int64_t>(1, many / slots)}) {
+    std::vector<BatchItem> batch;
+    std::vector<int32_t> tokens;
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      batch.push_back({static_cast<int>(slot), 0, rows_of_each});
+    }
+    const int64_t rows = slots * rows_of_each;
+    for (int64_t i = 0; i < rows; ++i) {
+      tokens.push_back(static_cast<int32_t>(i * 7919 % config_.vocab_size));
+    }
+    for (int64_t i = 0; i < rows * config_.d_model; ++i) {
+      hidden[i] = static_cast<float>(i * 7919 % 2003) * 1e-3f - 1.0f;
+    }
+    if (range_.is_first) engine_.embed(batch, tokens, hidden);
+    if (range_.is_last) {
+      std::vector<int64_t> sampled;
+      for (int64_t slot = 0; slot < slots; ++slot) sampled.push_back((slot + 1) * rows_of_each - 1);
+      engine_.sweep(batch, hidden, sampled);
+      std::vector<BestToken> best(sampled.size());
+      engine_.head(hidden, best, 0, {});
+    } else {
+      engine_.sweep(batch, hidden);
+    }
+    for (const BatchItem& item : batch) engine_.release(item.slot);
+  }
 }
 
 std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden) {

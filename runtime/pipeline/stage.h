@@ -42,6 +42,10 @@ class Stage {
   Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& device, const Cpu& cpu,
         MemoryBudget& budget, const Sizes& sizes);
 
+  // Goes through a step of few rows and one of many, which nothing is left of, so that what a device
+  // does on the first of them is done. hidden: as below, overwritten.
+  void warm_up(float* hidden);
+
   // Computes a step in place on hidden [step_rows][d_model]: what the previous stage sent, or what
   // the first stage embeds itself. On the last stage returns the sampled tokens.
   std::optional<StepResult> run(const StepMessage& step, float* hidden);
@@ -63,6 +67,7 @@ class Stage {
   Cpu cpu_;
   KvStore kv_;
   StageEngine engine_;
+  Sizes sizes_;
   std::optional<Sampler> sampler_;      // last stage
   std::vector<int32_t> prompt_tokens_;  // [slot], where a Timeline is attached
 };

@@ -14,8 +14,9 @@ namespace {
 constexpr size_t kWorkspace = size_t{32} << 20;
 constexpr size_t kTrial = size_t{128} << 20;  // where results go while algorithms are tried
 constexpr int64_t kMostBias = 1 << 20;
-constexpr int64_t kTriedRows[] = {1, 16, 64, 256, 1024, 4096};
-constexpr int kAsked = 12;         // algorithms for each of them
+constexpr int64_t kManyRows = 4096;
+constexpr int64_t kMostTriedRows = 2048;
+constexpr int kAsked = 12;         // algorithms for each number of rows
 constexpr int64_t kCompared = 32;  // rows whose bits are compared
 
 void check(cublasStatus_t status, const char* what) {
@@ -46,18 +47,19 @@ uint32_t alignment_of(const HalfProduct& p) {
 struct Products::Problem {
   cublasLtMatmulDescOpaque_t operation;
   cublasLtMatrixLayoutOpaque_t w, x, y;
+  Algorithm algorithm{};
 
-  Problem(const HalfProduct& p, const void* bias) {
+  explicit Problem(const HalfProduct& p) {
     const bool relu = p.result == HalfProduct::Result::kReluHalf;
     const cudaDataType_t result = relu ? CUDA_R_16F : CUDA_R_32F;
     check(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
     set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE, relu && bias ? CUBLASLT_EPILOGUE_RELU_BIAS
-                                       : relu       ? CUBLASLT_EPILOGUE_RELU
-                                       : bias       ? CUBLASLT_EPILOGUE_BIAS
-                                                    : CUBLASLT_EPILOGUE_DEFAULT);
-    if (bias) {
-      set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, relu && p.bias ? CUBLASLT_EPILOGUE_RELU_BIAS
+                                       : relu         ? CUBLASLT_EPILOGUE_RELU
+                                       : p.bias       ? CUBLASLT_EPILOGUE_BIAS
+                                                      : CUBLASLT_EPILOGUE_DEFAULT);
+    if (p.bias) {
+      point_to(p.bias);
       set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, result);
     }
     const auto inputs = static_cast<uint64_t>(p.inputs), outputs = static_cast<uint64_t>(p.outputs);
@@ -67,6 +69,8 @@ struct Products::Problem {
     check(cublasLtMatrixLayoutInit(&y, result, outputs, static_cast<uint64_t>(p.rows), p.stride),
           "a product");
   }
+
+  void point_to(const void* bias) { set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias); }
 
  private:
   template <typename T>
@@ -89,7 +93,9 @@ void Products::multiply(cudaStream_t stream, const HalfProduct& product) {
     cuda::to_half(stream, p.bias, p.outputs, reinterpret_cast<Half*>(half_bias_.data()));
     p.bias = reinterpret_cast<const float*>(half_bias_.data());
   }
-  if (!run(stream, p, algorithm(stream, p), p.y)) {
+  Problem& problem = prepared(stream, shape_of(p), p);
+  if (p.bias) problem.point_to(p.bias);
+  if (!run(stream, p, problem, problem.algorithm, p.y)) {
     throw ResourceMissing("a product on the GPU failed: its algorithm does not fit any more");
   }
 }
@@ -103,21 +109,28 @@ Products::Shape Products::shape_of(const HalfProduct& p) {
           p.bias != nullptr};
 }
 
-const Products::Algorithm& Products::algorithm(cudaStream_t stream, const HalfProduct& p) {
-  const Key key{shape_of(p), static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(p.rows)))};
-  const auto found = algorithms_.find(key);
-  if (found != algorithms_.end()) return found->second;
-
-  // No more rows than there is room for results.
-  HalfProduct tried = p;
-  const size_t row = static_cast<size_t>(p.stride) * element_bytes(p);
-  tried.rows = std::min(p.rows, std::max<int64_t>(1, static_cast<int64_t>(kTrial / row)));
-  if (tried.result == HalfProduct::Result::kAdded) tried.result = HalfProduct::Result::kFloat;
-  return algorithms_.emplace(key, tune(stream, tried)).first->second;
+Products::Problem& Products::prepared(cudaStream_t stream, const Shape& shape,
+                                      const HalfProduct& p) {
+  std::unique_ptr<Problem>& problem = problems_[{shape, p.rows}];
+  if (problem) return *problem;
+  const int64_t power = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(p.rows)));
+  auto found = algorithms_.find({shape, power});
+  if (found == algorithms_.end()) {
+    HalfProduct tried = p;
+    const size_t row = static_cast<size_t>(p.stride) * element_bytes(p);
+    tried.rows = std::min(
+        {p.rows, kMostTriedRows, std::max<int64_t>(1, static_cast<int64_t>(kTrial / row))});
+    if (tried.result == HalfProduct::Result::kAdded) tried.result = HalfProduct::Result::kFloat;
+    found = algorithms_.emplace(std::pair(shape, power), tune(stream, shape, tried)).first;
+  }
+  problem = std::make_unique<Problem>(p);
+  problem->algorithm = found->second;
+  return *problem;
 }
 
-// Algorithms that add up without a break, of which some are good at few rows and some at many.
-std::vector<Products::Algorithm> Products::candidates(const HalfProduct& product) {
+// Algorithms that add up without a break, as recommended for these numbers of rows.
+std::vector<Products::Algorithm> Products::candidates(const HalfProduct& product,
+                                                      std::span<const int64_t> rows) {
   cublasLtMatmulPreferenceOpaque_t preference;
   check(cublasLtMatmulPreferenceInit(&preference), "a preference");
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
@@ -133,35 +146,46 @@ std::vector<Products::Algorithm> Products::candidates(const HalfProduct& product
     prefer(attribute, aligned);
   }
   std::vector<Algorithm> all;
-  const auto ask = [&](int64_t rows) {
+  for (const int64_t count : rows) {
     HalfProduct p = product;
-    p.rows = rows;
-    Problem problem(p, p.bias);
+    p.rows = count;
+    Problem problem(p);
     cublasLtMatmulHeuristicResult_t results[kAsked];
-    int count = 0;
+    int found = 0;
     cublasLtMatmulAlgoGetHeuristic(handle_, &problem.operation, &problem.w, &problem.x, &problem.y,
-                                   &problem.y, &preference, kAsked, results, &count);
-    for (int i = 0; i < count; ++i) {
-      const Algorithm& found = results[i].algo;
+                                   &problem.y, &preference, kAsked, results, &found);
+    for (int i = 0; i < found; ++i) {
+      const Algorithm& algorithm = results[i].algo;
       int32_t parts = 1;
       size_t written = 0;
-      cublasLtMatmulAlgoConfigGetAttribute(&found, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
+      cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
                                            sizeof parts, &written);
       const bool known = std::any_of(all.begin(), all.end(), [&](const Algorithm& other) {
-        return std::memcmp(&other, &found, sizeof found) == 0;
+        return std::memcmp(&other, &algorithm, sizeof algorithm) == 0;
       });
-      if (parts <= 1 && !known) all.push_back(found);
+      if (parts <= 1 && !known) all.push_back(algorithm);
     }
-  };
-  ask(product.rows);
-  for (const int64_t rows : kTriedRows) ask(rows);
+  }
   return all;
 }
 
-Products::Algorithm Products::tune(cudaStream_t stream, const HalfProduct& product) {
-  const Shape shape = shape_of(product);
-  const std::vector<Algorithm> all = candidates(product);
-  std::byte* const expected_memory = trial_.data();
+// The one whose bits count, whatever the number of rows: what is best for many.
+const Products::Algorithm& Products::reference(cudaStream_t stream, const Shape& shape,
+                                               const HalfProduct& product) {
+  const auto found = references_.find(shape);
+  if (found != references_.end()) return found->second;
+  Problem problem(product);
+  for (const Algorithm& algorithm : candidates(product, {&kManyRows, 1})) {
+    if (!run(stream, product, problem, algorithm, trial_.data())) continue;
+    return references_.emplace(shape, algorithm).first->second;
+  }
+  throw ResourceMissing("cuBLASLt has no algorithm for a product of " +
+                        std::to_string(product.inputs) + " x " + std::to_string(product.outputs) +
+                        " that does not split its sums; use --math f32");
+}
+
+Products::Algorithm Products::tune(cudaStream_t stream, const Shape& shape,
+                                   const HalfProduct& product) {
   std::byte* const tried_memory = trial_.data() + kTrial;
   const int64_t rows = std::min(product.rows, kCompared);
   const size_t bytes = static_cast<size_t>(rows * product.stride) * element_bytes(product);
@@ -172,57 +196,47 @@ Products::Algorithm Products::tune(cudaStream_t stream, const HalfProduct& produ
     check_cuda(cudaStreamSynchronize(stream), "trying algorithms");
     return copy;
   };
-  check_cuda(cudaMemsetAsync(trial_.data(), 0, 2 * kTrial, stream), "clearing");
+  // What lies between rows is compared, too.
+  check_cuda(cudaMemsetAsync(trial_.data(), 0, bytes, stream), "clearing");
+  check_cuda(cudaMemsetAsync(tried_memory, 0, bytes, stream), "clearing");
 
-  // The one whose bits count is the same for every number of rows.
-  if (!references_.contains(shape)) {
-    HalfProduct many = product;
-    many.rows = kTriedRows[std::size(kTriedRows) - 1];
-    const std::vector<Algorithm> of_many = candidates(many);
-    const auto works = [&](const Algorithm& a) { return run(stream, product, a, expected_memory); };
-    const auto first = std::find_if(of_many.begin(), of_many.end(), works);
-    if (first == of_many.end()) {
-      throw ResourceMissing("cuBLASLt has no algorithm for a product of " +
-                            std::to_string(product.inputs) + " x " +
-                            std::to_string(product.outputs) + " that does not split its sums");
-    }
-    references_.emplace(shape, *first);
-  }
-  const Algorithm& reference = references_.at(shape);
-  if (!run(stream, product, reference, expected_memory)) {
+  Problem problem(product);
+  Algorithm best = reference(stream, shape, product);
+  if (!run(stream, product, problem, best, trial_.data())) {
     throw ResourceMissing("cuBLASLt's algorithm for many rows does not do " +
                           std::to_string(product.rows));
   }
-  const std::vector<std::byte> expected = result_of(expected_memory);
+  const std::vector<std::byte> expected = result_of(trial_.data());
 
   CudaEvent begin, end;
-  Algorithm best = reference;
-  double best_s = 1e9;
-  const auto time_of = [&](const Algorithm& a, int calls) {
+  const auto time_of = [&](const Algorithm& algorithm, int calls) {
     begin.record(stream);
-    for (int i = 0; i < calls; ++i) run(stream, product, a, tried_memory);
+    for (int i = 0; i < calls; ++i) run(stream, product, problem, algorithm, tried_memory);
     end.record(stream);
     end.synchronize();
     return end.seconds_since(begin) / calls;
   };
-  for (const Algorithm& a : all) {
-    if (!run(stream, product, a, tried_memory)) continue;
+  // What is good at many rows differs little from what is recommended for them.
+  std::vector<int64_t> asked = {product.rows};
+  if (product.rows < kManyRows / 4) asked.insert(asked.end(), {1, 16, 64, 256, kManyRows});
+  double best_s = 1e9;
+  for (const Algorithm& algorithm : candidates(product, asked)) {
+    if (!run(stream, product, problem, algorithm, tried_memory)) continue;
     if (result_of(tried_memory) != expected) continue;  // of another class
-    double seconds = time_of(a, 1);
+    double seconds = time_of(algorithm, 1);
     if (seconds > 2 * best_s) continue;
-    seconds = time_of(a, seconds < 1e-3 ? 10 : 3);
+    seconds = time_of(algorithm, seconds < 2e-4 ? 10 : 2);
     if (seconds < best_s) {
       best_s = seconds;
-      best = a;
+      best = algorithm;
     }
   }
   return best;
 }
 
 // False where the algorithm does not do this product.
-bool Products::run(cudaStream_t stream, const HalfProduct& p, const Algorithm& algorithm,
-                   void* y) const {
-  Problem problem(p, p.bias);
+bool Products::run(cudaStream_t stream, const HalfProduct& p, Problem& problem,
+                   const Algorithm& algorithm, void* y) const {
   const float zero = 0.0f, one = 1.0f;
   const float& beta = p.result == HalfProduct::Result::kAdded ? one : zero;
   const cublasStatus_t status = cublasLtMatmul(

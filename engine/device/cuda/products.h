@@ -10,6 +10,8 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <span>
 #include <tuple>
 #include <vector>
 
@@ -33,20 +35,21 @@ class Products {
  private:
   struct Problem;
   using Algorithm = cublasLtMatmulAlgo_t;
-  // outputs, inputs, stride, alignment of x, w and y, whether relu in f16, bias
+  // outputs, inputs, stride, alignment of x, w and y, whether relu in f16, whether there is a bias
   using Shape = std::tuple<int64_t, int64_t, int64_t, uint32_t, bool, bool>;
-  using Key = std::pair<Shape, int64_t>;
 
   static Shape shape_of(const HalfProduct& product);
-  const Algorithm& algorithm(cudaStream_t stream, const HalfProduct& product);
-  Algorithm tune(cudaStream_t stream, const HalfProduct& product);
-  std::vector<Algorithm> candidates(const HalfProduct& product);
-  bool run(cudaStream_t stream, const HalfProduct& product, const Algorithm& algorithm,
-           void* y) const;
+  Problem& prepared(cudaStream_t stream, const Shape& shape, const HalfProduct& product);
+  Algorithm tune(cudaStream_t stream, const Shape& shape, const HalfProduct& product);
+  std::vector<Algorithm> candidates(const HalfProduct& product, std::span<const int64_t> rows);
+  const Algorithm& reference(cudaStream_t stream, const Shape& shape, const HalfProduct& product);
+  bool run(cudaStream_t stream, const HalfProduct& product, Problem& problem,
+           const Algorithm& algorithm, void* y) const;
 
   cublasLtHandle_t handle_ = nullptr;
   DeviceMemory workspace_, trial_, half_bias_;
-  std::map<Key, Algorithm> algorithms_;
+  std::map<std::pair<Shape, int64_t>, Algorithm> algorithms_;  // by power of two of rows
+  std::map<std::pair<Shape, int64_t>, std::unique_ptr<Problem>> problems_;  // by rows
   std::map<Shape, Algorithm> references_;
 };
 

@@ -58,6 +58,13 @@ __device__ void load_turned(uint32_t (&to)[4], const char* row) {
                : "r"(shared_address(row)));
 }
 
+// The same, not turned.
+__device__ void load_straight(uint32_t (&to)[4], const char* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row)));
+}
+
 // c += a * b, 16 x 8 from 16 x 16 and 16 x 8.
 __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
@@ -112,6 +119,19 @@ __device__ void clear_tokens(const KvPageShape& shape, int first, char* stage) {
   }
 }
 
+// Rows of K that no head has meet zeros of q, and must be numbers.
+template <int kDim>
+__device__ void clear_pads(const KvPageShape& shape, char* shared) {
+  const int pad = kDim - shape.head_dim;
+  for (int i = static_cast<int>(threadIdx.x); i < kStages * kTilePages * pad * 2;
+       i += static_cast<int>(blockDim.x)) {
+    const int row = i / 2, page = row / pad % kTilePages;
+    char* const stage = shared + row / pad / kTilePages * Layout<kDim>::kStage;
+    *reinterpret_cast<uint4*>(stage + Layout<kDim>::k(page, shape.head_dim + row % pad, i % 2)) =
+        uint4{};
+  }
+}
+
 // A lane's part of 16 queries: rows `lane / 4` and 8 more, columns 2 * (lane % 4) and the next one
 // of every eight.
 template <int kDim>
@@ -119,9 +139,10 @@ struct Queries {
   static constexpr int kSteps = kDim / 16;
   uint32_t q[kSteps][4];
   float o[kDim / 8][4] = {};
-  float max[2] = {kNothing, kNothing}, sum[2] = {};
-  int64_t position[2];  // -1: there is no such query
-  int64_t at[2];        // of the query's first element
+  float max[2] = {kNothing, kNothing};
+  float sum[2][kTilePages] = {};  // of weights, by the page's place in its tile
+  int64_t position[2];            // -1: there is no such query
+  int64_t at[2];                  // of the query's first element
 };
 
 template <int kDim>
@@ -147,6 +168,32 @@ __device__ void load_queries(const Work& work, const AttentionSequence& sequence
   }
 }
 
+// Scores of 16 tokens become weights.
+__device__ void weigh_page(float (&low)[4], float (&high)[4], int r, float most, float keep,
+                           float& sum) {
+  sum *= keep;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float& weight = (i < 2 ? low : high)[2 * r + i % 2];
+    weight = __half2float(__float2half_rn(exp2f(weight - most)));
+    sum += weight;
+  }
+}
+
+__device__ float row_max(float value) {
+  value = fmaxf(value, __shfl_xor_sync(~0u, value, 1));
+  return fmaxf(value, __shfl_xor_sync(~0u, value, 2));
+}
+
+// Of the weights of a query, from those of its four lanes.
+__device__ float row_sum(const float (&sums)[kTilePages]) {
+  float sum = sums[0];
+#pragma unroll
+  for (int page = 1; page < kTilePages; ++page) sum += sums[page];
+  sum += __shfl_xor_sync(~0u, sum, 1);
+  return sum + __shfl_xor_sync(~0u, sum, 2);
+}
+
 // The softmax step of a tile; s becomes the weights.
 template <int kDim>
 __device__ void weigh(Queries<kDim>& w, int64_t first_token, float (&s)[kTileTokens / 8][4]) {
@@ -163,25 +210,17 @@ __device__ void weigh(Queries<kDim>& w, int64_t first_token, float (&s)[kTileTok
         most = fmaxf(most, score);
       }
     }
-    most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-    most = fmaxf(most, w.max[r]);
+    most = fmaxf(row_max(most), w.max[r]);
     const float keep = exp2f(w.max[r] - most);
     w.max[r] = most;
-    w.sum[r] *= keep;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       w.o[n][2 * r] *= keep;
       w.o[n][2 * r + 1] *= keep;
     }
 #pragma unroll
-    for (int n = 0; n < kTileTokens / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float& weight = s[n][2 * r + i];
-        weight = __half2float(__float2half_rn(exp2f(weight - most)));
-        w.sum[r] += weight;
-      }
+    for (int page = 0; page < kTilePages; ++page) {
+      weigh_page(s[2 * page], s[2 * page + 1], r, most, keep, w.sum[r][page]);
     }
   }
 }
@@ -223,8 +262,7 @@ __device__ void write_queries(const Work& work, Queries<kDim>& w) {
   const auto lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    float sum = w.sum[r] + __shfl_xor_sync(~0u, w.sum[r], 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
+    const float sum = row_sum(w.sum[r]);
     if (w.position[r] < 0) continue;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
@@ -251,15 +289,7 @@ __global__ void __launch_bounds__(kWarps * 32) half_attention_kernel(Work work) 
   const int64_t queries = sequence.rows * group;
   if (first >= queries) return;
 
-  // Rows of K that no head has meet zeros of q, and must be numbers.
-  for (int i = static_cast<int>(threadIdx.x);
-       i < kStages * kTilePages * (kDim - shape.head_dim) * 2; i += kWarps * 32) {
-    const int row = i / 2, pad = kDim - shape.head_dim, page = row / pad % kTilePages;
-    char* const stage = shared + row / pad / kTilePages * Layout<kDim>::kStage;
-    *reinterpret_cast<uint4*>(stage + Layout<kDim>::k(page, shape.head_dim + row % pad, i % 2)) =
-        uint4{};
-  }
-
+  clear_pads<kDim>(shape, shared);
   const int64_t last = min(first + kWarps * kWarpQueries, queries) - 1;
   const int64_t end = sequence.first_position + last / group + 1;  // tokens that some query sees
   const int64_t tiles = (end + kTileTokens - 1) / kTileTokens;
@@ -287,6 +317,149 @@ __global__ void __launch_bounds__(kWarps * 32) half_attention_kernel(Work work) 
   if (works) write_queries(work, w);
 }
 
+// Four warps for one tile of queries, where there is no more: each has the scores of a page of the
+// tile, then some columns of the output. The same sums in the same order as above.
+template <int kDim>
+struct Together {
+  static constexpr int kSteps = (kDim / 16 + kTilePages - 1) / kTilePages;  // of a warp, at most
+  static constexpr int kPRow = kTileTokens * 2 + 16;                        // bytes
+  static constexpr int kP = Layout<kDim>::kBytes;                           // f16 weights [16][64]
+  static constexpr int kMax = kP + kWarpQueries * kPRow;                    // [page][16]
+  static constexpr int kSums = kMax + kTilePages * kWarpQueries * 4;        // [page][2][32]
+  static constexpr int kBytes = kSums + kTilePages * 64 * 4;
+};
+
+template <int kDim>
+__global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
+  using T = Together<kDim>;
+  using L = Layout<kDim>;
+  extern __shared__ uint4 memory[];
+  auto* const shared = reinterpret_cast<char*>(memory);
+  auto* const maxima = reinterpret_cast<float*>(shared + T::kMax);
+  auto* const sums = reinterpret_cast<float*>(shared + T::kSums);
+  const KvPageShape& shape = work.shape;
+  const AttentionSequence sequence = work.sequences[blockIdx.x];
+  const auto kv_head = static_cast<int>(blockIdx.y), lane = static_cast<int>(threadIdx.x % 32);
+  const auto page = static_cast<int>(threadIdx.x / 32);  // this warp's
+  if (sequence.rows == 0) return;
+  clear_pads<kDim>(shape, shared);
+
+  const int64_t end = sequence.first_position + sequence.rows;
+  const int64_t tiles = (end + kTileTokens - 1) / kTileTokens;
+  Queries<kDim> w;  // of which o and sum are not used
+  load_queries(work, sequence, kv_head, 0, w);
+  float o[T::kSteps][2][4] = {}, sum[2] = {};
+  const int row = lane % 8 + lane / 8 % 2 * 8, half = lane / 16;
+  load_tile<kDim>(shape, sequence, kv_head, 0, end, shared);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    char* const stage = shared + tile % kStages * L::kStage;
+    if (tile + 1 < tiles) {
+      load_tile<kDim>(shape, sequence, kv_head, tile + 1, end,
+                      shared + (tile + 1) % kStages * L::kStage);
+      asm volatile("cp.async.wait_group 1;");
+    } else {
+      asm volatile("cp.async.wait_group 0;");
+      __syncthreads();
+      clear_tokens<kDim>(shape, static_cast<int>(end - tile * kTileTokens), stage);
+    }
+    __syncthreads();
+
+    float s[2][4] = {};
+#pragma unroll
+    for (int step = 0; step < kDim / 16; ++step) {
+      uint32_t k[4];
+      load_turned(k, stage + L::k(page, step * 16 + row, half));
+      multiply_add(s[0], w.q[step], k[0], k[1]);
+      multiply_add(s[1], w.q[step], k[2], k[3]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most = kNothing;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& score = s[i / 2][2 * r + i % 2];
+        const int64_t token =
+            tile * kTileTokens + page * kPageTokens + i / 2 * 8 + lane % 4 * 2 + i % 2;
+        if (token > w.position[r]) score = -INFINITY;
+        most = fmaxf(most, score);
+      }
+      most = row_max(most);
+      if (lane % 4 == 0) maxima[page * kWarpQueries + lane / 4 + 8 * r] = most;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most = w.max[r];
+#pragma unroll
+      for (int p = 0; p < kTilePages; ++p) {
+        most = fmaxf(most, maxima[p * kWarpQueries + lane / 4 + 8 * r]);
+      }
+      const float keep = exp2f(w.max[r] - most);
+      w.max[r] = most;
+#pragma unroll
+      for (int n = 0; n < T::kSteps; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          o[n][i][2 * r] *= keep;
+          o[n][i][2 * r + 1] *= keep;
+        }
+      }
+      weigh_page(s[0], s[1], r, most, keep, sum[r]);
+      char* const p = shared + T::kP + (lane / 4 + 8 * r) * T::kPRow + page * 32 + lane % 4 * 4;
+      *reinterpret_cast<uint32_t*>(p) = pack(s[0][2 * r], s[0][2 * r + 1]);
+      *reinterpret_cast<uint32_t*>(p + 16) = pack(s[1][2 * r], s[1][2 * r + 1]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int from = 0; from < kTilePages; ++from) {
+      uint32_t p[4];
+      load_straight(p, shared + T::kP + row * T::kPRow + from * 32 + half * 16);
+#pragma unroll
+      for (int n = 0; n < T::kSteps; ++n) {
+        const int step = n * kTilePages + page;
+        if (step >= kDim / 16) continue;
+        uint32_t v[4];
+        load_turned(v, stage + L::v(from, row, step * 16 + half * 8));
+        multiply_add(o[n][0], p, v[0], v[1]);
+        multiply_add(o[n][1], p, v[2], v[3]);
+      }
+    }
+    __syncthreads();
+  }
+
+  for (int r = 0; r < 2; ++r) sums[page * 64 + r * 32 + lane] = sum[r];
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float of_pages[kTilePages];
+    for (int p = 0; p < kTilePages; ++p) of_pages[p] = sums[p * 64 + r * 32 + lane];
+    const float all = row_sum(of_pages);
+    if (w.position[r] < 0) continue;
+#pragma unroll
+    for (int n = 0; n < T::kSteps; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int d = (n * kTilePages + page) * 16 + i * 8 + lane % 4 * 2;
+        if (d >= shape.head_dim) continue;
+        Half* const to = work.out + w.at[r] + d;
+        to[0] = to_half(o[n][i][2 * r] / all);
+        to[1] = to_half(o[n][i][2 * r + 1] / all);
+      }
+    }
+  }
+}
+
+template <int kDim>
+void start_together(cudaStream_t stream, const Work& work, int64_t count) {
+  constexpr size_t kShared = Together<kDim>::kBytes;
+  const auto kernel = together_kernel<kDim>;
+  allow_shared("attention", kernel, kShared,
+               "heads of " + std::to_string(work.shape.head_dim) + " elements are larger");
+  kernel<<<dim3(static_cast<unsigned>(count), static_cast<unsigned>(work.shape.kv_heads)),
+           kTilePages * 32, kShared, stream>>>(work);
+  check_start("attention");
+}
+
 template <int kDim, int kWarps>
 void start(cudaStream_t stream, Work work, int64_t count, int64_t most_rows) {
   const int group = work.heads / work.shape.kv_heads;
@@ -305,7 +478,7 @@ void start(cudaStream_t stream, Work work, int64_t count, int64_t most_rows) {
 template <int kDim>
 void start(cudaStream_t stream, const Work& work, int64_t count, int64_t most_rows) {
   if (most_rows * (work.heads / work.shape.kv_heads) <= kWarpQueries) {
-    start<kDim, 1>(stream, work, count, most_rows);
+    start_together<kDim>(stream, work, count);
   } else {
     start<kDim, 4>(stream, work, count, most_rows);
   }

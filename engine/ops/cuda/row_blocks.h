@@ -11,7 +11,6 @@
 #include <cstdint>
 
 #include "engine/both.h"
-#include "engine/half.h"
 #include "engine/ops/canonical.h"
 
 namespace headrace {
@@ -48,27 +47,24 @@ HEADRACE_BOTH const float* cached(Block& block, const float* x, int64_t n) {
 
 constexpr int64_t norm_shared_floats(int64_t n) { return n + kSumLanes; }
 
-HEADRACE_BOTH inline void put(float& to, float value) { to = value; }
-HEADRACE_BOTH inline void put(Half& to, float value) { to = to_half(value); }
-
-// y = x / sqrt(mean(x^2) + eps) * weight. y may be x. Out: float, or Half.
-template <typename Block, typename Out>
+// y = x / sqrt(mean(x^2) + eps) * weight. y may be x.
+template <typename Block>
 HEADRACE_BOTH void rms_norm_row(Block& block, const float* x, int64_t n, const float* weight,
-                                float eps, Out* y) {
+                                float eps, float* y) {
   float* const lanes = block.template shared<float>(kSumLanes);
   const float* const row = cached(block, x, n);
   const float sum =
       lane_sum(block, lanes, n, [row](float s, int64_t i) { return std::fma(row[i], row[i], s); });
   const float r = 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
   block.each_thread([&](int t) {
-    for (int64_t i = t; i < n; i += block.threads()) put(y[i], row[i] * r * weight[i]);
+    for (int64_t i = t; i < n; i += block.threads()) y[i] = row[i] * r * weight[i];
   });
 }
 
 // y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias. y may be x.
-template <typename Block, typename Out>
+template <typename Block>
 HEADRACE_BOTH void layer_norm_row(Block& block, const float* x, int64_t n, const float* weight,
-                                  const float* bias, float eps, Out* y) {
+                                  const float* bias, float eps, float* y) {
   float* const lanes = block.template shared<float>(kSumLanes);
   const float* const row = cached(block, x, n);
   const auto count = static_cast<float>(n);
@@ -81,7 +77,7 @@ HEADRACE_BOTH void layer_norm_row(Block& block, const float* x, int64_t n, const
   const float r = 1.0f / std::sqrt(squares / count + eps);
   block.each_thread([&](int t) {
     for (int64_t i = t; i < n; i += block.threads()) {
-      put(y[i], std::fma((row[i] - mean) * r, weight[i], bias[i]));
+      y[i] = std::fma((row[i] - mean) * r, weight[i], bias[i]);
     }
   });
 }

@@ -14,19 +14,72 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 4096;  // elements beyond them are taken in turns
 
-template <typename Out>
-__global__ void rms_norm_kernel(const float* x, int64_t n, const float* weight, float eps, Out* y) {
+__global__ void rms_norm_kernel(const float* x, int64_t n, const float* weight, float eps,
+                                float* y) {
   GpuBlock block;
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * n;
   rms_norm_row(block, x + begin, n, weight, eps, y + begin);
 }
 
-template <typename Out>
 __global__ void layer_norm_kernel(const float* x, int64_t n, const float* weight, const float* bias,
-                                  float eps, Out* y) {
+                                  float eps, float* y) {
   GpuBlock block;
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * n;
   layer_norm_row(block, x + begin, n, weight, bias, eps, y + begin);
+}
+
+// The sum of all threads' values, in an order of its own.
+__device__ float block_sum(float value, float* warps) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  float sum = 0.0f;
+  for (int w = 0; w < kThreads / 32; ++w) sum += warps[w];
+  __syncthreads();
+  return sum;
+}
+
+// Norms for the tensor cores: a block for each row, which stays in its registers as far as
+// kRowRegisters elements a thread go, and is read again beyond.
+constexpr int kRowRegisters = 32;
+
+__global__ void norm_half_kernel(RowNorm norm, const float* x, Half* y) {
+  __shared__ float warps[kThreads / 32];
+  const float* const row = x + blockIdx.x * norm.n;
+  Half* const out = y + blockIdx.x * norm.n;
+  const auto t = static_cast<int64_t>(threadIdx.x);
+  float kept[kRowRegisters];
+#pragma unroll
+  for (int i = 0; i < kRowRegisters; ++i) {
+    const int64_t at = t + i * kThreads;
+    kept[i] = at < norm.n ? row[at] : 0.0f;
+  }
+  const auto fold = [&](auto f) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kRowRegisters; ++i) {
+      if (t + i * kThreads < norm.n) sum = f(sum, kept[i]);
+    }
+    for (int64_t at = t + kRowRegisters * kThreads; at < norm.n; at += kThreads) {
+      sum = f(sum, row[at]);
+    }
+    return block_sum(sum, warps);
+  };
+  const auto n = static_cast<float>(norm.n);
+  float mean = 0.0f;
+  if (norm.bias) mean = fold([](float sum, float v) { return sum + v; }) / n;
+  const float squares =
+      fold([mean](float sum, float v) { return std::fma(v - mean, v - mean, sum); });
+  const float r = 1.0f / std::sqrt(squares / n + norm.eps);
+  const auto write = [&](int64_t at, float value) {
+    const float scaled = (value - mean) * r * norm.weight[at];
+    out[at] = headrace::to_half(norm.bias ? scaled + norm.bias[at] : scaled);
+  };
+#pragma unroll
+  for (int i = 0; i < kRowRegisters; ++i) {
+    if (t + i * kThreads < norm.n) write(t + i * kThreads, kept[i]);
+  }
+  for (int64_t at = t + kRowRegisters * kThreads; at < norm.n; at += kThreads) write(at, row[at]);
 }
 
 // Calls f(i) for i < count, on all threads of the grid.
@@ -124,6 +177,33 @@ __global__ void find_best_kernel(const float* logits, int64_t width, int64_t id,
 
 constexpr int kUnpackColumns = 64;
 
+__device__ float f16_to_float(const std::byte* p) {
+  return __half2float(__ushort_as_half(u16_at(p)));
+}
+
+// Columns of a panel, two at a time.
+__device__ void write_tile(const PackedMatrix& w, int64_t first,
+                           const Half (&tile)[kPanelRows][kUnpackColumns + 2], int columns,
+                           Half* out) {
+  const int64_t k0 = static_cast<int64_t>(blockIdx.y) * kUnpackColumns;
+  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kPanelRows,
+                rows = w.rows - first * kPanelRows - row0;
+  if (w.cols % 2 == 0) {
+    for (int i = static_cast<int>(threadIdx.x); i < kPanelRows * kUnpackColumns / 2;
+         i += kThreads) {
+      const int row = i / (kUnpackColumns / 2), k = i % (kUnpackColumns / 2) * 2;
+      if (row >= rows || k >= columns) continue;
+      *reinterpret_cast<uint32_t*>(out + (row0 + row) * w.cols + k0 + k) =
+          *reinterpret_cast<const uint32_t*>(&tile[row][k]);
+    }
+    return;
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < kPanelRows * kUnpackColumns; i += kThreads) {
+    const int row = i / kUnpackColumns, k = i % kUnpackColumns;
+    if (row < rows && k < columns) out[(row0 + row) * w.cols + k0 + k] = tile[row][k];
+  }
+}
+
 template <DType kType>
 __global__ void unpack_kernel(PackedMatrix w, int64_t first, Half* out) {
   __shared__ Half tile[kPanelRows][kUnpackColumns + 2];
@@ -135,22 +215,82 @@ __global__ void unpack_kernel(PackedMatrix w, int64_t first, Half* out) {
     tile[row][k] = headrace::to_half(panel_weight<kType>(panel, row, k0 + k));
   }
   __syncthreads();
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kPanelRows,
-                rows = w.rows - first * kPanelRows - row0;
-  for (int i = static_cast<int>(threadIdx.x); i < kPanelRows * kUnpackColumns; i += kThreads) {
-    const int row = i / kUnpackColumns, k = i % kUnpackColumns;
-    if (row < rows && k < columns) out[(row0 + row) * w.cols + k0 + k] = tile[row][k];
+  write_tile(w, first, tile, columns, out);
+}
+
+// What a thread makes of four rows' codes (`low`) and of those 16 rows further on (`high`), of one
+// column.
+struct RowScales {
+  float scale[8], offset[8];
+};
+
+// G4: the same values as panel_weight() gives, four bytes of codes at a time.
+__global__ void unpack_g4_kernel(PackedMatrix w, int64_t first, Half* out) {
+  constexpr PanelLayout kLayout = panel_layout(DType::kG4);
+  static_assert(kLayout.block_k == kUnpackColumns);
+  __shared__ Half tile[kPanelRows][kUnpackColumns + 2];
+  const std::byte* const block = w.panel(first + blockIdx.x) + blockIdx.y * kLayout.block_bytes;
+  const auto t = static_cast<int>(threadIdx.x);
+  const int j = t % 4 * 4;
+  RowScales of;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int row = j + i % 4 + i / 4 * 16;
+    of.scale[i] = f16_to_float(block + row * 2);
+    of.offset[i] = f16_to_float(block + kPanelRows * 2 + row * 2);
   }
+  for (int k = t / 4; k < kUnpackColumns; k += kThreads / 4) {
+    const uint32_t codes =
+        *reinterpret_cast<const uint32_t*>(block + kLayout.codes_offset + k * 16 + j);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t code = codes >> (i % 4 * 8 + i / 4 * 4) & 15u;
+      tile[j + i % 4 + i / 4 * 16][k] =
+          headrace::to_half(of.scale[i] * static_cast<float>(code) + of.offset[i]);
+    }
+  }
+  __syncthreads();
+  write_tile(w, first, tile, kUnpackColumns, out);
+}
+
+// F16, BF16: eight rows at a time.
+template <DType kType>
+__global__ void unpack_plain_kernel(PackedMatrix w, int64_t first, Half* out) {
+  __shared__ Half tile[kPanelRows][kUnpackColumns + 2];
+  const int64_t k0 = static_cast<int64_t>(blockIdx.y) * kUnpackColumns, left = w.cols - k0;
+  const int columns = static_cast<int>(left < kUnpackColumns ? left : kUnpackColumns);
+  const std::byte* const panel = w.panel(first + blockIdx.x) + k0 * kPanelRows * 2;
+  for (int i = static_cast<int>(threadIdx.x); i < columns * 4; i += kThreads) {
+    const int k = i / 4, row = i % 4 * 8;
+    const uint4 eight = *reinterpret_cast<const uint4*>(panel + k * kPanelRows * 2 + row * 2);
+    const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const auto bits = static_cast<uint16_t>(pairs[n / 2] >> (n % 2 * 16));
+      tile[row + n][k] = kType == DType::kF16 ? Half{bits} : headrace::to_half(bf16_to_f32(bits));
+    }
+  }
+  __syncthreads();
+  write_tile(w, first, tile, columns, out);
 }
 
 using Unpack = void (*)(PackedMatrix, int64_t, Half*);
 // In the order of the enum.
-constexpr Unpack kUnpacks[kDTypeCount] = {
-    unpack_kernel<DType::kF32>,  unpack_kernel<DType::kF16>,  unpack_kernel<DType::kBF16>,
-    unpack_kernel<DType::kQ8_0>, unpack_kernel<DType::kQ4_0>, unpack_kernel<DType::kQ4_1>,
-    unpack_kernel<DType::kQ5_0>, unpack_kernel<DType::kQ5_1>, unpack_kernel<DType::kQ2_K>,
-    unpack_kernel<DType::kQ3_K>, unpack_kernel<DType::kQ4_K>, unpack_kernel<DType::kQ5_K>,
-    unpack_kernel<DType::kQ6_K>, unpack_kernel<DType::kG8>,   unpack_kernel<DType::kG4>};
+constexpr Unpack kUnpacks[kDTypeCount] = {unpack_kernel<DType::kF32>,
+                                          unpack_plain_kernel<DType::kF16>,
+                                          unpack_plain_kernel<DType::kBF16>,
+                                          unpack_kernel<DType::kQ8_0>,
+                                          unpack_kernel<DType::kQ4_0>,
+                                          unpack_kernel<DType::kQ4_1>,
+                                          unpack_kernel<DType::kQ5_0>,
+                                          unpack_kernel<DType::kQ5_1>,
+                                          unpack_kernel<DType::kQ2_K>,
+                                          unpack_kernel<DType::kQ3_K>,
+                                          unpack_kernel<DType::kQ4_K>,
+                                          unpack_kernel<DType::kQ5_K>,
+                                          unpack_kernel<DType::kQ6_K>,
+                                          unpack_kernel<DType::kG8>,
+                                          unpack_g4_kernel};
 
 // Blocks of a grid over so many elements, none of which may be 0.
 unsigned blocks_for(int64_t count) {
@@ -168,26 +308,22 @@ void start_rows(const char* op, cudaStream_t stream, Kernel kernel, int64_t rows
   check_start(op);
 }
 
-template <typename Out>
-void normalise_rows(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t rows,
-                    Out* y) {
-  if (norm.bias) {
-    start_rows("layer_norm", stream, layer_norm_kernel<Out>, rows, norm.n, x, norm.n, norm.weight,
-               norm.bias, norm.eps, y);
-  } else {
-    start_rows("rms_norm", stream, rms_norm_kernel<Out>, rows, norm.n, x, norm.n, norm.weight,
-               norm.eps, y);
-  }
-}
-
 }  // namespace
 
 void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t rows, float* y) {
-  normalise_rows(stream, norm, x, rows, y);
+  if (norm.bias) {
+    start_rows("layer_norm", stream, layer_norm_kernel, rows, norm.n, x, norm.n, norm.weight,
+               norm.bias, norm.eps, y);
+  } else {
+    start_rows("rms_norm", stream, rms_norm_kernel, rows, norm.n, x, norm.n, norm.weight, norm.eps,
+               y);
+  }
 }
 
 void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t rows, Half* y) {
-  normalise_rows(stream, norm, x, rows, y);
+  if (rows == 0) return;
+  norm_half_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(norm, x, y);
+  check_start("normalise");
 }
 
 void embed(cudaStream_t stream, const EmbeddingTables& tables, const int32_t* ids,
