@@ -149,9 +149,27 @@ void StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
 
   std::vector<MicroBatch> micro_batches = cut(batch);
   begin_visits(micro_batches);
-  const StageRange& range = host_weights_.range();
   float* x = std::exchange(embedded_, nullptr);
   if (!x) x = ops_.enter(hidden, std::ssize(positions) * config_.d_model);
+  // Steps of so many single rows are alike, but for their tables.
+  const bool is_alike = weights_.is_fixed() && micro_batches.size() == 1 &&
+                        std::ssize(batch) == std::ssize(positions);
+  if (is_alike) expect(micro_batches.front());
+  if (!is_alike || !ops_.repeat(std::ssize(positions))) sweep_layers(micro_batches, x);
+  if (is_alike) ops_.end_repeat();
+  weights_.prefetch();
+}
+
+// Tables that all layers share.
+void StageEngine::expect(MicroBatch& batch) {
+  for (size_t i = 0; i < batch.items.size(); ++i) {
+    batch.sequences[i].pages = kv_.pages(batch.items[i].slot, 0);
+  }
+  ops_.expect(batch.sequences);
+}
+
+void StageEngine::sweep_layers(std::vector<MicroBatch>& micro_batches, float* x) {
+  const StageRange& range = host_weights_.range();
   for (int index = range.first_layer; index < range.end_layer; ++index) {
     const LayerWeights& w = weights_.acquire_layer(index);
     for (MicroBatch& micro_batch : micro_batches) {
@@ -163,7 +181,6 @@ void StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
     }
     weights_.release_layer(index);
   }
-  weights_.prefetch();
 }
 
 void StageEngine::begin_visits(std::vector<MicroBatch>& micro_batches) {

@@ -68,6 +68,8 @@ class StageEngine {
   void add_to(MicroBatch& batch, const BatchItem& item) const;
   void begin_visits(std::vector<MicroBatch>& micro_batches);
 
+  void expect(MicroBatch& batch);
+  void sweep_layers(std::vector<MicroBatch>& micro_batches, float* x);
   // `layer` counts within the stage.
   void run_layer(const LayerWeights& w, int layer, MicroBatch& batch, float* x);
   // What the blocks make of `in` is added to x.

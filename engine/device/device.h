@@ -42,6 +42,12 @@ class DeviceBuffer {
   }
 };
 
+// Work that was queued once and can be queued again as a whole.
+class DeviceRecording {
+ public:
+  virtual ~DeviceRecording() = default;
+};
+
 // Host memory that is pinned as long as it lives.
 class DevicePin {
  public:
@@ -81,6 +87,12 @@ class Device {
                        std::span<const std::byte> from_host) = 0;
   virtual void copy_out(DeviceStream& stream, std::span<std::byte> to_host,
                         const std::byte* from) = 0;
+
+  // From now on what is queued in the stream is recorded, not done: ops only, whose arguments are
+  // then as they were at each replay(). Nothing waits meanwhile.
+  virtual void record(DeviceStream& stream) = 0;
+  virtual std::unique_ptr<DeviceRecording> end_recording(DeviceStream& stream) = 0;
+  virtual void replay(DeviceStream& stream, DeviceRecording& recording) = 0;
 
   // Host memory that copies go to and from directly until the owner dies; it must live as long.
   virtual std::unique_ptr<DevicePin> pin(std::span<std::byte> host) = 0;

@@ -9,6 +9,7 @@ namespace headrace {
 namespace {
 
 constexpr int kStagings = 16;
+constexpr size_t kMostRecordings = 64;
 
 const float* floats(const Operand* x) { return reinterpret_cast<const float*>(x); }
 
@@ -188,6 +189,30 @@ int64_t DeviceOps::most_rows(std::span<const AttentionSequence> sequences) {
   int64_t most = 0;
   for (const AttentionSequence& s : sequences) most = std::max(most, s.rows);
   return most;
+}
+
+bool DeviceOps::repeat(int64_t key) {
+  const auto found = recordings_.find(key);
+  if (found == recordings_.end()) {
+    if (recordings_.size() == kMostRecordings) recordings_.clear();
+    recordings_.emplace(key, nullptr);
+    return false;
+  }
+  if (found->second) {
+    device_.replay(stream_, *found->second);
+    return true;
+  }
+  recorded_ = key;
+  device_.record(stream_);
+  return false;
+}
+
+void DeviceOps::end_repeat() {
+  if (!recorded_) return;
+  std::unique_ptr<DeviceRecording>& recording = recordings_[*recorded_];
+  recorded_.reset();
+  recording = device_.end_recording(stream_);
+  device_.replay(stream_, *recording);
 }
 
 // The sequences, then their page tables, which all layers of a step share. The stream itself copies

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/device/device.h"
@@ -45,6 +46,10 @@ class DeviceOps : public Ops {
   void attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences, int heads,
               float scale, const float* q, const float* k, const float* v, Operand* out) override;
 
+  void expect(std::span<const AttentionSequence> sequences) override { upload(sequences); }
+  bool repeat(int64_t key) override;
+  void end_repeat() override;
+
   int64_t block_floats() const override { return kBlockFloats; }
   void begin_best(int64_t rows) override;
   void find_best(const float* logits, int64_t first_row, int64_t rows, int64_t width,
@@ -83,6 +88,9 @@ class DeviceOps : public Ops {
   // Where sequences and their tables of this step are in tables_, by their place on the host.
   std::map<const AttentionSequence*, const AttentionSequence*> uploaded_;
   size_t tables_used_ = 0;
+  // By key; null until it is there a second time, when all that is tried out once has been.
+  std::map<int64_t, std::unique_ptr<DeviceRecording>> recordings_;
+  std::optional<int64_t> recorded_;  // the key of what is being recorded
   std::vector<float> fetched_;
   std::vector<Staging> staging_;
   size_t next_ = 0;  // of staging_

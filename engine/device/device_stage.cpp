@@ -1,6 +1,7 @@
 #include "engine/device/device_stage.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "engine/device/half_ops.h"
 #include "engine/stage_engine.h"
@@ -15,9 +16,24 @@ KvPageShape page_shape(const ModelConfig& config, KvFormat format) {
 }
 
 uint64_t kv_bytes(const ModelConfig& config, const StageRange& range,
-                  const DeviceStage::Sizes& sizes) {
+                  const DeviceStage::Sizes& sizes, int64_t pages) {
   return KvStore::bytes_per_page(page_shape(config, sizes.kv_format), range.layers()) *
-         static_cast<uint64_t>(sizes.kv_pages);
+         static_cast<uint64_t>(pages);
+}
+
+uint64_t kv_bytes(const ModelConfig& config, const StageRange& range,
+                  const DeviceStage::Sizes& sizes) {
+  return kv_bytes(config, range, sizes, sizes.kv_pages - sizes.kv_host_pages);
+}
+
+// The system gives memory when it is touched, which pinning would do page by page.
+void touch(const Buffer& buffer, ThreadPool& threads) {
+  constexpr size_t kPart = size_t{32} << 20;
+  auto* const memory = const_cast<std::byte*>(buffer.data());
+  threads.parallel_for(static_cast<int64_t>((buffer.size() + kPart - 1) / kPart), [&](int64_t i) {
+    const size_t begin = static_cast<size_t>(i) * kPart;
+    std::memset(memory + begin, 0, std::min(kPart, buffer.size() - begin));
+  });
 }
 
 uint64_t scratch_bytes(const ModelConfig& config, const StageRange& range,
@@ -62,6 +78,11 @@ std::unique_ptr<Ops> make_ops(Device& device, DeviceStream& stream, const ModelC
 
 }  // namespace
 
+uint64_t DeviceStage::host_kv_bytes(const ModelConfig& config, const StageRange& range,
+                                    const Sizes& sizes) {
+  return kv_bytes(config, range, sizes, sizes.kv_host_pages);
+}
+
 uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout& layout,
                                    const Sizes& sizes) {
   const HalfOps::Sizes half = half_sizes(config, layout, sizes);
@@ -74,13 +95,19 @@ uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout
 DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& checkpoint,
                          WeightStore& host, ThreadPool& threads, MemoryBudget& budget,
                          const Sizes& sizes)
-    : device_(std::move(device)),
+    : sizes_(sizes),
+      device_(std::move(device)),
       compute_(device_->make_stream()),
       weights_(*device_, *compute_, host, sizes.weights),
       kv_(device_->allocate(kv_bytes(checkpoint.config(), host.range(), sizes))),
       scratch_(device_->allocate(scratch_bytes(checkpoint.config(), host.range(), sizes))),
       ops_(make_ops(*device_, *compute_, checkpoint.config(), host.layout(), sizes)) {
   for (const std::span<std::byte> buffer : host.buffers()) pin(buffer);
+  if (sizes.kv_host_pages > 0) {
+    kv_host_ = budget.allocate(host_kv_bytes(checkpoint.config(), host.range(), sizes), "KV cache");
+    touch(kv_host_, threads);
+    pin({kv_host_.data(), kv_host_.size()});
+  }
   weights_.load(checkpoint, threads, budget, kLoadBytes);
 }
 

@@ -17,7 +17,8 @@ class DeviceStage {
  public:
   struct Sizes {
     DevicePlacement weights;
-    int64_t kv_pages = 0;  // of each layer
+    int64_t kv_pages = 0;       // of each layer
+    int64_t kv_host_pages = 0;  // of them, in host memory that kernels reach over the link
     int64_t step_rows = 0, micro_batch_rows = 0;
     int64_t logit_rows = 1;  // rows whose logits are there at once, at least
     KvFormat kv_format = KvFormat::kF16;
@@ -25,6 +26,9 @@ class DeviceStage {
     bool half = true;
   };
 
+  // Bytes of KV pages in host memory, which come out of its budget.
+  static uint64_t host_kv_bytes(const ModelConfig& config, const StageRange& range,
+                                const Sizes& sizes);
   // Device memory that all of it takes.
   static uint64_t bytes_needed(const ModelConfig& config, const WeightLayout& layout,
                                const Sizes& sizes);
@@ -41,13 +45,16 @@ class DeviceStage {
 
   WeightSource& weights() { return weights_; }
   Ops& ops() { return *ops_; }
-  std::byte* kv_arena() { return kv_->data(); }
+  KvArena kv_on_device() { return {kv_->data(), sizes_.kv_pages - sizes_.kv_host_pages}; }
+  KvArena kv_on_host() { return {kv_host_.data(), sizes_.kv_host_pages}; }
   std::span<float> scratch() { return {scratch_->as<float>(), scratch_->size() / sizeof(float)}; }
 
  private:
   // Devices and streams go after what is of them.
+  Sizes sizes_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<DeviceStream> compute_;
+  Buffer kv_host_;
   std::vector<std::unique_ptr<DevicePin>> pins_;
   DeviceWeights weights_;
   std::unique_ptr<DeviceBuffer> kv_, scratch_;

@@ -48,6 +48,7 @@ class DeviceWeights final : public WeightSource {
   const LayerWeights& acquire_layer(int layer) override;
   void release_layer(int layer) override;
   const EmbeddingTables* embedding() override { return embedding_ ? &*embedding_ : nullptr; }
+  bool is_fixed() const override { return slots_.empty(); }
   void prefetch() override;
   const Linear& acquire_head() override;
   void release_head() override;

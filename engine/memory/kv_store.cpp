@@ -8,28 +8,38 @@ namespace headrace {
 
 KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots,
                  MemoryBudget& budget)
-    : KvStore(shape, layers, pages, slots, nullptr) {
+    : KvStore(shape, layers, slots, KvArena{nullptr, pages}) {
   shares_tables_ = false;
   memory_ = budget.allocate(bytes_per_page(shape, layers) * pages, "KV cache");
   arena_ = memory_.data();
 }
 
-KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, std::byte* arena)
+KvStore::KvStore(const KvPageShape& shape, int layers, int slots, const KvArena& first,
+                 const KvArena& second)
     : shape_(shape),
       layers_(layers),
       stride_(shape.page_bytes()),
-      page_count_(pages),
-      homes_(pages),
+      page_count_(first.pages),
+      homes_(first.pages + second.pages),
       shares_tables_(true),
-      arena_(arena),
+      arena_(first.memory),
+      second_(second),
       sequences_(slots),
       tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
-  for (int64_t page = pages; page-- > 0;) free_.push_back(page);
+  for (int64_t page = homes_; page-- > 0;) free_.push_back(page);
+}
+
+std::byte* KvStore::address(int layer, int64_t number) {
+  if (!shares_tables_) return arena_ + static_cast<size_t>(layer * page_count_ + number) * stride_;
+  const bool is_first = number < page_count_;
+  std::byte* const memory = is_first ? arena_ : second_.memory;
+  const int64_t page = is_first ? number : number - page_count_;
+  return memory + static_cast<size_t>(page * layers_ + layer) * stride_;
 }
 
 KvPageShape KvStore::shape(int layer) const {
   KvPageShape shape = shape_;
-  if (shares_tables_) shape.page_offset = static_cast<size_t>(layer * page_count_) * stride_;
+  if (shares_tables_) shape.page_offset = static_cast<size_t>(layer) * stride_;
   return shape;
 }
 

@@ -27,15 +27,23 @@ struct BatchItem {
 // Sequences of a step whose pages of a layer are in memory at once, each at most once.
 using KvVisit = std::span<const BatchItem>;
 
+// Memory of so many pages, KvStore::bytes_per_page() for each.
+struct KvArena {
+  std::byte* memory = nullptr;
+  int64_t pages = 0;
+};
+
 // One thread uses it.
 class KvStore {
  public:
   // Room for `pages` pages per layer, all in memory, and `slots` sequences. Memory comes from
   // `budget`, which must outlive the store. Throws DoesNotFit.
   KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, MemoryBudget& budget);
-  // The same in the caller's memory, bytes_per_page() for each page, which may be a device's: the
-  // store makes addresses in it and never reads or writes it. All layers have the same tables.
-  KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, std::byte* arena);
+  // The same in the caller's memory, which may be a device's: the store makes addresses in it and
+  // never reads or writes it. Pages of `second` are taken when those of `first` are. All layers
+  // have the same tables.
+  KvStore(const KvPageShape& shape, int layers, int slots, const KvArena& first,
+          const KvArena& second = {});
   // The same with `memory_pages` homes in memory and disk.pages on disk. `step_rows`: most rows of
   // a step. Throws DoesNotFit, IoError.
   KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int slots, int64_t step_rows,
@@ -86,9 +94,7 @@ class KvStore {
     int slot;
     int64_t page, index;  // of the sequence; of KvDisk
   };
-  std::byte* address(int layer, int64_t number) {
-    return arena_ + static_cast<size_t>(layer * page_count_ + number) * stride_;
-  }
+  std::byte* address(int layer, int64_t number);
   void find_homes(const BatchItem& item);
   void settle();
 
@@ -100,7 +106,8 @@ class KvStore {
   int64_t homes_taken_ = 0;
   bool shares_tables_ = false;
   Buffer memory_;     // of the arena, where it is the store's
-  std::byte* arena_;  // [layers][pages][stride]
+  std::byte* arena_;  // [layers][pages][stride]; [pages][layers][stride] where tables are shared
+  KvArena second_;    // [pages][layers][stride]
   std::optional<KvDisk> disk_;
   std::vector<int64_t> free_;                                 // page numbers
   std::vector<Sequence> sequences_;                           // by slot

@@ -60,6 +60,8 @@ class WeightSource {
 
   // Where they are for what is computed next; null: nowhere.
   virtual const EmbeddingTables* embedding() { return nullptr; }
+  // All layers are in their place for good.
+  virtual bool is_fixed() const { return false; }
   // A sweep is over, and all of it queued: the next one may begin to come.
   virtual void prefetch() {}
 

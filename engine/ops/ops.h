@@ -83,6 +83,12 @@ class Ops {
   // What they have made of `inner`.
   virtual const Operand* activated(float* inner) = 0;
 
+  // Sequences that will be attended to, in every layer of a sweep: their tables may go ahead.
+  virtual void expect(std::span<const AttentionSequence>) {}
+  // What is queued until end_repeat() will be the same for every sweep with this key: true if it
+  // was replayed and must not be queued again.
+  virtual bool repeat(int64_t) { return false; }
+  virtual void end_repeat() {}
   // store_kv() and then attention() of ops/attention.h. Sequences and their page tables are the
   // host's, and used before it returns; the pages are not.
   virtual void attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences,

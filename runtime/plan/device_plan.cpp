@@ -76,14 +76,26 @@ class DevicePlanner {
       sizes.step_rows /= 2;
       sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, sizes.step_rows);
     }
-    if (bytes(sizes) > device_.memory) {
-      // A stage that is all there needs no slots.
-      sizes = with_residents(sizes, true);
-      if (bytes(sizes) > device_.memory) return std::nullopt;
-    } else {
-      sizes = with_residents(sizes, false);
+    // A stage that is all there needs no slots.
+    if (const DeviceStage::Sizes all = with_residents(sizes, true); fits(all)) {
+      return with_host(all, sequences);
     }
-    return with_host(sizes, sequences);
+    if (bytes(sizes) > device_.memory) {
+      if (!move_kv(sizes)) return std::nullopt;
+      return with_host(sizes, sequences);
+    }
+    return with_host(with_residents(sizes, false), sequences);
+  }
+
+  // KV pages that have no room go to the host; false if even the rest has none.
+  bool move_kv(DeviceStage::Sizes& sizes) const {
+    const int64_t all = sizes.kv_pages;
+    sizes.kv_host_pages = all;
+    const uint64_t rest = bytes(sizes);
+    if (rest > device_.memory) return false;
+    sizes.kv_host_pages =
+        all - std::min(all, static_cast<int64_t>((device_.memory - rest) / page_));
+    return true;
   }
 
   // Head and layers that fit, spread evenly over the sweep.
@@ -129,7 +141,8 @@ class DevicePlanner {
     plan.device = DevicePlan{sizes};
     DevicePlan& device = *plan.device;
     device.weights = DeviceWeights::resident_bytes(layout_, sizes.weights);
-    device.kv = page_ * static_cast<uint64_t>(sizes.kv_pages);
+    device.kv = page_ * static_cast<uint64_t>(sizes.kv_pages - sizes.kv_host_pages);
+    plan.kv = DeviceStage::host_kv_bytes(config_, layout_.range, sizes);
     device.all = bytes(sizes);
     device.limit = device_.memory;
 
@@ -146,7 +159,7 @@ class DevicePlanner {
       if (layout_.units[u].kind != WeightUnit::Kind::kLayer) elsewhere[u] = false;
     }
     const WeightLayout rest = without(layout_, elsewhere);
-    const uint64_t fixed = vectors + plan.activations + plan.other + kOnTheWay +
+    const uint64_t fixed = vectors + plan.activations + plan.other + plan.kv + kOnTheWay +
                            kRounding * (layout_.units.size() + 2);
     plan.placement.streamed.assign(layout_.units.size(), 0);
     if (fixed + rest.image_bytes() > limits_.host_memory) {
@@ -182,8 +195,10 @@ class DevicePlanner {
     const double streamed = static_cast<double>(device.streamed);
     // What comes over is written, expanded to f16 and read.
     const double weights = static_cast<double>(device.weights) + (device_.half ? 4 : 2) * streamed;
+    const double host_share = static_cast<double>(device.sizes.kv_host_pages) /
+                              static_cast<double>(device.sizes.kv_pages);
     plan.compute_s = (groups * weights + kv) / rates_.device_memory;
-    plan.link_s = groups * streamed / rates_.link;
+    plan.link_s = (groups * streamed + host_share * kv) / rates_.link;
     if (rates_.disk > 0) plan.disk_s = groups * static_cast<double>(plan.streamed) / rates_.disk;
     plan.round_s = std::max({plan.compute_s, plan.link_s, plan.disk_s});
     plan.tokens_per_s = sequences / plan.round_s;
@@ -193,6 +208,7 @@ class DevicePlanner {
   // Longer sequences than usual find room there.
   void give_rest_to_kv(StagePlan& plan) const {
     DevicePlan& device = *plan.device;
+    if (device.sizes.kv_host_pages > 0) return;
     const int64_t useful = plan.sizes.slots * KvStore::pages_for(config_.max_positions);
     const uint64_t left = device.limit - device.all;
     const uint64_t each = page_ + sizeof(std::byte*);
@@ -210,14 +226,12 @@ class DevicePlanner {
     least.half = device_.half;
     least.kv_format = sizes_.kv_format;
     const int sequences = workload_.exact ? workload_.sequences : 1;
-    least.kv_pages = pages_wanted(sequences);
+    least.kv_pages = least.kv_host_pages = pages_wanted(sequences);
     least.step_rows = std::min<int64_t>(512, sizes_.step_rows);
     least.micro_batch_rows = std::min(sizes_.micro_batch_rows, least.step_rows);
     least.weights.resident.assign(layout_.units.size(), false);
     least.weights.slots = kSlots;
     const std::string table =
-        "\n  KV cache     " + format_bytes(page_ * static_cast<uint64_t>(least.kv_pages)) +
-        " for " + std::to_string(sequences) + (sequences == 1 ? " sequence" : " sequences") +
         "\n  weights      " + format_bytes(DeviceWeights::bytes_needed(layout_, least.weights)) +
         " for " + std::to_string(kSlots) + " layers on their way" + "\n  needed       " +
         format_bytes(bytes(least)) + "\n  budget       " + format_bytes(device_.memory);

@@ -14,11 +14,11 @@ struct DeviceLimits {
   bool half = true;               // arithmetic, see DeviceStage
 };
 
-// KV pages of all sequences that are wanted go on the device, and as many layers as there is room
-// for; the others pass through it from host memory, and from disk what has no room there. Where
-// not all sequences fit beside the weights, so many as give most tokens per second, or fewer than
-// are wanted where `workload` is exact. `sizes` has slots, rows and format. Throws DoesNotFit with
-// a table.
+// KV pages of all sequences that are wanted go on the device as far as they have room, the others
+// in host memory, and then as many layers as there is room for; the others pass through it from
+// host memory, and from disk what has no room there. Where not all sequences fit beside the
+// weights, so many as give most tokens per second, or fewer than are wanted where `workload` is
+// exact. `sizes` has slots, rows and format. Throws DoesNotFit with a table.
 StagePlan plan_device_stage(const ModelConfig& config, const WeightLayout& layout,
                             const Stage::Sizes& sizes, const Workload& workload,
                             const PlanLimits& limits, const DeviceLimits& device,

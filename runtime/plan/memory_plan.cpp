@@ -401,7 +401,11 @@ std::string on_device(const DevicePlan& device) {
   std::string text = ", on the GPU " + format_bytes(device.all) + ": " +
                      format_bytes(device.weights) + " of weights, KV cache " +
                      format_bytes(device.kv) + " (" +
-                     std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens)";
+                     std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens" +
+                     (device.sizes.kv_host_pages > 0
+                          ? ", " + std::to_string(device.sizes.kv_host_pages * kPageTokens) +
+                                " of them in host memory)"
+                          : ")");
   if (device.streamed > 0) {
     text += ", " + format_bytes(device.streamed) + " of weights copied to it per step";
   }

@@ -63,6 +63,13 @@ class FakeDevice::Event final : public DeviceEvent {
   std::shared_ptr<int64_t> reached_ = std::make_shared<int64_t>(0);
 };
 
+class FakeDevice::Recording final : public DeviceRecording {
+ public:
+  DeviceStream* stream = nullptr;
+  std::vector<std::function<void()>> work;
+};
+
+FakeDevice::~FakeDevice() = default;
 FakeDevice::FakeDevice(uint64_t seed, Fault fault) : random_(seed), fault_(fault) {}
 
 std::unique_ptr<DeviceBuffer> FakeDevice::allocate(size_t bytes) {
@@ -94,6 +101,10 @@ void FakeDevice::hold(DeviceStream& stream) {
 
 void FakeDevice::queue(DeviceStream& stream, std::function<void()> run,
                        std::function<bool()> ready) {
+  if (recording_ && recording_->stream == &stream) {
+    recording_->work.push_back(std::move(run));
+    return;
+  }
   static_cast<Stream&>(stream).work().push_back({std::move(ready), std::move(run)});
   if (random_() % 4 != 0) return;
   for (uint64_t left = random_() % 8; left > 0 && run_one(); --left) {
@@ -129,6 +140,19 @@ void FakeDevice::copy_in(DeviceStream& stream, std::byte* to,
 void FakeDevice::copy_out(DeviceStream& stream, std::span<std::byte> to_host,
                           const std::byte* from) {
   queue(stream, [=] { std::memcpy(to_host.data(), from, to_host.size()); });
+}
+
+void FakeDevice::record(DeviceStream& stream) {
+  recording_ = std::make_unique<Recording>();
+  recording_->stream = &stream;
+}
+
+std::unique_ptr<DeviceRecording> FakeDevice::end_recording(DeviceStream&) {
+  return std::move(recording_);
+}
+
+void FakeDevice::replay(DeviceStream& stream, DeviceRecording& recording) {
+  for (const auto& run : static_cast<Recording&>(recording).work) queue(stream, run);
 }
 
 std::unique_ptr<DevicePin> FakeDevice::pin(std::span<std::byte>) {

@@ -19,6 +19,7 @@ class FakeDevice final : public Device {
   enum class Fault { kNone, kStreamsDoNotWait, kHostDoesNotWait };
 
   explicit FakeDevice(uint64_t seed, Fault fault = Fault::kNone);
+  ~FakeDevice() override;
 
   // What is queued in the stream from now on is not done until let_go(); who waits for it gets a
   // std::logic_error.
@@ -33,6 +34,9 @@ class FakeDevice final : public Device {
   void copy_in(DeviceStream& stream, std::byte* to, std::span<const std::byte> from_host) override;
   void copy_out(DeviceStream& stream, std::span<std::byte> to_host, const std::byte* from) override;
 
+  void record(DeviceStream& stream) override;
+  std::unique_ptr<DeviceRecording> end_recording(DeviceStream& stream) override;
+  void replay(DeviceStream& stream, DeviceRecording& recording) override;
   std::unique_ptr<DevicePin> pin(std::span<std::byte> host) override;
 
   void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
@@ -75,6 +79,7 @@ class FakeDevice final : public Device {
   using Queue = std::deque<Work>;
   class Stream;
   class Event;
+  class Recording;
 
   void queue(DeviceStream& stream, std::function<void()> run, std::function<bool()> ready = {});
   // One piece of work that may go first; false if there is none.
@@ -84,6 +89,7 @@ class FakeDevice final : public Device {
   std::mt19937_64 random_;
   Fault fault_;
   bool held_ = false;
+  std::unique_ptr<Recording> recording_;
   std::vector<std::shared_ptr<Queue>> queues_;
   ThreadPool threads_{1, 0};
   Cpu cpu_{threads_, kernels("auto")};

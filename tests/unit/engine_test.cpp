@@ -209,7 +209,7 @@ struct EngineStage {
   KvStore make_kv(const Checkpoint& checkpoint, const StageRange& range, KvFormat format,
                   MemoryBudget& budget, const RunShape& run) const {
     const KvPageShape shape{checkpoint.config().n_kv_heads, checkpoint.config().head_dim, format};
-    if (device) return KvStore(shape, range.layers(), kKvPages, kSlots, device->pages->data());
+    if (device) return KvStore(shape, range.layers(), kSlots, {device->pages->data(), kKvPages});
     if (!run.kv_memory_pages) return KvStore(shape, range.layers(), kKvPages, kSlots, budget);
     KvDiskOptions disk;
     disk.directory = testing::TempDir();

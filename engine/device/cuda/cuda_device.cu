@@ -58,6 +58,20 @@ class Pin final : public DevicePin {
   std::span<std::byte> host_;
 };
 
+class Recording final : public DeviceRecording {
+ public:
+  explicit Recording(cudaGraph_t graph) {
+    const cudaError_t code = cudaGraphInstantiate(&work_, graph, 0);
+    cudaGraphDestroy(graph);
+    check_cuda(code, "keeping recorded work");
+  }
+  ~Recording() override { cudaGraphExecDestroy(work_); }
+  cudaGraphExec_t get() const { return work_; }
+
+ private:
+  cudaGraphExec_t work_ = nullptr;
+};
+
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(int device) { check_cuda(cudaSetDevice(device), "choosing a device"); }
@@ -85,6 +99,18 @@ class CudaDevice final : public Device {
     check_cuda(
         cudaMemcpyAsync(to_host.data(), from, to_host.size(), cudaMemcpyDeviceToHost, of(stream)),
         "copying out");
+  }
+
+  void record(DeviceStream& stream) override {
+    check_cuda(cudaStreamBeginCapture(of(stream), cudaStreamCaptureModeThreadLocal), "recording");
+  }
+  std::unique_ptr<DeviceRecording> end_recording(DeviceStream& stream) override {
+    cudaGraph_t graph = nullptr;
+    check_cuda(cudaStreamEndCapture(of(stream), &graph), "recording");
+    return std::make_unique<Recording>(graph);
+  }
+  void replay(DeviceStream& stream, DeviceRecording& recording) override {
+    check_cuda(cudaGraphLaunch(static_cast<Recording&>(recording).get(), of(stream)), "replaying");
   }
 
   std::unique_ptr<DevicePin> pin(std::span<std::byte> host) override {

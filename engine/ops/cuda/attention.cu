@@ -24,27 +24,65 @@ __global__ void store_kernel(KvPageShape shape, const AttentionSequence* sequenc
   }
 }
 
-// One element on each thread, where elements are stored as they are.
+// Where elements are stored as they are: a thread takes K of eight tokens, which lie together, for
+// one of the columns, and then V of one token for eight columns.
+constexpr int kTogether = 8;
+
+struct Eight {
+  float of[kTogether];
+};
+struct alignas(16) EightHalves {
+  uint16_t bits[kTogether];
+};
+
+__device__ void put_eight(KvFormat format, std::byte* part, int index, const Eight& values) {
+  if (format == KvFormat::kF16) {
+    EightHalves halves;
+    for (int i = 0; i < kTogether; ++i) halves.bits[i] = to_half(values.of[i]).bits;
+    *reinterpret_cast<EightHalves*>(part + index * 2) = halves;
+  } else {
+    for (int i = 0; i < kTogether; ++i) put_plain_kv(format, part, index + i, values.of[i]);
+  }
+}
+
 __global__ void store_plain_kernel(KvPageShape shape, const AttentionSequence* sequences,
                                    const float* k, const float* v) {
   const AttentionSequence sequence = sequences[blockIdx.x];
-  const int width = shape.kv_heads * shape.head_dim;
-  const int64_t count = sequence.rows * width;
-  const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x; i < count;
-       i += stride) {
-    const int64_t row = i / width, position = sequence.first_position + row;
-    const int of_row = static_cast<int>(i % width), head = of_row / shape.head_dim,
-              d = of_row % shape.head_dim, token = static_cast<int>(position % kPageTokens);
-    std::byte* const page = sequence.pages[position / kPageTokens];
-    const int64_t at = (sequence.first_row + row) * width + of_row;
-    std::byte* const v_part = page + shape.v_offset(head);
-    put_plain_kv(shape.format, page + shape.k_offset(head), k_index(token, d), k[at]);
-    put_plain_kv(shape.format, v_part, v_index(shape, token, d), v[at]);
-    if (d + 1 < shape.head_dim) continue;
-    for (int past = shape.head_dim; past < shape.v_stride(); ++past) {
-      put_plain_kv(shape.format, v_part, v_index(shape, token, past), 0.0f);
+  const int dim = shape.head_dim, width = shape.kv_heads * dim;
+  const int64_t thread = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
+  const int64_t threads = static_cast<int64_t>(gridDim.y) * blockDim.x;
+  const int64_t begin = sequence.first_position, end = begin + sequence.rows;
+  const auto row_of = [&](int64_t position) {
+    return (sequence.first_row + position - begin) * width;
+  };
+  // Tokens in eights from a multiple of eight on.
+  const int64_t first = begin / kTogether, eights = (end + kTogether - 1) / kTogether - first;
+  for (int64_t i = thread; i < eights * width; i += threads) {
+    const int column = static_cast<int>(i % width), head = column / dim, d = column % dim;
+    const int64_t position = (first + i / width) * kTogether;
+    const int token = static_cast<int>(position % kPageTokens);
+    std::byte* const part = sequence.pages[position / kPageTokens] + shape.k_offset(head);
+    if (position >= begin && position + kTogether <= end) {
+      Eight eight;
+      for (int t = 0; t < kTogether; ++t) eight.of[t] = k[row_of(position + t) + column];
+      put_eight(shape.format, part, k_index(token, d), eight);
+      continue;
     }
+    for (int t = 0; t < kTogether; ++t) {
+      if (position + t < begin || position + t >= end) continue;
+      put_plain_kv(shape.format, part, k_index(token + t, d), k[row_of(position + t) + column]);
+    }
+  }
+  const int parts = shape.v_stride() / kTogether;  // of a head
+  for (int64_t i = thread; i < sequence.rows * shape.kv_heads * parts; i += threads) {
+    const int d = static_cast<int>(i % parts) * kTogether;
+    const int head = static_cast<int>(i / parts % shape.kv_heads);
+    const int64_t position = begin + i / parts / shape.kv_heads;
+    const float* const from = v + row_of(position) + head * dim + d;
+    Eight eight;
+    for (int n = 0; n < kTogether; ++n) eight.of[n] = d + n < dim ? from[n] : 0.0f;
+    put_eight(shape.format, sequence.pages[position / kPageTokens] + shape.v_offset(head),
+              v_index(shape, static_cast<int>(position % kPageTokens), d), eight);
   }
 }
 

@@ -39,47 +39,70 @@ __device__ float block_sum(float value, float* warps) {
   return sum;
 }
 
-// Norms for the tensor cores: a block for each row, which stays in its registers as far as
-// kRowRegisters elements a thread go, and is read again beyond.
-constexpr int kRowRegisters = 32;
+// Norms for the tensor cores: a block for each row, four elements at a time, which stay in
+// registers as far as kKept fours a thread go and are read again beyond. n is a multiple of 4, or
+// kWide is 1.
+constexpr int kKept = 8;
 
+template <int kWide>
+struct alignas(4 * kWide) Elements {
+  float of[kWide];
+};
+template <int kWide>
+struct alignas(2 * kWide) HalfElements {
+  uint16_t bits[kWide];
+};
+
+template <int kWide>
+__device__ Elements<kWide> elements_at(const float* x, int64_t at) {
+  return *reinterpret_cast<const Elements<kWide>*>(x + at);
+}
+
+template <int kWide>
 __global__ void norm_half_kernel(RowNorm norm, const float* x, Half* y) {
   __shared__ float warps[kThreads / 32];
+  using E = Elements<kWide>;
   const float* const row = x + blockIdx.x * norm.n;
   Half* const out = y + blockIdx.x * norm.n;
-  const auto t = static_cast<int64_t>(threadIdx.x);
-  float kept[kRowRegisters];
+  const auto place = [](int i) {
+    return (static_cast<int64_t>(i) * kThreads + threadIdx.x) * kWide;
+  };
+  E kept[kKept];
 #pragma unroll
-  for (int i = 0; i < kRowRegisters; ++i) {
-    const int64_t at = t + i * kThreads;
-    kept[i] = at < norm.n ? row[at] : 0.0f;
+  for (int i = 0; i < kKept; ++i) {
+    if (place(i) < norm.n) kept[i] = elements_at<kWide>(row, place(i));
   }
-  const auto fold = [&](auto f) {
-    float sum = 0.0f;
+  const auto each = [&](auto f) {  // f(where, elements)
 #pragma unroll
-    for (int i = 0; i < kRowRegisters; ++i) {
-      if (t + i * kThreads < norm.n) sum = f(sum, kept[i]);
+    for (int i = 0; i < kKept; ++i) {
+      if (place(i) < norm.n) f(place(i), kept[i]);
     }
-    for (int64_t at = t + kRowRegisters * kThreads; at < norm.n; at += kThreads) {
-      sum = f(sum, row[at]);
-    }
-    return block_sum(sum, warps);
+    for (int i = kKept; place(i) < norm.n; ++i) f(place(i), elements_at<kWide>(row, place(i)));
   };
   const auto n = static_cast<float>(norm.n);
   float mean = 0.0f;
-  if (norm.bias) mean = fold([](float sum, float v) { return sum + v; }) / n;
-  const float squares =
-      fold([mean](float sum, float v) { return std::fma(v - mean, v - mean, sum); });
-  const float r = 1.0f / std::sqrt(squares / n + norm.eps);
-  const auto write = [&](int64_t at, float value) {
-    const float scaled = (value - mean) * r * norm.weight[at];
-    out[at] = headrace::to_half(norm.bias ? scaled + norm.bias[at] : scaled);
-  };
-#pragma unroll
-  for (int i = 0; i < kRowRegisters; ++i) {
-    if (t + i * kThreads < norm.n) write(t + i * kThreads, kept[i]);
+  if (norm.bias) {
+    float sum = 0.0f;
+    each([&](int64_t, const E& e) {
+      for (int i = 0; i < kWide; ++i) sum += e.of[i];
+    });
+    mean = block_sum(sum, warps) / n;
   }
-  for (int64_t at = t + kRowRegisters * kThreads; at < norm.n; at += kThreads) write(at, row[at]);
+  float squares = 0.0f;
+  each([&](int64_t, const E& e) {
+    for (int i = 0; i < kWide; ++i) squares = std::fma(e.of[i] - mean, e.of[i] - mean, squares);
+  });
+  const float r = 1.0f / std::sqrt(block_sum(squares, warps) / n + norm.eps);
+  each([&](int64_t at, const E& e) {
+    const E weight = elements_at<kWide>(norm.weight, at);
+    E bias{};
+    if (norm.bias) bias = elements_at<kWide>(norm.bias, at);
+    HalfElements<kWide> values;
+    for (int i = 0; i < kWide; ++i) {
+      values.bits[i] = headrace::to_half((e.of[i] - mean) * r * weight.of[i] + bias.of[i]).bits;
+    }
+    *reinterpret_cast<HalfElements<kWide>*>(out + at) = values;
+  });
 }
 
 // Calls f(i) for i < count, on all threads of the grid.
@@ -322,7 +345,8 @@ void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t
 
 void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t rows, Half* y) {
   if (rows == 0) return;
-  norm_half_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(norm, x, y);
+  const auto kernel = norm.n % 4 == 0 ? norm_half_kernel<4> : norm_half_kernel<1>;
+  kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(norm, x, y);
   check_start("normalise");
 }
 
