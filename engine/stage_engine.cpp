@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 #include <utility>
 
 #include "engine/ops/linear.h"
@@ -272,6 +273,9 @@ void StageEngine::before_head(float* hidden, int64_t rows) {
 void StageEngine::head(float* hidden, std::span<BestToken> best, int64_t logit_rows,
                        const UseLogits& use) {
   int64_t best_rows = std::ssize(best);
+  if (std::ssize(scratch_) < block_floats_ + (logit_rows > 0 ? config_.vocab_size : 0)) {
+    throw std::logic_error("StageEngine: less scratch memory than scratch_bytes()");
+  }
   before_head(hidden, best_rows + logit_rows);
   float* const logits = scratch_.data() + block_floats_;
   const int64_t at_once = (std::ssize(scratch_) - block_floats_) / config_.vocab_size;

@@ -10,6 +10,7 @@
 #include "engine/error.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
+#include "tests/device/cuda_module.h"
 #include "tests/device/fake_device.h"
 #include "tests/ops/op_test.h"
 #include "tests/unit/memory_checkpoint.h"
@@ -180,7 +181,7 @@ TEST_F(DeviceWeightsTest, KernelsSeeTheHostsWeights) {
 TEST_F(DeviceWeightsTest, KernelsOfAGpuSeeTheHostsWeights) {
   std::unique_ptr<DeviceModule> module;
   try {
-    module = open_device_module(CUDA_MODULE);
+    module = open_device_module(test::cuda_module());
     module->count();
   } catch (const ResourceMissing& e) {
     GTEST_SKIP() << e.what();

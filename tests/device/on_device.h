@@ -19,8 +19,9 @@ struct OnDevice {
            int64_t page_count, const Sizes& sizes)
       : weights(device, *stream, host, {{}, sizes.slots, false}),
         pages(device.allocate(KvStore::bytes_per_page(page, host.range().layers()) * page_count)),
-        scratch(device.allocate(StageEngine::scratch_bytes(
-            config, host.range(), sizes.micro_batch_rows, sizes.logit_rows))),
+        scratch(
+            device.allocate(StageEngine::scratch_bytes(config, host.range(), sizes.micro_batch_rows,
+                                                       sizes.logit_rows, DeviceOps::kBlockFloats))),
         ops(device, *stream, kMostRows, config.d_model,
             config.learned_positions ? 0 : config.head_dim / 2, page_count) {}
 

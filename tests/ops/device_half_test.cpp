@@ -6,6 +6,7 @@
 
 #include "engine/device/device_module.h"
 #include "engine/error.h"
+#include "tests/device/cuda_module.h"
 #include "tests/ops/op_test.h"
 #include "tests/ops/random_weights.h"
 #include "tests/reference/canonical.h"
@@ -23,7 +24,7 @@ class DeviceHalf : public testing::Test {
  protected:
   void SetUp() override {
     try {
-      module_ = open_device_module(CUDA_MODULE);
+      module_ = open_device_module(test::cuda_module());
       module_->count();
     } catch (const ResourceMissing& e) {
       GTEST_SKIP() << e.what();
@@ -64,6 +65,8 @@ class DeviceHalf : public testing::Test {
                                  .stride = outputs});
     return get<float>(*y);
   }
+
+  void check_attention(int head_dim, int group, const std::vector<int64_t>& lengths);
 
   Random random_{11};
   std::unique_ptr<DeviceModule> module_;
@@ -209,92 +212,122 @@ TEST_F(DeviceHalf, BestTokens) {
 }
 
 // A ragged batch against the plain definition in double, and row by row.
-TEST_F(DeviceHalf, Attention) {
+void DeviceHalf::check_attention(int head_dim, int group, const std::vector<int64_t>& lengths) {
   constexpr int kKvHeads = 2;
-  for (const int head_dim : {16, 64, 80, 128}) {
-    for (const int group : {1, 3, 7}) {
-      SCOPED_TRACE(testing::Message() << head_dim << " wide, groups of " << group);
-      const int heads = kKvHeads * group;
-      const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-      const KvPageShape shape{kKvHeads, head_dim, KvFormat::kF16};
-      const size_t stride = shape.page_bytes();
-      const std::vector<int64_t> lengths = {1, 16, 33, 130, 257};
-      int64_t rows = 0, pages = 0;
-      std::vector<AttentionSequence> sequences;
-      for (const int64_t length : lengths) {
-        sequences.push_back({rows, length, 0, nullptr});
-        rows += length;
-        pages += (length + kPageTokens - 1) / kPageTokens;
-      }
-      const auto k = random_.floats(rows * kKvHeads * head_dim, 1.0f);
-      const auto v = random_.floats(rows * kKvHeads * head_dim, 1.0f);
-      const auto q = random_.floats(rows * heads * head_dim, 2.0f);
-      // What no token is stored in is not a number.
-      const auto memory =
-          put(std::vector<std::byte>(static_cast<size_t>(pages) * stride, std::byte{0xFF}));
-      std::vector<std::byte*> table;
-      for (size_t i = 0; i < static_cast<size_t>(pages); ++i) {
-        table.push_back(memory->data() + i * stride);
-      }
-      const auto tables = put(table);
-      size_t page = 0;
-      for (size_t i = 0; i < sequences.size(); ++i) {
-        sequences[i].pages = tables->as<std::byte*>() + page;
-        page += static_cast<size_t>((lengths[i] + kPageTokens - 1) / kPageTokens);
-      }
-      const auto device_k = put(k), device_v = put(v), device_q = put(q);
-      const auto list = put(sequences);
-      device_->store_kv(*stream_, shape, list->as<AttentionSequence>(), std::ssize(sequences), 257,
-                        device_k->as<float>(), device_v->as<float>());
-      const auto attend = [&](const std::vector<AttentionSequence>& some, int64_t most_rows) {
-        const auto on_device = put(some);
-        const auto out =
-            put(std::vector<Half>(static_cast<size_t>(rows * heads * head_dim), Half{0xFFFF}));
-        device_->attention(*stream_, shape, on_device->as<AttentionSequence>(), std::ssize(some),
-                           most_rows, heads, scale, device_q->as<float>(), out->as<Half>());
-        return get<Half>(*out);
-      };
-      const auto out = attend(sequences, 257);
-      // One row at a time.
-      std::vector<AttentionSequence> single;
-      for (const AttentionSequence& s : sequences) {
-        for (int64_t i = 0; i < s.rows; ++i) {
-          single.push_back({s.first_row + i, 1, s.first_position + i, s.pages});
+  SCOPED_TRACE(testing::Message() << head_dim << " wide, groups of " << group);
+  const int heads = kKvHeads * group;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  const KvPageShape shape{kKvHeads, head_dim, KvFormat::kF16};
+  const size_t stride = shape.page_bytes();
+  const int64_t most = *std::max_element(lengths.begin(), lengths.end());
+  int64_t rows = 0, pages = 0;
+  std::vector<AttentionSequence> sequences;
+  for (const int64_t length : lengths) {
+    sequences.push_back({rows, length, 0, nullptr});
+    rows += length;
+    pages += (length + kPageTokens - 1) / kPageTokens;
+  }
+  const auto k = random_.floats(rows * kKvHeads * head_dim, 1.0f);
+  const auto v = random_.floats(rows * kKvHeads * head_dim, 1.0f);
+  const auto q = random_.floats(rows * heads * head_dim, 2.0f);
+  // What no token is stored in is not a number.
+  const auto memory =
+      put(std::vector<std::byte>(static_cast<size_t>(pages) * stride, std::byte{0xFF}));
+  std::vector<std::byte*> table;
+  for (size_t i = 0; i < static_cast<size_t>(pages); ++i) {
+    table.push_back(memory->data() + i * stride);
+  }
+  const auto tables = put(table);
+  size_t page = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    sequences[i].pages = tables->as<std::byte*>() + page;
+    page += static_cast<size_t>((lengths[i] + kPageTokens - 1) / kPageTokens);
+  }
+  const auto device_k = put(k), device_v = put(v), device_q = put(q);
+  const auto list = put(sequences);
+  device_->store_kv(*stream_, shape, list->as<AttentionSequence>(), std::ssize(sequences), most,
+                    device_k->as<float>(), device_v->as<float>());
+  const auto attend = [&](const std::vector<AttentionSequence>& some, int64_t most_rows) {
+    const auto on_device = put(some);
+    const auto out =
+        put(std::vector<Half>(static_cast<size_t>(rows * heads * head_dim), Half{0xFFFF}));
+    device_->attention(*stream_, shape, on_device->as<AttentionSequence>(), std::ssize(some),
+                       most_rows, heads, scale, device_q->as<float>(), out->as<Half>());
+    return get<Half>(*out);
+  };
+  const auto out = attend(sequences, most);
+  // One row at a time.
+  std::vector<AttentionSequence> single;
+  for (const AttentionSequence& s : sequences) {
+    for (int64_t i = 0; i < s.rows; ++i) {
+      single.push_back({s.first_row + i, 1, s.first_position + i, s.pages});
+    }
+  }
+  const auto alone = attend(single, 1);
+  for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i].bits, alone[i].bits) << i;
+
+  const auto rounded = [](float value) {
+    return static_cast<double>(f16_to_f32(to_half(value).bits));
+  };
+  for (const AttentionSequence& s : sequences) {
+    for (int64_t row = 0; row < s.rows; row += 5) {
+      for (int head = 0; head < heads; ++head) {
+        const auto at = [&](int64_t r, int h, int count) {
+          return static_cast<size_t>(((s.first_row + r) * count + h) * head_dim);
+        };
+        std::vector<double> weights;
+        double peak = -1e30, sum = 0;
+        for (int64_t t = 0; t <= row; ++t) {
+          double dot = 0;
+          for (size_t d = 0; d < static_cast<size_t>(head_dim); ++d) {
+            dot += static_cast<double>(q[at(row, head, heads) + d]) *
+                   rounded(k[at(t, head / group, kKvHeads) + d]);
+          }
+          weights.push_back(dot * static_cast<double>(scale));
+          peak = std::max(peak, weights.back());
+        }
+        for (double& w : weights) sum += w = std::exp(w - peak);
+        for (size_t d = 0; d < static_cast<size_t>(head_dim); ++d) {
+          double expected = 0;
+          for (size_t t = 0; t < weights.size(); ++t) {
+            expected += weights[t] / sum *
+                        rounded(v[at(static_cast<int64_t>(t), head / group, kKvHeads) + d]);
+          }
+          ASSERT_NEAR(f16_to_f32(out[at(row, head, heads) + d].bits), expected, 4e-3);
         }
       }
-      const auto alone = attend(single, 1);
-      for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i].bits, alone[i].bits) << i;
+    }
+  }
+}
 
-      const auto rounded = [](float value) {
-        return static_cast<double>(f16_to_f32(to_half(value).bits));
-      };
-      for (const AttentionSequence& s : sequences) {
-        for (int64_t row = 0; row < s.rows; row += 5) {
-          for (int head = 0; head < heads; ++head) {
-            const auto at = [&](int64_t r, int h, int count) {
-              return static_cast<size_t>(((s.first_row + r) * count + h) * head_dim);
-            };
-            std::vector<double> weights;
-            double most = -1e30, sum = 0;
-            for (int64_t t = 0; t <= row; ++t) {
-              double dot = 0;
-              for (size_t d = 0; d < static_cast<size_t>(head_dim); ++d) {
-                dot += static_cast<double>(q[at(row, head, heads) + d]) *
-                       rounded(k[at(t, head / group, kKvHeads) + d]);
-              }
-              weights.push_back(dot * static_cast<double>(scale));
-              most = std::max(most, weights.back());
-            }
-            for (double& w : weights) sum += w = std::exp(w - most);
-            for (size_t d = 0; d < static_cast<size_t>(head_dim); ++d) {
-              double expected = 0;
-              for (size_t t = 0; t < weights.size(); ++t) {
-                expected += weights[t] / sum *
-                            rounded(v[at(static_cast<int64_t>(t), head / group, kKvHeads) + d]);
-              }
-              ASSERT_NEAR(f16_to_f32(out[at(row, head, heads) + d].bits), expected, 4e-3);
-            }
-          }
+TEST_F(DeviceHalf, Attention) {
+  for (const int head_dim : {16, 64, 80, 128}) {
+    for (const int group : {1, 3, 7}) check_attention(head_dim, group, {1, 16, 33, 130, 257});
+  }
+}
+
+// For tools that look at every access.
+TEST_F(DeviceHalf, SmallAttention) { check_attention(64, 3, {1, 33, 70}); }
+
+TEST_F(DeviceHalf, SmallNorms) {
+  constexpr int64_t kRows = 3;
+  for (const int64_t n : {17, 64, 896, 9000}) {
+    const auto x = random_.floats(kRows * n, 3.0f), weight = random_.floats(n),
+               bias = random_.floats(n);
+    const auto in = put(x), w = put(weight), b = put(bias);
+    const auto out = put(std::vector<Half>(static_cast<size_t>(kRows * n)));
+    for (const bool is_layer : {false, true}) {
+      device_->normalise(*stream_, {n, w->as<float>(), is_layer ? b->as<float>() : nullptr, 1e-5f},
+                         in->as<float>(), kRows, out->as<Half>());
+      const auto y = get<Half>(*out);
+      for (int64_t row = 0; row < kRows; ++row) {
+        const std::span from(x.data() + row * n, static_cast<size_t>(n));
+        const auto expected = is_layer ? reference::layer_norm(from, weight, bias, 1e-5f)
+                                       : reference::rms_norm(from, weight, 1e-5f);
+        for (int64_t i = 0; i < n; ++i) {
+          const float e = expected[static_cast<size_t>(i)];
+          ASSERT_NEAR(f16_to_f32(y[static_cast<size_t>(row * n + i)].bits), e,
+                      0x1p-10f * (1.0f + std::abs(e)));
         }
       }
     }

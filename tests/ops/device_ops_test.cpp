@@ -8,6 +8,7 @@
 #include "engine/device/device_module.h"
 #include "engine/error.h"
 #include "engine/ops/attention.h"
+#include "tests/device/cuda_module.h"
 #include "tests/ops/op_test.h"
 #include "tests/ops/random_weights.h"
 #include "tests/reference/canonical.h"
@@ -22,7 +23,7 @@ class DeviceOps : public testing::Test {
  protected:
   void SetUp() override {
     try {
-      module_ = open_device_module(CUDA_MODULE);
+      module_ = open_device_module(test::cuda_module());
       module_->count();
     } catch (const ResourceMissing& e) {
       GTEST_SKIP() << e.what();

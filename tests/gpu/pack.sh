@@ -1,0 +1,21 @@
+#!/bin/bash
+# Packs what a machine with a GPU but no development packages needs to run the tests and a short
+# benchmark: pack.sh BUILD FOLDER. Left out is what such a machine has: libc, CUDA, MPI.
+set -euo pipefail
+build=$(realpath "${1:?build folder}")
+folder=${2:?folder to fill}
+source=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+mkdir -p "$folder/bin" "$folder/lib" "$folder/tests"
+cp "$build/headrace" "$build/libheadrace_cuda.so" "$folder/bin/"
+for program in device_ops_test device_weights_test device_bench mpi_transport_test nccl_link_test; do
+  if [[ -e $build/tests/$program ]]; then cp "$build/tests/$program" "$folder/bin/"; fi
+done
+strip "$folder"/bin/*
+ldd "$folder"/bin/headrace "$folder"/bin/*_test | awk '/=> \//{print $3}' | sort -u |
+  grep -Ev '/(libc|libm|libdl|libpthread|librt|ld-linux[^/]*|libgcc_s|libstdc\+\+|libmpi|libopen-[a-z]*|libhwloc|libevent[^/]*|libudev|libz|libcu[a-z]*|libnccl)\.so' |
+  xargs -I{} cp -L {} "$folder/lib/"
+cp -r "$source/tests/mp" "$source/tests/gpu" "$folder/tests/"
+mkdir -p "$folder/tests/data"
+cp -r "$source/tests/data/models" "$folder/tests/data/"
+cp "$source/tests/gpu/run.sh" "$folder/"
+du -sh "$folder"

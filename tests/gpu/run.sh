@@ -1,0 +1,58 @@
+#!/bin/bash
+# In a folder that pack.sh made, on a machine with a GPU: all tests that need one, then a short
+# benchmark. Prints a table. run.sh [--tests | --bench]
+# HEADRACE_MODELS, HEADRACE_SHARED: as for the other tests, for the goldens of real models.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+export LD_LIBRARY_PATH=$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export HEADRACE=$PWD/bin/headrace HEADRACE_CUDA_MODULE=$PWD/bin/libheadrace_cuda.so
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PYTHONDONTWRITEBYTECODE=1
+failed=0
+table=()
+
+# check NAME COMMAND...
+check() {
+  local name=$1 begin=$SECONDS result=ok
+  shift
+  "$@" >"log.$name" 2>&1 || result=FAILED
+  if grep -q "SKIPPED\|^skipped" "log.$name"; then result="$result, some skipped"; fi
+  if [[ $result == FAILED* ]]; then
+    tail -n 40 "log.$name"
+    failed=1
+  fi
+  table+=("$(printf '%-28s %-20s %4d s' "$name" "$result" $((SECONDS - begin)))")
+}
+
+bench() {  # NAME then arguments of headrace bench
+  local name=$1
+  shift
+  "$HEADRACE" bench --device cuda "$@" 2>"log.$name" | tail -n +4 | sed "s/^/$name /;/rank/d" ||
+    tail -n 5 "log.$name"
+}
+
+if [[ ${1:-} != --bench ]]; then
+  check ops bin/device_ops_test --gtest_brief=1
+  check weights bin/device_weights_test --gtest_brief=1
+  check runs python3 tests/gpu/gpu_test.py
+  if [[ -x bin/nccl_link_test ]]; then
+    check nccl mpirun --oversubscribe --bind-to none -n 2 bin/nccl_link_test
+  fi
+  if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+      check "$tool" compute-sanitizer --tool $tool --error-exitcode 1 bin/device_ops_test \
+        --gtest_brief=1 --gtest_filter='DeviceHalf.Small*:DeviceHalf.PanelsBecomeRows:DeviceHalf.BestTokens:DeviceOps.Rope'
+    done
+  fi
+fi
+if [[ ${1:-} != --tests ]]; then
+  echo "batch, prefill / decode / generated tokens per second, each min median max"
+  for batch in 1 4 16 64; do
+    bench "qwen2.5-0.5b" --model synthetic:qwen2.5-0.5b:bf16 --batch $batch --repeat 5
+  done
+  prompt=(--prompt-tokens 512 --generate-tokens 32 --prefill-chunk 512)
+  bench "opt-6.7b" --model synthetic:opt-6.7b --batch 32 "${prompt[@]}" --repeat 5
+  bench "opt-6.7b-from-host" --model synthetic:opt-6.7b --batch 256 "${prompt[@]}" \
+    --device-weights 450MiB
+fi
+printf '%s\n' "${table[@]}"
+exit $failed
