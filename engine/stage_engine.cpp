@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "engine/half.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
 #include "engine/timeline.h"
@@ -103,22 +104,29 @@ void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_
     embedded_ = ops_.enter(*tables, {tokens, places});
     return;
   }
+  // Where operands are f16 the tables are, too, wherever they lie.
+  const bool rounds = ops_.operand_bytes() == sizeof(Half);
+  const auto look_up_row = [&](const PackedMatrix& matrix, int64_t row, float* x) {
+    unpack_row(cpu_, matrix, row, x);
+    if (!rounds) return;
+    for (int64_t i = 0; i < matrix.cols; ++i) x[i] = f16_to_f32(to_half(x[i]).bits);
+  };
   // Projections share a scratch row.
   ThreadPool* const threads = config_.has_projections() ? nullptr : &cpu_.threads;
   host_weights_.look_up(tokens, threads,
                         [&](size_t row, const PackedMatrix& matrix, int64_t matrix_row) {
                           float* x = hidden + static_cast<int64_t>(row) * config_.d_model;
                           if (config_.has_projections()) {
-                            unpack_row(cpu_, matrix, matrix_row, host_block_);
+                            look_up_row(matrix, matrix_row, host_block_);
                             linear(cpu_, host_block_, 1, w.project_in, nullptr, x);
                           } else {
-                            unpack_row(cpu_, matrix, matrix_row, x);
+                            look_up_row(matrix, matrix_row, x);
                           }
                         });
   if (!config_.learned_positions) return;
   cpu_.threads.parallel_for(std::ssize(positions), [&](int64_t row) {
     std::vector<float> position(static_cast<size_t>(config_.d_model));
-    unpack_row(cpu_, w.positions, positions[row] + config_.position_offset, position.data());
+    look_up_row(w.positions, positions[row] + config_.position_offset, position.data());
     float* const x = hidden + row * config_.d_model;
     for (int64_t i = 0; i < config_.d_model; ++i) x[i] += position[i];
   });

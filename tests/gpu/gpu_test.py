@@ -3,7 +3,9 @@
 With --math f32 every bit is a CPU's: tokens, log-probabilities, what is sampled. With f16, the
 default, it is the same however it runs, and near the goldens.
 """
+import os
 import pathlib
+import signal
 import sys
 import time
 import unittest
@@ -154,19 +156,18 @@ class BadInput(Gpu):
     def test_a_gpu_rank_that_is_killed(self):
         requests = [{"custom_id": str(i), "prompt": [5, 6, 7, 8], "max_tokens": 400, "ignore_eos": True}
                     for i in range(40)]
+        model = "synthetic:tiny-llama"
         batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
         harness.write_requests(batch, requests)
-        arguments = ("generate", "--model", TINY[0], "--input", batch, "--output", output, "--token-ids",
+        arguments = ("generate", "--model", model, "--input", batch, "--output", output, "--token-ids",
                      *CUDA, "--max-batch", 4)
         job = self.start(*arguments, ranks=2)
         job.await_lines(output, 2)
-        import os
-        import signal
         os.kill(job.rank_process(1), signal.SIGKILL)
         self.assertNotEqual(job.wait(60), harness.DONE)
         time.sleep(0.5)
         self.run_program(*arguments, "--resume", ranks=2)
-        expected = self.generate(TINY[0], requests, *CUDA)
+        expected = self.generate(model, requests, *CUDA)
         self.assert_same_results(expected, harness.read_results(output))
 
 

@@ -39,7 +39,7 @@ if [[ ${1:-} != --bench ]]; then
   fi
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-      check "$tool" compute-sanitizer --tool $tool --error-exitcode 1 bin/device_ops_test \
+      check "$tool" compute-sanitizer --tool $tool --error-exitcode 9 bin/device_ops_test \
         --gtest_brief=1 --gtest_filter='DeviceHalf.Small*:DeviceHalf.PanelsBecomeRows:DeviceHalf.BestTokens:DeviceOps.Rope'
     done
   fi

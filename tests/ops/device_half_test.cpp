@@ -167,6 +167,27 @@ TEST_F(DeviceHalf, ARowsBitsDoNotDependOnTheBatch) {
   }
 }
 
+// As a head is that does not lie on the device.
+TEST_F(DeviceHalf, ATallMatrixInPieces) {
+  constexpr int64_t kOutputs = 151936, kInputs = 896, kPiece = 16384;
+  const auto w = put(halves(random_.floats(kOutputs * kInputs)));
+  for (const int64_t rows : {1, 7, 64}) {
+    const auto x = put(halves(random_.floats(rows * kInputs)));
+    const auto all = multiply(*x, 0, rows, *w, 0, kOutputs, kInputs, nullptr);
+    const auto pieces = put(nans(rows * kOutputs));
+    for (int64_t first = 0; first < kOutputs; first += kPiece) {
+      device_->multiply(*stream_, {.x = x->as<Half>(),
+                                   .rows = rows,
+                                   .w = w->as<Half>() + first * kInputs,
+                                   .outputs = std::min(kPiece, kOutputs - first),
+                                   .inputs = kInputs,
+                                   .y = pieces->as<float>() + first,
+                                   .stride = kOutputs});
+    }
+    EXPECT_TRUE(same_bits(all, get<float>(*pieces))) << rows << " rows";
+  }
+}
+
 TEST_F(DeviceHalf, PanelsBecomeRows) {
   for (const DType dtype : all_dtypes()) {
     const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512, outputs = 97;
