@@ -1,0 +1,190 @@
+// A whole stage on a device that does its work in any order that streams and events allow: in
+// float32 it has the CPU's bits, in f16 the same bits however it is placed and cut, and near those.
+#include "engine/device/device_stage.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "engine/stage_engine.h"
+#include "tests/device/fake_device.h"
+#include "tests/ops/op_test.h"
+#include "tests/unit/engine_logits.h"
+#include "tests/unit/model_files.h"
+
+namespace headrace {
+namespace {
+
+constexpr int kSlots = 4;
+constexpr int64_t kPages = 24, kMostRows = 64;
+constexpr int64_t kSingle = 5;  // tokens at the end that come one by one
+
+struct StageRun {
+  const char* name;
+  int64_t chunk = 16;
+  int64_t micro_batch_rows = kMostRows;
+  int resident = 100;  // percent of the layers; the head, too, if all of them
+  int64_t host_pages = 0;
+};
+
+constexpr StageRun kRuns[] = {
+    {"all there"},
+    {"small chunks and micro-batches", 7, 5},
+    {"all passing through", 16, 16, 0},
+    {"half of it there", 9, 16, 50},
+    {"KV pages in host memory", 16, kMostRows, 100, kPages},
+    {"some KV pages in host memory", 7, 16, 50, kPages - 5},
+};
+
+class DeviceStageTest : public testing::TestWithParam<const char*> {
+ protected:
+  DeviceStageTest()
+      : checkpoint_(Checkpoint::open(std::string(GetParam()).starts_with("synthetic:")
+                                         ? GetParam()
+                                         : test::model_path(GetParam()))),
+        config_(checkpoint_->config()),
+        range_{0, config_.n_layers, true, true},
+        weights_(*checkpoint_, range_, budget_, threads_) {
+    std::mt19937_64 random(3);
+    for (const int length : {6, 21, 40, 33}) {
+      auto& tokens = sequences_.emplace_back();
+      for (int i = 0; i < length; ++i) {
+        tokens.push_back(
+            static_cast<int32_t>(random() % static_cast<uint64_t>(config_.vocab_size)));
+      }
+    }
+  }
+
+  KvPageShape page(KvFormat format) const { return {config_.n_kv_heads, config_.head_dim, format}; }
+
+  // Logits of the tokens that come one by one, sequence after sequence for each.
+  std::vector<float> logits(StageEngine& engine, int64_t chunk) {
+    std::vector<float> all;
+    const auto step = [&](int64_t rows_at_most, auto begins) {
+      std::vector<BatchItem> batch;
+      std::vector<int32_t> tokens;
+      std::vector<int64_t> last;
+      for (size_t s = 0; s < sequences_.size(); ++s) {
+        const int64_t first = begins(sequences_[s]);
+        const int64_t prompt = std::ssize(sequences_[s]) - kSingle;
+        const int64_t end = rows_at_most == 1 ? first + 1 : std::min(prompt, first + rows_at_most);
+        if (end <= first) continue;
+        batch.push_back({static_cast<int>(s), first, end - first});
+        tokens.insert(tokens.end(), sequences_[s].begin() + first, sequences_[s].begin() + end);
+        last.push_back(std::ssize(tokens) - 1);
+      }
+      if (batch.empty()) return false;
+      std::vector<float> hidden(tokens.size() * static_cast<size_t>(config_.d_model), kNan);
+      engine.embed(batch, tokens, hidden.data());
+      engine.sweep(batch, hidden.data(), last);
+      std::vector<float> of_step(last.size() * static_cast<size_t>(config_.vocab_size), kNan);
+      std::vector<float> again = hidden;
+      test::logits_of(engine, again.data(), std::ssize(last), of_step);
+      // What is found without logits in memory is the largest of them.
+      std::vector<BestToken> best(last.size());
+      engine.head(hidden.data(), best, 0, {});
+      for (size_t i = 0; i < best.size(); ++i) {
+        const auto begin = of_step.begin() + static_cast<int64_t>(i) * config_.vocab_size;
+        const auto most = std::max_element(begin, begin + config_.vocab_size);
+        EXPECT_EQ(most - begin, best[i].token);
+        EXPECT_EQ(*most, best[i].logit);
+      }
+      if (rows_at_most == 1) all.insert(all.end(), of_step.begin(), of_step.end());
+      return true;
+    };
+    for (int64_t done = 0;; done += chunk) {
+      if (!step(chunk, [&](const auto&) { return done; })) break;
+    }
+    for (int64_t left = kSingle; left > 0; --left) {
+      step(1, [&](const auto& sequence) { return std::ssize(sequence) - left; });
+    }
+    for (int slot = 0; slot < kSlots; ++slot) engine.release(slot);
+    return all;
+  }
+
+  std::vector<float> on_cpu(KvFormat format) {
+    KvStore kv(page(format), config_.n_layers, kPages, kSlots, budget_);
+    StageEngine engine(config_, weights_, kv, cpu_, budget_, kMostRows, kSlots);
+    return logits(engine, 16);
+  }
+
+  std::vector<float> on_device(const StageRun& run, bool half, KvFormat format) {
+    DeviceStage::Sizes sizes;
+    sizes.half = half;
+    sizes.kv_format = format;
+    sizes.kv_pages = kPages;
+    sizes.kv_host_pages = run.host_pages;
+    sizes.step_rows = kSlots * kMostRows;
+    sizes.micro_batch_rows = run.micro_batch_rows;
+    sizes.logit_rows = kSlots;
+    sizes.weights.half_rows = half;
+    const WeightLayout& layout = weights_.layout();
+    sizes.weights.resident.assign(layout.units.size(), run.resident == 100);
+    for (int l = 0; l < config_.n_layers; ++l) {
+      sizes.weights.resident[layout.layer_unit(l)] = l * 100 < run.resident * config_.n_layers;
+    }
+    sizes.weights.slots = run.resident == 100 ? 0 : 2;
+    auto device = std::make_unique<test::FakeDevice>(random_());
+    DeviceStage stage(std::move(device), *checkpoint_, weights_, threads_, budget_, sizes);
+    KvStore kv(page(format), config_.n_layers, kSlots, stage.kv_on_device(), stage.kv_on_host());
+    StageEngine engine(config_, weights_, stage.weights(), kv, stage.ops(), stage.scratch(), cpu_,
+                       budget_, run.micro_batch_rows);
+    logits(engine, run.chunk);  // nothing is left of it, but what can be repeated
+    return logits(engine, run.chunk);
+  }
+
+  std::mt19937_64 random_{5};
+  std::unique_ptr<Checkpoint> checkpoint_;
+  const ModelConfig& config_;
+  StageRange range_;
+  ThreadPool threads_{2, 0};
+  Cpu cpu_{threads_, kernels("auto")};
+  MemoryBudget budget_{"host memory", uint64_t{2} << 30};
+  WeightStore weights_;
+  std::vector<std::vector<int32_t>> sequences_;
+};
+
+TEST_P(DeviceStageTest, Float32HasTheBitsOfTheCpu) {
+  for (const KvFormat format : {KvFormat::kF16, KvFormat::kQ8}) {
+    const std::vector<float> expected = on_cpu(format);
+    for (const StageRun& run : kRuns) {
+      SCOPED_TRACE(run.name);
+      ASSERT_TRUE(same_bits(expected, on_device(run, false, format)));
+    }
+  }
+}
+
+TEST_P(DeviceStageTest, HalfHasTheSameBitsHoweverItRuns) {
+  for (const KvFormat format : {KvFormat::kF16, KvFormat::kQ8}) {
+    const std::vector<float> exact = on_cpu(format);
+    const std::vector<float> expected = on_device(kRuns[0], true, format);
+    for (const StageRun& run : kRuns) {
+      SCOPED_TRACE(run.name);
+      ASSERT_TRUE(same_bits(expected, on_device(run, true, format)));
+    }
+    ASSERT_EQ(exact.size(), expected.size());
+    double squares = 0, differences = 0;
+    for (size_t i = 0; i < exact.size(); ++i) {
+      squares += std::pow(static_cast<double>(exact[i]), 2);
+      differences += std::pow(static_cast<double>(exact[i]) - static_cast<double>(expected[i]), 2);
+    }
+    EXPECT_LT(std::sqrt(differences / squares), 0.02);
+    EXPECT_GT(differences, 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, DeviceStageTest,
+                         testing::Values("llama-gqa", "opt-pre", "opt-post", "qwen2-tied",
+                                         "qwen2-untied", "synthetic:tiny-llama:q4",
+                                         "synthetic:tiny-opt:f32"),
+                         [](const auto& test) {
+                           std::string name = test.param;
+                           std::replace_if(
+                               name.begin(), name.end(), [](char c) { return !std::isalnum(c); },
+                               '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace headrace
