@@ -40,19 +40,18 @@ int64_t count_requests(const GenerateOptions& options) {
 
 }  // namespace
 
-Desk::Desk(const GenerateOptions& options, const Checkpoint& checkpoint,
-           const ScheduleLimits& limits, Communicator& communicator)
+Desk::Desk(const GenerateOptions& options, const Rank& rank, Communicator& communicator)
     : options_(options),
       communicator_(communicator),
       tokenizer_(Tokenizer::open(options.model)),
       reader_(open_input(options)),
-      results_(results_options(), {checkpoint.config().name, checkpoint.fingerprint(),
-                                   options.defaults, numerics(options)}),
-      preparer_(checkpoint.config(), tokenizer_.get(), chat_template(),
-                std::min(limits.kv_pages, limits.sequence_pages) * kPageTokens),
+      results_(results_options(), {rank.checkpoint().config().name, rank.checkpoint().fingerprint(),
+                                   options.defaults, rank.numerics()}),
+      preparer_(rank.checkpoint().config(), tokenizer_.get(), chat_template(),
+                std::min(rank.limits().kv_pages, rank.limits().sequence_pages) * kPageTokens),
       progress_(count_requests(options) - results_.resumed(), options.progress),
       coordinator_(
-          in_order(limits), tokenizer_.get(), checkpoint.config().eos_token_ids,
+          in_order(rank.limits()), tokenizer_.get(), rank.checkpoint().config().eos_token_ids,
           [this](bool idle) { return next(idle); },
           [this](const RequestResult& result) { done(result); },
           [this](const BadLine& line) { failed(line); }) {

@@ -9,6 +9,7 @@
 
 #include "comm/communicator.h"
 #include "engine/checkpoint/checkpoint.h"
+#include "runtime/rank.h"
 #include "runtime/report/progress.h"
 #include "runtime/report/stage_report.h"
 #include "runtime/requests/prepare.h"
@@ -26,8 +27,7 @@ class Desk {
  public:
   // Opens tokenizer, input and results file. The arguments must outlive the desk. Throws
   // UsageError, ModelError, IoError.
-  Desk(const GenerateOptions& options, const Checkpoint& checkpoint, const ScheduleLimits& limits,
-       Communicator& communicator);
+  Desk(const GenerateOptions& options, const Rank& rank, Communicator& communicator);
 
   Coordinator& coordinator() { return coordinator_; }
   void show_progress() { progress_.update(coordinator_.counts(), failed_); }

@@ -79,10 +79,10 @@ uint64_t memory_limit(const RunOptions& options, int ranks_on_host) {
 
 }  // namespace
 
-std::string numerics(const RunOptions& options) {
+std::string numerics(const RunOptions& options, const std::string& math) {
   return std::string("weights=") + weight_format_name(options.weights) +
-         " kv=" + kv_format_name(options.kv_format) +
-         " math=" + (options.math == "auto" ? "f32" : options.math) + " wire=f32";
+         " kv=" + kv_format_name(options.kv_format) + (math.empty() ? "" : " math=" + math) +
+         " wire=f32";
 }
 
 Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build)
@@ -145,20 +145,30 @@ Stage::Sizes Rank::stage_sizes() const {
   return device_choice_ ? sizes_on_device(options_, config) : sizes_on_host(options_, config);
 }
 
+std::string Rank::target() const {
+  if (!device_choice_) return kernels_.name;
+  return device_name_ + (device_limits_.half ? ", f16" : ", f32");
+}
+
+std::string Rank::math() const {
+  return device_choice_ && device_limits_.half ? "f16 on " + device_name_ : "f32";
+}
+
 void Rank::choose_device() {
   const Communicator& ranks = wires_.communicator;
   device_choice_ = headrace::choose_device(options_, ranks.place_on_host());
   if (!device_choice_) return;
   DeviceModule& module = *device_choice_.module;
   const Communicator::Idle measuring(wires_.communicator);
+  const DeviceFacts gpu = module.facts(device_choice_.number);
+  device_name_ = gpu.name;
   const DeviceLinkRates link = module.measure_link(device_choice_.number);
   rates_.link = link.to_device;
   rates_.device_memory = link.memory;
   // Ranks of a host that have no GPU of their own share it.
   const int sharing = (ranks.ranks_on_host() + module.count() - 1) / module.count();
-  device_limits_.memory = options_.device_memory > 0
-                              ? options_.device_memory
-                              : default_device_memory(module.facts(device_choice_.number), sharing);
+  device_limits_.memory =
+      options_.device_memory > 0 ? options_.device_memory : default_device_memory(gpu, sharing);
   device_limits_.weights = options_.device_weights;
   device_limits_.half = options_.math != "f32";
 }
@@ -268,9 +278,11 @@ void Rank::settle(Workload workload, bool build) {
       agree(wires_.communicator,
             {HEADRACE_VERSION,
              checkpoint_->fingerprint(),
-             numerics(options_),
+             headrace::numerics(options_),
              schedule_text(options_),
-             {plan_.kv_pages(), room_for_one(), plan_.sizes.slots, plan_.sizes.step_rows}});
+             {plan_.kv_pages(), room_for_one(), plan_.sizes.slots, plan_.sizes.step_rows, ""},
+             math()});
+  math_of_all_ = agreed.math;
   if (agreed.slots < plan_.sizes.slots) {  // another rank has room for fewer
     workload.sequences = static_cast<int>(agreed.slots);
     workload.exact = true;
@@ -298,8 +310,7 @@ void Rank::settle(Workload workload, bool build) {
 void Rank::say_plan() const {
   const Communicator& ranks = wires_.communicator;
   spdlog::info("stage {} of {}: {}; {} thread{}, {}", ranks.rank() + 1, ranks.size(),
-               describe(plan_), threads_.threads(), threads_.threads() == 1 ? "" : "s",
-               kernels_.name);
+               describe(plan_), threads_.threads(), threads_.threads() == 1 ? "" : "s", target());
   spdlog::info("stage {} expects, for {}", ranks.rank() + 1, describe_prediction(plan_));
   if (plan_.needs_disk()) {
     spdlog::info("stage {} reads {} at {:.0f} MB/s, through {}", ranks.rank() + 1, options_.disk,

@@ -50,7 +50,10 @@ class Rank {
   // What the coordinator may put on the pipeline. The order of the requests is up to who feeds it.
   const ScheduleLimits& limits() const { return limits_; }
   int threads() const { return threads_.threads(); }
-  const char* target() const { return kernels_.name; }
+  // "avx512", or "NVIDIA H100 80GB HBM3, f16".
+  std::string target() const;
+  // What decides the bits of a result besides the model, once all ranks are known.
+  std::string numerics() const { return headrace::numerics(options_, math_of_all_); }
   const MemoryBudget& budget() const { return budget_; }
   StageFacts facts() const {
     return {range_.first_layer, range_.end_layer, threads(), target(), describe(plan_)};
@@ -68,6 +71,7 @@ class Rank {
   void refuse_what_does_not_fit(const Workload& wanted) const;
   void choose_device();
   Stage::Sizes stage_sizes() const;
+  std::string math() const;  // of this rank: "f32", or "f16 on NVIDIA H100 80GB HBM3"
   void measure_computing();
   PlanLimits plan_limits() const;
   StagePlan make_plan(const Workload& workload, bool build);
@@ -98,6 +102,8 @@ class Rank {
   WeightLayout layout_;
   ChosenDevice device_choice_;
   DeviceLimits device_limits_;
+  std::string device_name_;
+  std::string math_of_all_;
   Rates rates_;
   OtherMemory other_;
   uint64_t disk_room_ = 0;  // bytes that the plan may take

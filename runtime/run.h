@@ -55,7 +55,8 @@ struct GenerateOptions : RunOptions {
 };
 
 // What decides the bits of a result besides the model: "weights=native kv=f16 math=f32 wire=f32".
-std::string numerics(const RunOptions& options);
+// `math`: arithmetic of the ranks, see Rank; left out where it is empty.
+std::string numerics(const RunOptions& options, const std::string& math = "");
 
 enum class RunEnd {
   kDone,

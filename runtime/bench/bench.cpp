@@ -113,14 +113,15 @@ std::vector<BenchRun> measure(Rank& rank, const BenchOptions& options,
   return feed.runs();
 }
 
-BenchReport describe(const BenchOptions& options, const Checkpoint& checkpoint) {
+BenchReport describe(const BenchOptions& options, const Rank& rank) {
+  const Checkpoint& checkpoint = rank.checkpoint();
   BenchReport report;
   report.version = HEADRACE_VERSION;
   report.model = options.model;
   report.name = checkpoint.config().name;
   report.format = checkpoint.format();
   report.fingerprint = checkpoint.fingerprint();
-  report.numerics = numerics(options);
+  report.numerics = rank.numerics();
   report.prefill_chunk = options.prefill_chunk;
   report.shape = options.shape;
   return report;
@@ -152,7 +153,7 @@ std::optional<BenchReport> run_bench(BenchOptions options, const Wires& wires,
   const std::vector<Bytes> facts = gather(ranks, facts_of(rank, load_s));
   std::optional<BenchReport> report;
   if (wires.is_first()) {
-    report = describe(options, rank.checkpoint());
+    report = describe(options, rank);
     report->load_s = all_loaded_s;
     report->runs = std::move(runs);
     for (const Bytes& fact : facts) {

@@ -71,7 +71,7 @@ std::string disk_line(const MachineFacts& m) {
 }
 
 std::string gpu_line(const GpuFacts& gpu, const std::string& software) {
-  return fmt::format("{} ({}): {} free of {}, {} to it and {} from it, {}; not used by runs yet",
+  return fmt::format("{} ({}): {} free of {}, {} to it and {} from it, {}",
                      gpu.name, gpu.capability, format_bytes(gpu.memory_free),
                      format_bytes(gpu.memory_total), rate(gpu.to_device_rate),
                      rate(gpu.from_device_rate), software);

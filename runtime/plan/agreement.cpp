@@ -11,6 +11,16 @@ namespace {
 
 using nlohmann::json;
 
+// One where all are the same.
+std::string together(const std::vector<std::string>& values) {
+  const bool same = std::all_of(values.begin(), values.end(),
+                                [&](const std::string& v) { return v == values.front(); });
+  if (same) return values.front();
+  std::string text;
+  for (const std::string& value : values) text += (text.empty() ? "" : ", ") + value;
+  return text;
+}
+
 }  // namespace
 
 Agreement agree(Communicator& communicator, const RankFacts& facts) {
@@ -20,14 +30,16 @@ Agreement agree(Communicator& communicator, const RankFacts& facts) {
       {"model fingerprint", facts.fingerprint},
       {"numerics", facts.numerics},
       {"schedule", facts.schedule},
+      {"math", facts.math},
       {"room",
        {facts.room.kv_pages, facts.room.sequence_pages, facts.room.slots, facts.room.step_rows}}};
   std::vector<int64_t> least = room_of(mine);
+  std::vector<std::string> math = {facts.math};
   const std::vector<Bytes> all = gather(communicator, to_bytes(mine));
   for (size_t r = 1; r < all.size(); ++r) {
     const json theirs = from_bytes(all[r]);
     for (const auto& [key, value] : mine.items()) {
-      if (key == "room" || theirs.at(key) == value) continue;
+      if (key == "room" || key == "math" || theirs.at(key) == value) continue;
       throw UsageError(
           "the ranks do not agree: " + key + " is " + value.get<std::string>() +
           " on rank 0 (host " + communicator.host(0) + ") and " +
@@ -35,11 +47,14 @@ Agreement agree(Communicator& communicator, const RankFacts& facts) {
           communicator.host(static_cast<int>(r)) +
           "); start the same program with the same options and model file on every node");
     }
+    math.push_back(theirs.at("math").get<std::string>());
     const std::vector<int64_t> room = room_of(theirs);
     for (size_t i = 0; i < least.size(); ++i) least[i] = std::min(least[i], room.at(i));
   }
-  least = room_of(from_bytes(broadcast(communicator, to_bytes({{"room", least}}))));
-  return {least.at(0), least.at(1), least.at(2), least.at(3)};
+  const json agreed =
+      from_bytes(broadcast(communicator, to_bytes({{"room", least}, {"math", together(math)}})));
+  least = room_of(agreed);
+  return {least.at(0), least.at(1), least.at(2), least.at(3), agreed.at("math")};
 }
 
 }  // namespace headrace

@@ -15,15 +15,18 @@ struct Agreement {
   int64_t sequence_pages = 0;  // of one
   int64_t slots = 0;           // sequences
   int64_t step_rows = 0;       // rows of a step
+  // The arithmetic of all ranks, or that of each in order: "f32", "f16 on NVIDIA A100, f32".
+  std::string math;
 };
 
-// What one rank brings. All but `room` must be the same on every rank.
+// What one rank brings. All but `room` and `math` must be the same on every rank.
 struct RankFacts {
   std::string version;      // of headrace
   std::string fingerprint;  // of the model
   std::string numerics;     // what else decides the bits: KV format, wire
   std::string schedule;     // slots, step rows and split that the command line gave
   Agreement room;
+  std::string math = "f32";  // what the stage is computed in; may differ
 };
 
 // Throws UsageError on rank 0, naming both ranks, if facts differ; PeerLost.

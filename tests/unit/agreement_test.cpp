@@ -11,7 +11,7 @@
 namespace headrace {
 namespace {
 
-const RankFacts kFacts = {"0.1.0", "f00", "kv=f16", "max-batch 8", {100, 60, 8, 512}};
+const RankFacts kFacts = {"0.1.0", "f00", "kv=f16", "max-batch 8", {100, 60, 8, 512, ""}, "f32"};
 
 // What agree() gave each rank: room, or the text of its error.
 struct Outcome {
@@ -43,15 +43,24 @@ std::vector<Outcome> agree_all(const std::vector<RankFacts>& facts) {
 TEST(Agreement, TheLeastRoomCounts) {
   EXPECT_EQ(agree_all({kFacts})[0].room.kv_pages, 100);
   std::vector<RankFacts> facts(4, kFacts);
-  facts[0].room = {100, 90, 8, 512};
-  facts[1].room = {300, 50, 32, 256};
-  facts[2].room = {70, 70, 16, 64};
-  facts[3].room = {200, 60, 4, 128};
+  facts[0].room = {100, 90, 8, 512, ""};
+  facts[1].room = {300, 50, 32, 256, ""};
+  facts[2].room = {70, 70, 16, 64, ""};
+  facts[3].room = {200, 60, 4, 128, ""};
   for (const Outcome& outcome : agree_all(facts)) {
     EXPECT_EQ(outcome.room.kv_pages, 70);
     EXPECT_EQ(outcome.room.sequence_pages, 50);
     EXPECT_EQ(outcome.room.slots, 4);
     EXPECT_EQ(outcome.room.step_rows, 64);
+  }
+}
+
+TEST(Agreement, ArithmeticMayDiffer) {
+  std::vector<RankFacts> facts(3, kFacts);
+  EXPECT_EQ(agree_all(facts)[1].room.math, "f32");
+  facts[1].math = "f16 on a GPU";
+  for (const Outcome& outcome : agree_all(facts)) {
+    EXPECT_EQ(outcome.room.math, "f32, f16 on a GPU, f32");
   }
 }
 

@@ -62,7 +62,7 @@ TEST(Doctor, NamesGpusOrWhyThereIsNone) {
       {"a GPU", "9.0", uint64_t{79} << 30, uint64_t{80} << 30, 54e9, 55e9});
   expect_words(describe(found), {"none to use: there is no driver",
                                  "a GPU (9.0): 79.0 GiB free of 80.0 GiB, 54.0 GB/s to it and "
-                                 "55.0 GB/s from it, CUDA 13.0; not used by runs yet"});
+                                 "55.0 GB/s from it, CUDA 13.0"});
   found.ranks[1].gpu_missing = "out of memory";
   expect_words(describe(found), {"a GPU (9.0)", "no other: out of memory"});
 }
