@@ -19,9 +19,9 @@ struct Rates {
   double byte_s = 0;         // seconds per byte of packed weights for the first row of a step
   double byte_row_s = 0;     // and for each further row
   double kv_disk = 0;        // bytes per second of KV pages, which are read in smaller pieces
-  double link = 0;           // bytes per second to the GPU; 0: there is none
-  double device_memory = 0;  // ... of its own memory
   double attention_s = 0;    // seconds per KV page of a layer that a token attends to, all threads
+  double link = 0;           // bytes per second to the GPU; 0: there is none
+  double device_memory = 0;  // bytes per second of its own memory
 
   double kv_rate() const { return kv_disk > 0 ? kv_disk : disk; }
 

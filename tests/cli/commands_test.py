@@ -107,6 +107,12 @@ class Mistakes(CommandTest):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--prompt", "x", "--host-memory",
                      "1XB", says=["--host-memory 1XB", "900MiB"])
 
+    def test_device(self):
+        for wrong in ("cuda:", "cuda:x", "gpu", "cuda:1000"):
+            self.refused(harness.USAGE, "generate", "--model", TINY, "--prompt", "x", "--device", wrong,
+                         says=["--device", wrong])
+        self.refused(69, "bench", "--model", TINY, "--device", "cuda:999", says=["--device"])
+
     def test_target(self):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--prompt", "x", "--target", "neon",
                      says=["--target", "neon", "avx2"])

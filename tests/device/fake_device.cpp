@@ -73,6 +73,7 @@ FakeDevice::~FakeDevice() = default;
 FakeDevice::FakeDevice(uint64_t seed, Fault fault) : random_(seed), fault_(fault) {}
 
 std::unique_ptr<DeviceBuffer> FakeDevice::allocate(size_t bytes) {
+  allocated_ += bytes;
   return std::make_unique<Memory>(bytes);
 }
 

@@ -21,6 +21,9 @@ class FakeDevice final : public Device {
   explicit FakeDevice(uint64_t seed, Fault fault = Fault::kNone);
   ~FakeDevice() override;
 
+  // Bytes of all that was allocated, of which nothing is taken off again.
+  uint64_t allocated() const { return allocated_; }
+
   // What is queued in the stream from now on is not done until let_go(); who waits for it gets a
   // std::logic_error.
   void hold(DeviceStream& stream);
@@ -89,6 +92,7 @@ class FakeDevice final : public Device {
   std::mt19937_64 random_;
   Fault fault_;
   bool held_ = false;
+  uint64_t allocated_ = 0;
   std::unique_ptr<Recording> recording_;
   std::vector<std::shared_ptr<Queue>> queues_;
   ThreadPool threads_{1, 0};

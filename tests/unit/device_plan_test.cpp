@@ -1,0 +1,205 @@
+#include "runtime/plan/device_plan.h"
+
+#include <gtest/gtest.h>
+
+#include "engine/error.h"
+#include "engine/memory/offload_file.h"
+#include "runtime/plan/stage_plan.h"
+#include "tests/device/fake_device.h"
+
+namespace headrace {
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20;
+constexpr uint64_t kPlenty = uint64_t{1} << 36;
+constexpr uint64_t kLibraries = 640 * kMiB;  // what a plan leaves for cuBLASLt
+
+Rates rates() {
+  Rates rates;
+  rates.disk = 1e9;
+  rates.link = 5e10;
+  rates.device_memory = 3e12;
+  return rates;
+}
+
+class DevicePlanTest : public testing::Test {
+ protected:
+  void open(const std::string& model) {
+    checkpoint_ = Checkpoint::open(model);
+    range_ = {0, checkpoint_->config().n_layers, true, true};
+    layout_ = weight_layout(*checkpoint_, range_);
+    sizes_.slots = 16;
+    sizes_.step_rows = 1024;
+    sizes_.micro_batch_rows = 256;
+    workload_ = {16, true, 64, 32, 64, 1};
+    limits_.host_memory = kPlenty;
+  }
+
+  StagePlan plan(uint64_t device_memory) const {
+    return plan_device_stage(checkpoint_->config(), layout_, sizes_, workload_, limits_,
+                             {device_memory, weights_, half_}, rates());
+  }
+
+  std::string refusal(uint64_t device_memory) const {
+    try {
+      plan(device_memory);
+    } catch (const DoesNotFit& e) {
+      return e.what();
+    }
+    return "";
+  }
+
+  // Takes what a run takes; neither budget is exceeded.
+  void build(const StagePlan& plan) {
+    ThreadPool threads(2, 0);
+    const Cpu cpu{threads, kernels("auto")};
+    MemoryBudget budget("host memory", limits_.host_memory);
+    std::unique_ptr<OffloadFile> file;
+    std::optional<WeightStore> weights;
+    if (plan.placement.all_resident()) {
+      weights.emplace(*checkpoint_, range_, budget, threads, false, plan.placement.elsewhere);
+    } else {
+      file = OffloadFile::open_or_build({testing::TempDir() + "device_plans", UINT64_MAX},
+                                        *checkpoint_, range_, layout_, budget, threads,
+                                        [](const std::string&) {});
+      weights.emplace(*checkpoint_, range_,
+                      WeightOffload{plan.placement, *file, [] { return make_io_queue(8); }, true},
+                      budget, threads);
+    }
+    auto owner = std::make_unique<test::FakeDevice>(1);
+    const test::FakeDevice& device = *owner;
+    DeviceStage on_device(std::move(owner), *checkpoint_, *weights, threads, budget,
+                          plan.device->sizes);
+    Stage stage(checkpoint_->config(), *weights, on_device, cpu, budget, plan.sizes);
+    std::vector<Buffer> hidden;
+    for (int i = 0; i < link_buffers(range_); ++i) {
+      hidden.push_back(budget.allocate(
+          link_buffer_bytes(checkpoint_->config(), plan.sizes.step_rows), "activations"));
+    }
+    // The libraries' share is also for weights on their way while the stage is loaded.
+    EXPECT_LE(device.allocated(), plan.device->all);
+    EXPECT_LE(plan.device->all, plan.device->limit);
+    EXPECT_LE(budget.used(), budget.limit());
+  }
+
+  std::unique_ptr<Checkpoint> checkpoint_;
+  StageRange range_;
+  WeightLayout layout_;
+  Stage::Sizes sizes_;
+  Workload workload_;
+  PlanLimits limits_;
+  uint64_t weights_ = UINT64_MAX;
+  bool half_ = true;
+};
+
+TEST_F(DevicePlanTest, AllOfASmallModelIsOnTheDevice) {
+  open("synthetic:smollm2-135m");
+  const StagePlan all = plan(uint64_t{8} << 30);
+  EXPECT_EQ(all.device->streamed, 0U);
+  EXPECT_EQ(all.device->sizes.weights.slots, 0);
+  EXPECT_EQ(all.device->sizes.kv_host_pages, 0);
+  // Longer sequences than usual have what is left.
+  EXPECT_GT(all.sizes.kv_pages, 16 * KvStore::pages_for(64));
+  build(all);
+}
+
+TEST_F(DevicePlanTest, WhatHasNoRoomPassesThroughOrStaysOnTheHost) {
+  open("synthetic:smollm2-135m");
+  uint64_t weights_before = 0;
+  int64_t host_pages_before = INT64_MAX;
+  for (const uint64_t more : {110, 130, 200, 300, 420}) {
+    SCOPED_TRACE(more);
+    const StagePlan some = plan(kLibraries + more * kMiB);
+    EXPECT_GE(some.device->weights, weights_before);
+    EXPECT_LE(some.device->sizes.kv_host_pages, host_pages_before);
+    EXPECT_EQ(some.sizes.slots, 16);
+    weights_before = some.device->weights;
+    host_pages_before = some.device->sizes.kv_host_pages;
+    build(some);
+  }
+  EXPECT_GT(weights_before, 0U);
+  EXPECT_EQ(host_pages_before, 0);
+}
+
+TEST_F(DevicePlanTest, KvPagesGoToTheHostBeforeTheRunIsRefused) {
+  open("synthetic:smollm2-135m");
+  workload_.tokens = workload_.longest = 2048;
+  workload_.prompt = 1024;
+  const StagePlan some = plan(kLibraries + 200 * kMiB);
+  EXPECT_GT(some.device->sizes.kv_host_pages, 0);
+  EXPECT_EQ(some.sizes.kv_pages, 16 * KvStore::pages_for(2048));
+  build(some);
+}
+
+TEST_F(DevicePlanTest, TheUserMayKeepWeightsOffTheDevice) {
+  open("synthetic:smollm2-135m");
+  weights_ = 0;
+  const StagePlan none = plan(uint64_t{8} << 30);
+  EXPECT_EQ(none.device->weights, 0U);
+  EXPECT_GT(none.device->streamed, 200 * kMiB);
+  build(none);
+}
+
+TEST_F(DevicePlanTest, Float32KeepsPanels) {
+  open("synthetic:tiny-llama:q8");
+  half_ = false;
+  const StagePlan all = plan(uint64_t{1} << 30);
+  EXPECT_FALSE(all.device->sizes.weights.half_rows);
+  build(all);
+}
+
+TEST_F(DevicePlanTest, WhatTheHostCannotHoldComesFromDisk) {
+  open("synthetic:smollm2-135m");
+  weights_ = 50 * kMiB;
+  limits_.host_memory = 250 * kMiB;
+  EXPECT_NE(refusal(kLibraries + 600 * kMiB), "");
+  limits_.disk = kPlenty;
+  const StagePlan from_disk = plan(kLibraries + 600 * kMiB);
+  EXPECT_GT(from_disk.streamed, 0U);
+  EXPECT_GT(from_disk.disk_s, 0.0);
+  build(from_disk);
+}
+
+TEST_F(DevicePlanTest, ARefusalNamesNeedBudgetAndCure) {
+  open("synthetic:smollm2-135m");
+  const std::string device = refusal(100 * kMiB);
+  for (const char* word : {"device memory is too small", "100.0 MiB", "--device-memory"}) {
+    EXPECT_NE(device.find(word), device.npos) << device;
+  }
+  limits_.host_memory = 20 * kMiB;
+  const std::string host = refusal(kLibraries + 150 * kMiB);
+  for (const char* word : {"host memory is too small", "20.0 MiB", "--host-memory"}) {
+    EXPECT_NE(host.find(word), host.npos) << host;
+  }
+}
+
+TEST_F(DevicePlanTest, PredictsTheSlowestPath) {
+  open("synthetic:qwen2.5-0.5b");
+  const StagePlan all = plan(uint64_t{16} << 30);
+  EXPECT_EQ(all.link_s, 0.0);
+  EXPECT_DOUBLE_EQ(all.round_s, all.compute_s);
+  weights_ = 0;
+  const StagePlan none = plan(uint64_t{16} << 30);
+  EXPECT_NEAR(none.link_s, static_cast<double>(none.device->streamed) / 5e10, 1e-6);
+  EXPECT_DOUBLE_EQ(none.round_s, none.link_s);
+  EXPECT_NEAR(none.tokens_per_s, 16 / none.round_s, 1e-3);
+  EXPECT_NE(describe(none).find("copied to it per step"), std::string::npos);
+  EXPECT_NE(describe_prediction(none).find("copying to the GPU"), std::string::npos);
+  EXPECT_NE(plan_table(none, rates()).find("GPU"), std::string::npos);
+}
+
+TEST_F(DevicePlanTest, FewerSequencesWhereTheirPagesWouldCostMore) {
+  open("synthetic:smollm2-135m");
+  workload_.exact = false;
+  workload_.sequences = sizes_.slots = 256;
+  workload_.tokens = workload_.longest = 4096;
+  workload_.prompt = 2048;
+  limits_.host_memory = uint64_t{1} << 30;  // not for the pages of all
+  const StagePlan some = plan(kLibraries + 400 * kMiB);
+  EXPECT_LT(some.sizes.slots, 256);
+  EXPECT_GE(some.sizes.kv_pages, some.sizes.slots * KvStore::pages_for(4096));
+  build(some);
+}
+
+}  // namespace
+}  // namespace headrace
