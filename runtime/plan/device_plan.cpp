@@ -15,6 +15,7 @@ constexpr uint64_t kRounding = 4096;        // of each buffer
 constexpr uint64_t kLibraries = 640 << 20;  // of device memory: cuBLASLt and where it is tried out
 constexpr uint64_t kOnTheWay = 96 << 20;    // of host memory, while weights are brought over
 constexpr uint64_t kReadAhead = 256 << 20;  // of a ring, where there is room
+constexpr int64_t kLeastRows = 512;         // of a step, where the user wants as many
 constexpr int kSlots = 3;                   // layers on the device that pass through
 
 class DevicePlanner {
@@ -60,7 +61,8 @@ class DevicePlanner {
     return DeviceStage::bytes_needed(config_, layout_, sizes) + kLibraries;
   }
 
-  std::optional<StagePlan> for_sequences(int sequences) const {
+  // With nothing resident.
+  DeviceStage::Sizes start(int sequences) const {
     DeviceStage::Sizes sizes;
     sizes.half = device_.half;
     sizes.kv_format = sizes_.kv_format;
@@ -71,8 +73,13 @@ class DevicePlanner {
     sizes.weights.half_rows = device_.half;
     sizes.weights.resident.assign(layout_.units.size(), false);
     sizes.weights.slots = kSlots;
+    return sizes;
+  }
+
+  std::optional<StagePlan> for_sequences(int sequences) const {
+    DeviceStage::Sizes sizes = start(sequences);
     // Fewer rows at once where there is little memory.
-    while (bytes(sizes) > device_.memory && sizes.step_rows > 512) {
+    while (bytes(sizes) > device_.memory && sizes.step_rows > kLeastRows) {
       sizes.step_rows /= 2;
       sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, sizes.step_rows);
     }
@@ -222,15 +229,11 @@ class DevicePlanner {
   }
 
   std::string refusal() const {
-    DeviceStage::Sizes least;
-    least.half = device_.half;
-    least.kv_format = sizes_.kv_format;
     const int sequences = workload_.exact ? workload_.sequences : 1;
-    least.kv_pages = least.kv_host_pages = pages_wanted(sequences);
-    least.step_rows = std::min<int64_t>(512, sizes_.step_rows);
-    least.micro_batch_rows = std::min(sizes_.micro_batch_rows, least.step_rows);
-    least.weights.resident.assign(layout_.units.size(), false);
-    least.weights.slots = kSlots;
+    DeviceStage::Sizes least = start(sequences);
+    least.kv_host_pages = least.kv_pages;
+    while (least.step_rows > kLeastRows) least.step_rows /= 2;
+    least.micro_batch_rows = std::min(least.micro_batch_rows, least.step_rows);
     const std::string table =
         "\n  weights      " + format_bytes(DeviceWeights::bytes_needed(layout_, least.weights)) +
         " for " + std::to_string(kSlots) + " layers on their way" + "\n  needed       " +
@@ -239,9 +242,10 @@ class DevicePlanner {
       return "device memory is too small for this stage" + table +
              "\ngive more --device-memory, a smaller --max-batch, more ranks, or --device cpu";
     }
-    return "host memory is too small for the weights that pass through the device (" +
-           format_bytes(limits_.host_memory) + " of " + format_bytes(layout_.image_bytes()) +
-           " and activations)\ngive more --host-memory, --device-memory, ranks, or a --disk with " +
+    return "host memory is too small for what does not stay on the device: weights of " +
+           format_bytes(layout_.image_bytes()) + ", KV pages and activations" +
+           "\n  budget       " + format_bytes(limits_.host_memory) +
+           "\ngive more --host-memory, --device-memory, ranks, or a --disk with " +
            format_bytes(OffloadFile::file_bytes(layout_));
   }
 

@@ -107,7 +107,7 @@ TEST_F(DevicePlanTest, WhatHasNoRoomPassesThroughOrStaysOnTheHost) {
   open("synthetic:smollm2-135m");
   uint64_t weights_before = 0;
   int64_t host_pages_before = INT64_MAX;
-  for (const uint64_t more : {110, 130, 200, 300, 420}) {
+  for (const uint64_t more : {120, 150, 200, 300, 420}) {
     SCOPED_TRACE(more);
     const StagePlan some = plan(kLibraries + more * kMiB);
     EXPECT_GE(some.device->weights, weights_before);
