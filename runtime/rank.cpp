@@ -156,10 +156,10 @@ std::string Rank::math() const {
 
 void Rank::choose_device() {
   const Communicator& ranks = wires_.communicator;
+  const Communicator::Idle measuring(wires_.communicator);  // drivers take their time
   device_choice_ = headrace::choose_device(options_, ranks.place_on_host());
   if (!device_choice_) return;
   DeviceModule& module = *device_choice_.module;
-  const Communicator::Idle measuring(wires_.communicator);
   const DeviceFacts gpu = module.facts(device_choice_.number);
   device_name_ = gpu.name;
   const DeviceLinkRates link = module.measure_link(device_choice_.number);

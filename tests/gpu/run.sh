@@ -4,7 +4,7 @@
 # HEADRACE_MODELS, HEADRACE_SHARED: as for the other tests, for the goldens of real models.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-export LD_LIBRARY_PATH=$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH=$PWD/lib:${LD_LIBRARY_PATH:-/usr/local/cuda/lib64}
 export HEADRACE=$PWD/bin/headrace HEADRACE_CUDA_MODULE=$PWD/bin/libheadrace_cuda.so
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PYTHONDONTWRITEBYTECODE=1
 failed=0
