@@ -290,7 +290,10 @@ void Rank::settle(Workload workload, bool build) {
     plan_.sizes.slots = std::min(plan_.sizes.slots, workload.sequences);
   }
   if (plan_.device && agreed.kv_pages < plan_.sizes.kv_pages) {
-    plan_.sizes.kv_pages = plan_.device->sizes.kv_pages = agreed.kv_pages;
+    DeviceStage::Sizes& sizes = plan_.device->sizes;
+    sizes.kv_host_pages =
+        std::max<int64_t>(0, sizes.kv_host_pages - (sizes.kv_pages - agreed.kv_pages));
+    plan_.sizes.kv_pages = sizes.kv_pages = agreed.kv_pages;
   } else if (plan_.sizes.kv_disk_pages == 0 && agreed.kv_pages < plan_.sizes.kv_pages) {
     plan_.sizes.kv_pages = agreed.kv_pages;
     plan_.kv = Stage::kv_bytes(checkpoint_->config(), range_, plan_.sizes);

@@ -4,9 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/device/device_module.h"
-#include "engine/error.h"
-#include "tests/device/cuda_module.h"
+#include "tests/device/gpu_test.h"
 #include "tests/ops/op_test.h"
 #include "tests/ops/random_weights.h"
 #include "tests/reference/canonical.h"
@@ -20,36 +18,8 @@ std::vector<Half> halves(const std::vector<float>& values) {
   return result;
 }
 
-class DeviceHalf : public testing::Test {
+class DeviceHalf : public test::GpuTest {
  protected:
-  void SetUp() override {
-    try {
-      module_ = open_device_module(test::cuda_module());
-      module_->count();
-    } catch (const ResourceMissing& e) {
-      GTEST_SKIP() << e.what();
-    }
-    device_ = module_->open(0);
-    stream_ = device_->make_stream();
-  }
-
-  template <typename T>
-  std::unique_ptr<DeviceBuffer> put(const std::vector<T>& values) {
-    const auto bytes = std::as_bytes(std::span(values));
-    auto buffer = device_->allocate(bytes.size());
-    device_->copy_in(*stream_, buffer->data(), bytes);
-    stream_->synchronize();
-    return buffer;
-  }
-
-  template <typename T>
-  std::vector<T> get(DeviceBuffer& buffer) {
-    std::vector<T> values(buffer.size() / sizeof(T));
-    device_->copy_out(*stream_, std::as_writable_bytes(std::span(values)), buffer.data());
-    stream_->synchronize();
-    return values;
-  }
-
   // Rows of a product into a poisoned result.
   std::vector<float> multiply(DeviceBuffer& x, int64_t first_row, int64_t rows, DeviceBuffer& w,
                               int64_t first_output, int64_t outputs, int64_t inputs,
@@ -69,9 +39,6 @@ class DeviceHalf : public testing::Test {
   void check_attention(int head_dim, int group, const std::vector<int64_t>& lengths);
 
   Random random_{11};
-  std::unique_ptr<DeviceModule> module_;
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<DeviceStream> stream_;
 };
 
 struct Shape {

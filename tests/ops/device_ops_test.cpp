@@ -9,6 +9,7 @@
 #include "engine/error.h"
 #include "engine/ops/attention.h"
 #include "tests/device/cuda_module.h"
+#include "tests/device/gpu_test.h"
 #include "tests/ops/op_test.h"
 #include "tests/ops/random_weights.h"
 #include "tests/reference/canonical.h"
@@ -19,36 +20,8 @@ namespace {
 constexpr int64_t kWidths[] = {1, 17, 64, 576, 896, 4097, 13000};  // the last: more than 48 KiB
 constexpr int64_t kRows[] = {1, 3, 7, 33, 257};
 
-class DeviceOps : public testing::Test {
+class DeviceOps : public test::GpuTest {
  protected:
-  void SetUp() override {
-    try {
-      module_ = open_device_module(test::cuda_module());
-      module_->count();
-    } catch (const ResourceMissing& e) {
-      GTEST_SKIP() << e.what();
-    }
-    device_ = module_->open(0);
-    stream_ = device_->make_stream();
-  }
-
-  std::unique_ptr<DeviceBuffer> put_bytes(std::span<const std::byte> bytes) {
-    auto buffer = device_->allocate(bytes.size());
-    device_->copy_in(*stream_, buffer->data(), bytes);
-    stream_->synchronize();
-    return buffer;
-  }
-  std::unique_ptr<DeviceBuffer> put(const std::vector<float>& values) {
-    return put_bytes(std::as_bytes(std::span(values)));
-  }
-
-  std::vector<float> get(DeviceBuffer& buffer) {
-    std::vector<float> values(buffer.size() / sizeof(float));
-    device_->copy_out(*stream_, std::as_writable_bytes(std::span(values)), buffer.data());
-    stream_->synchronize();
-    return values;
-  }
-
   // Calls f(rows, n, x) for all shapes; every 7th element is -0.
   template <typename F>
   void for_shapes(F f) {
@@ -73,9 +46,6 @@ class DeviceOps : public testing::Test {
   }
 
   Random random_{7};
-  std::unique_ptr<DeviceModule> module_;
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<DeviceStream> stream_;
 };
 
 TEST_F(DeviceOps, RmsNorm) {
