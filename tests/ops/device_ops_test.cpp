@@ -5,10 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "engine/device/device_module.h"
-#include "engine/error.h"
 #include "engine/ops/attention.h"
-#include "tests/device/cuda_module.h"
 #include "tests/device/gpu_test.h"
 #include "tests/ops/op_test.h"
 #include "tests/ops/random_weights.h"
