@@ -283,7 +283,9 @@ void Rank::settle(Workload workload, bool build) {
              {plan_.kv_pages(), room_for_one(), plan_.sizes.slots, plan_.sizes.step_rows, ""},
              math()});
   math_of_all_ = agreed.math;
-  if (agreed.slots < plan_.sizes.slots) {  // another rank has room for fewer
+  if (plan_.device && agreed.slots < plan_.sizes.slots) {
+    plan_.sizes.slots = static_cast<int>(agreed.slots);  // it has room for these and more
+  } else if (agreed.slots < plan_.sizes.slots) {         // another rank has room for fewer
     workload.sequences = static_cast<int>(agreed.slots);
     workload.exact = true;
     plan_ = make_plan(workload, build);

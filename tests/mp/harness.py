@@ -52,6 +52,14 @@ def targets():
     return ["avx512"] * (" avx512bw" in flags) + ["avx2", "scalar"]
 
 
+def for_cpu(arguments):
+    """On a machine with a GPU, a run that says nothing of it is for the CPU."""
+    runs = arguments[:1] and str(arguments[0]) in ("generate", "bench", "plan")
+    if not runs or "--device" in arguments or not pathlib.Path("/dev/nvidiactl").exists():
+        return arguments
+    return [*arguments, "--device", "cpu"]
+
+
 def processes_of(session):
     """Ids of the processes of a session that are not zombies."""
     found = []
@@ -75,6 +83,7 @@ class Job:
     def __init__(self, arguments, ranks=None, stdin=subprocess.DEVNULL, folder=None, prefix=()):
         self.ranks = ranks
         self.folder = pathlib.Path(folder or tempfile.gettempdir())
+        arguments = for_cpu(arguments)
         command = [*prefix, program(), *map(str, arguments)]
         if ranks is not None:
             each = ranks if isinstance(ranks, list) else None
