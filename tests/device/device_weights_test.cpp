@@ -10,10 +10,12 @@
 #include "engine/error.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
-#include "tests/device/cuda_module.h"
 #include "tests/device/fake_device.h"
 #include "tests/ops/op_test.h"
 #include "tests/unit/memory_checkpoint.h"
+#ifdef CUDA_MODULE
+#include "tests/device/cuda_module.h"
+#endif
 
 namespace headrace {
 namespace {

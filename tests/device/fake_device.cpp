@@ -12,12 +12,12 @@
 namespace headrace::test {
 namespace {
 
-constexpr unsigned char kPoison = 0xFF;  // NaN
+constexpr std::byte kPoison{0xFF};  // NaN
 
 class Memory final : public DeviceBuffer {
  public:
-  explicit Memory(size_t bytes) : bytes_(bytes) { std::memset(bytes_.data(), kPoison, bytes); }
-  ~Memory() override { std::memset(bytes_.data(), kPoison, bytes_.size()); }
+  explicit Memory(size_t bytes) : bytes_(bytes, kPoison) {}
+  ~Memory() override { std::fill(bytes_.begin(), bytes_.end(), kPoison); }
   std::byte* data() override { return bytes_.data(); }
   size_t size() const override { return bytes_.size(); }
 
