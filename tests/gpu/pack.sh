@@ -7,9 +7,7 @@ folder=${2:?folder to fill}
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 mkdir -p "$folder/bin" "$folder/lib" "$folder/tests"
 cp "$build/headrace" "$build/libheadrace_cuda.so" "$folder/bin/"
-for program in device_ops_test device_weights_test device_bench mpi_transport_test nccl_link_test; do
-  if [[ -e $build/tests/$program ]]; then cp "$build/tests/$program" "$folder/bin/"; fi
-done
+cp "$build/tests/device_ops_test" "$build/tests/device_weights_test" "$folder/bin/"
 strip "$folder"/bin/*
 ldd "$folder"/bin/headrace "$folder"/bin/*_test | awk '/=> \//{print $3}' | sort -u |
   grep -Ev '/(libc|libm|libdl|libpthread|librt|ld-linux[^/]*|libgcc_s|libstdc\+\+|libmpi|libopen-[a-z]*|libhwloc|libevent[^/]*|libudev|libz|libcu[a-z]*|libnccl)\.so' |

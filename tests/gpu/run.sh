@@ -34,9 +34,6 @@ if [[ ${1:-} != --bench ]]; then
   check ops bin/device_ops_test --gtest_brief=1
   check weights bin/device_weights_test --gtest_brief=1
   check runs python3 tests/gpu/gpu_test.py
-  if [[ -x bin/nccl_link_test ]]; then
-    check nccl mpirun --oversubscribe --bind-to none -n 2 bin/nccl_link_test
-  fi
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
       check "$tool" compute-sanitizer --tool $tool --error-exitcode 9 bin/device_ops_test \
