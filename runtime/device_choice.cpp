@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 
 #include "engine/error.h"
 
@@ -15,6 +16,10 @@ constexpr uint64_t kLeastMargin = 512 << 20;
 ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
   ChosenDevice chosen;
   if (options.device == "cpu") return chosen;
+  std::error_code ignored;
+  if (options.device == "auto" && !std::filesystem::exists(options.cuda_module, ignored)) {
+    return chosen;  // built without CUDA
+  }
   try {
     auto module = open_device_module(options.cuda_module);
     const int count = module->count();

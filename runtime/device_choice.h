@@ -12,7 +12,7 @@ namespace headrace {
 struct ChosenDevice {
   std::unique_ptr<DeviceModule> module;
   int number = 0;
-  std::string why_not;  // where there is none: why, in auto
+  std::string why_not;  // why there is none, where that is not what was asked for or built
 
   explicit operator bool() const { return module != nullptr; }
 };

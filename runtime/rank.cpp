@@ -317,6 +317,9 @@ void Rank::say_plan() const {
   spdlog::info("stage {} of {}: {}; {} thread{}, {}", ranks.rank() + 1, ranks.size(),
                describe(plan_), threads_.threads(), threads_.threads() == 1 ? "" : "s", target());
   spdlog::info("stage {} expects, for {}", ranks.rank() + 1, describe_prediction(plan_));
+  if (!device_choice_.why_not.empty()) {
+    spdlog::info("stage {} computes on its CPU: {}", ranks.rank() + 1, device_choice_.why_not);
+  }
   if (plan_.needs_disk()) {
     spdlog::info("stage {} reads {} at {:.0f} MB/s, through {}", ranks.rank() + 1, options_.disk,
                  rates_.disk / 1e6, make_io_queue(kWeightReads)->description());

@@ -47,14 +47,6 @@ class DevicePlanner {
   }
 
  private:
-  int64_t pages_of(int64_t tokens) const {
-    return KvStore::pages_for(std::clamp<int64_t>(tokens, 1, config_.max_positions));
-  }
-  int64_t pages_wanted(int sequences) const {
-    const int64_t usual = pages_of(workload_.tokens);
-    return usual * (sequences - 1) + std::max(usual, pages_of(workload_.longest));
-  }
-
   bool is_head(size_t unit) const { return layout_.range.is_last && layout_.head_unit() == unit; }
 
   uint64_t bytes(const DeviceStage::Sizes& sizes) const {
@@ -66,7 +58,7 @@ class DevicePlanner {
     DeviceStage::Sizes sizes;
     sizes.half = device_.half;
     sizes.kv_format = sizes_.kv_format;
-    sizes.kv_pages = pages_wanted(sequences);
+    sizes.kv_pages = pages_wanted(config_, workload_, sequences);
     sizes.micro_batch_rows = sizes_.micro_batch_rows;
     sizes.step_rows = sizes_.step_rows;
     sizes.logit_rows = workload_.sampled ? std::min(16, sequences) : 1;
@@ -84,14 +76,14 @@ class DevicePlanner {
       sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, sizes.step_rows);
     }
     // A stage that is all there needs no slots.
-    if (const DeviceStage::Sizes all = with_residents(sizes, true); fits(all)) {
+    if (const DeviceStage::Sizes all = all_there(sizes); fits(all)) {
       return with_host(all, sequences);
     }
     if (bytes(sizes) > device_.memory) {
       if (!move_kv(sizes)) return std::nullopt;
       return with_host(sizes, sequences);
     }
-    return with_host(with_residents(sizes, false), sequences);
+    return with_host(with_residents(sizes), sequences);
   }
 
   // KV pages that have no room go to the host; false if even the rest has none.
@@ -105,15 +97,17 @@ class DevicePlanner {
     return true;
   }
 
-  // Head and layers that fit, spread evenly over the sweep.
-  DeviceStage::Sizes with_residents(DeviceStage::Sizes sizes, bool all) const {
-    DeviceStage::Sizes everything = sizes;
-    everything.weights.slots = 0;
+  DeviceStage::Sizes all_there(DeviceStage::Sizes sizes) const {
+    sizes.weights.slots = 0;
     for (size_t u = 0; u < layout_.units.size(); ++u) {
-      everything.weights.resident[u] =
+      sizes.weights.resident[u] =
           layout_.units[u].kind == WeightUnit::Kind::kLayer || is_head(u) || device_.half;
     }
-    if (all || fits(everything)) return everything;
+    return sizes;
+  }
+
+  // Head and layers that fit, spread evenly over the sweep.
+  DeviceStage::Sizes with_residents(DeviceStage::Sizes sizes) const {
     if (layout_.range.is_last) {
       DeviceStage::Sizes head = sizes;
       head.weights.resident[layout_.head_unit()] = true;
@@ -150,6 +144,7 @@ class DevicePlanner {
     device.weights = DeviceWeights::resident_bytes(layout_, sizes.weights);
     device.kv = page_ * static_cast<uint64_t>(sizes.kv_pages - sizes.kv_host_pages);
     plan.kv = DeviceStage::host_kv_bytes(config_, layout_.range, sizes);
+    if (limits_.kv_memory > 0 && plan.kv > limits_.kv_memory) return std::nullopt;
     device.all = bytes(sizes);
     device.limit = device_.memory;
 
@@ -197,8 +192,9 @@ class DevicePlanner {
     DevicePlan& device = *plan.device;
     const double share = static_cast<double>(workload_.prompt) /
                          static_cast<double>(std::max<int64_t>(1, workload_.tokens));
-    const double kv = (1 + share) / 2 * static_cast<double>(pages_of(workload_.tokens)) *
-                      static_cast<double>(page_) * sequences;
+    const double kv = (1 + share) / 2 *
+                      static_cast<double>(usual_pages(config_, workload_, sequences)) *
+                      static_cast<double>(page_);
     const double streamed = static_cast<double>(device.streamed);
     // What comes over is written, expanded to f16 and read.
     const double weights = static_cast<double>(device.weights) + (device_.half ? 4 : 2) * streamed;

@@ -26,6 +26,10 @@ constexpr int kKvSteps = 8;  // shares of the KV cache in memory that are tried
 // with each degree of thrift.
 constexpr int kMostThrift = 4;
 
+int64_t pages_of(const ModelConfig& config, int64_t tokens) {
+  return KvStore::pages_for(std::clamp<int64_t>(tokens, 1, config.max_positions));
+}
+
 class Planner {
  public:
   Planner(const ModelConfig& config, const WeightLayout& layout, const Stage::Sizes& sizes,
@@ -107,20 +111,14 @@ class Planner {
     return best;
   }
 
-  // KV pages of so many usual sequences.
   int64_t usual_pages(int sequences) const {
-    return sequences *
-           KvStore::pages_for(std::clamp<int64_t>(workload_.tokens, 1, config_.max_positions));
+    return headrace::usual_pages(config_, workload_, sequences);
   }
 
-  int64_t longest_pages() const {
-    return KvStore::pages_for(std::clamp<int64_t>(workload_.longest, 1, config_.max_positions));
-  }
+  int64_t longest_pages() const { return pages_of(config_, workload_.longest); }
 
-  // Whatever the memory, one of the longest sequences has room beside usual ones: a request must
-  // not fail in one placement and be served in another.
   int64_t pages_wanted(int sequences) const {
-    return usual_pages(sequences - 1) + std::max(usual_pages(1), longest_pages());
+    return headrace::pages_wanted(config_, workload_, sequences);
   }
 
   uint64_t activations(const Stage::Sizes& sizes) const {
@@ -413,6 +411,15 @@ std::string on_device(const DevicePlan& device) {
 }
 
 }  // namespace
+
+int64_t usual_pages(const ModelConfig& config, const Workload& workload, int sequences) {
+  return sequences * pages_of(config, workload.tokens);
+}
+
+int64_t pages_wanted(const ModelConfig& config, const Workload& workload, int sequences) {
+  return usual_pages(config, workload, sequences - 1) +
+         std::max(pages_of(config, workload.tokens), pages_of(config, workload.longest));
+}
 
 StagePlan plan_stage(const ModelConfig& config, const WeightLayout& layout,
                      const Stage::Sizes& sizes, const Workload& workload, const PlanLimits& limits,

@@ -25,6 +25,12 @@ struct Workload {
   int64_t least_step_rows = 1;  // a step must not have room for fewer, but for sizes.step_rows
 };
 
+// KV pages of a layer for so many usual sequences.
+int64_t usual_pages(const ModelConfig& config, const Workload& workload, int sequences);
+// The same with room for one of the longest beside usual ones: whatever the memory, a request must
+// not fail in one placement and be served in another.
+int64_t pages_wanted(const ModelConfig& config, const Workload& workload, int sequences);
+
 struct PlanLimits {
   uint64_t host_memory = 0;  // bytes
   uint64_t other = 0;        // of them, for what is neither weights nor KV cache nor activations

@@ -112,6 +112,9 @@ class Mistakes(CommandTest):
             self.refused(harness.USAGE, "generate", "--model", TINY, "--prompt", "x", "--device", wrong,
                          says=["--device", wrong])
         self.refused(69, "bench", "--model", TINY, "--device", "cuda:999", says=["--device"])
+        self.refused(harness.USAGE, "bench", "--model", TINY, "--math", "bf16", says=["--math", "f16"])
+        for option in ("--device-memory", "--device-weights"):
+            self.refused(harness.USAGE, "bench", "--model", TINY, option, "much", says=[option, "900MiB"])
 
     def test_target(self):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--prompt", "x", "--target", "neon",

@@ -131,6 +131,19 @@ TEST_F(DevicePlanTest, KvPagesGoToTheHostBeforeTheRunIsRefused) {
   build(some);
 }
 
+TEST_F(DevicePlanTest, KvPagesOnTheHostStayWithinTheirPart) {
+  open("synthetic:smollm2-135m");
+  workload_.tokens = workload_.longest = 2048;
+  workload_.prompt = 1024;
+  limits_.kv_memory = 10 * kMiB;
+  for (const bool exact : {true, false}) {
+    workload_.exact = exact;
+    const StagePlan fewer = plan(kLibraries + 200 * kMiB);
+    EXPECT_LT(fewer.sizes.slots, 16);
+    EXPECT_LE(fewer.kv, limits_.kv_memory);
+  }
+}
+
 TEST_F(DevicePlanTest, TheUserMayKeepWeightsOffTheDevice) {
   open("synthetic:smollm2-135m");
   weights_ = 0;
