@@ -11,13 +11,9 @@ namespace {
 
 constexpr uint64_t kLoadBytes = 64 << 20;  // of weights on their way at once
 
-KvPageShape page_shape(const ModelConfig& config, KvFormat format) {
-  return {config.n_kv_heads, config.head_dim, format};
-}
-
 uint64_t kv_bytes(const ModelConfig& config, const StageRange& range,
                   const DeviceStage::Sizes& sizes, int64_t pages) {
-  return KvStore::bytes_per_page(page_shape(config, sizes.kv_format), range.layers()) *
+  return KvStore::bytes_per_page(DeviceStage::page_shape(config, sizes.kv_format), range.layers()) *
          static_cast<uint64_t>(pages);
 }
 

@@ -26,6 +26,9 @@ class DeviceStage {
     bool half = true;
   };
 
+  static KvPageShape page_shape(const ModelConfig& config, KvFormat format) {
+    return {config.n_kv_heads, config.head_dim, format};
+  }
   // Bytes of KV pages in host memory, which come out of its budget.
   static uint64_t host_kv_bytes(const ModelConfig& config, const StageRange& range,
                                 const Sizes& sizes);

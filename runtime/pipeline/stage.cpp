@@ -32,7 +32,7 @@ uint64_t Stage::kv_bytes(const ModelConfig& config, const StageRange& range, con
 }
 
 KvPageShape Stage::page_shape(const ModelConfig& config, KvFormat format) {
-  return {config.n_kv_heads, config.head_dim, format};
+  return DeviceStage::page_shape(config, format);
 }
 
 uint64_t Stage::fixed_bytes(const ModelConfig& config, const StageRange& range,

@@ -1,5 +1,6 @@
 // StageEngine against the plain whole model of tests/reference: the same bits, for every family and
 // weight format, however the tokens are cut into steps, micro-batches and stages.
+#include "engine/device/device_stage.h"
 #include "engine/stage_engine.h"
 
 #include <gtest/gtest.h>
@@ -11,7 +12,7 @@
 #include <random>
 
 #include "engine/checkpoint/quantized_checkpoint.h"
-#include "tests/device/on_device.h"
+#include "tests/device/fake_device.h"
 #include "tests/ops/op_test.h"
 #include "tests/reference/canonical.h"
 #include "tests/reference/model.h"
@@ -154,6 +155,7 @@ struct Outputs {
 
 constexpr int kSlots = 8;
 constexpr int64_t kKvPages = 64;
+constexpr int64_t kMostRows = 16384;  // of a step
 
 // One stage: its weights, its KV cache and its engine.
 struct EngineStage {
@@ -161,16 +163,25 @@ struct EngineStage {
               const Cpu& cpu, MemoryBudget& budget, const RunShape& run)
       : offload(open_offload(checkpoint, range, cpu, budget, run)),
         weights(make_weights(checkpoint, range, cpu, budget, run)),
-        device(make_device(checkpoint.config(), kv_format, run)),
+        device(make_device(checkpoint, kv_format, cpu, budget, run)),
         kv(make_kv(checkpoint, range, kv_format, budget, run)),
         engine(make_engine(checkpoint.config(), cpu, budget, run)) {}
 
-  std::unique_ptr<test::OnDevice> make_device(const ModelConfig& config, KvFormat format,
-                                              const RunShape& run) {
+  // In float32, with nothing resident.
+  std::unique_ptr<DeviceStage> make_device(const Checkpoint& checkpoint, KvFormat format,
+                                           const Cpu& cpu, MemoryBudget& budget,
+                                           const RunShape& run) {
     if (run.device_slots == 0) return nullptr;
-    return std::make_unique<test::OnDevice>(
-        config, weights, KvPageShape{config.n_kv_heads, config.head_dim, format}, kKvPages,
-        test::OnDevice::Sizes{run.device_slots, run.micro_batch_rows, run.logit_rows});
+    DeviceStage::Sizes sizes;
+    sizes.weights.slots = run.device_slots;
+    sizes.kv_pages = kKvPages;
+    sizes.kv_format = format;
+    sizes.step_rows = kMostRows;
+    sizes.micro_batch_rows = run.micro_batch_rows;
+    sizes.logit_rows = run.logit_rows;
+    sizes.half = false;
+    return std::make_unique<DeviceStage>(std::make_unique<test::FakeDevice>(17), checkpoint,
+                                         weights, cpu.threads, budget, sizes);
   }
 
   StageEngine make_engine(const ModelConfig& config, const Cpu& cpu, MemoryBudget& budget,
@@ -178,9 +189,8 @@ struct EngineStage {
     if (!device) {
       return StageEngine(config, weights, kv, cpu, budget, run.micro_batch_rows, run.logit_rows);
     }
-    const std::span scratch(device->scratch->as<float>(), device->scratch->size() / sizeof(float));
-    return StageEngine(config, weights, device->weights, kv, device->ops, scratch, cpu, budget,
-                       run.micro_batch_rows);
+    return StageEngine(config, weights, device->weights(), kv, device->ops(), device->scratch(),
+                       cpu, budget, run.micro_batch_rows);
   }
 
   static std::unique_ptr<OffloadFile> open_offload(const Checkpoint& checkpoint,
@@ -209,7 +219,7 @@ struct EngineStage {
   KvStore make_kv(const Checkpoint& checkpoint, const StageRange& range, KvFormat format,
                   MemoryBudget& budget, const RunShape& run) const {
     const KvPageShape shape{checkpoint.config().n_kv_heads, checkpoint.config().head_dim, format};
-    if (device) return KvStore(shape, range.layers(), kSlots, {device->pages->data(), kKvPages});
+    if (device) return KvStore(shape, range.layers(), kSlots, device->kv_on_device());
     if (!run.kv_memory_pages) return KvStore(shape, range.layers(), kKvPages, kSlots, budget);
     KvDiskOptions disk;
     disk.directory = testing::TempDir();
@@ -222,7 +232,7 @@ struct EngineStage {
 
   std::unique_ptr<OffloadFile> offload;
   WeightStore weights;
-  std::unique_ptr<test::OnDevice> device;
+  std::unique_ptr<DeviceStage> device;
   KvStore kv;
   StageEngine engine;
 };
