@@ -161,7 +161,7 @@ void StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
   float* x = std::exchange(embedded_, nullptr);
   if (!x) x = ops_.enter(hidden, std::ssize(positions) * config_.d_model);
   // Steps of so many single rows are alike, but for their tables.
-  const bool is_alike = weights_.is_fixed() && micro_batches.size() == 1 &&
+  const bool is_alike = weights_.is_fixed() && kv_.is_fixed() && micro_batches.size() == 1 &&
                         std::ssize(batch) == std::ssize(positions);
   if (is_alike) expect(micro_batches.front());
   if (!is_alike || !ops_.repeat(std::ssize(positions))) sweep_layers(micro_batches, x);
@@ -362,7 +362,7 @@ std::vector<StageEngine::MicroBatch> StageEngine::cut(std::span<const BatchItem>
 }
 
 void StageEngine::add_to(MicroBatch& batch, const BatchItem& item) const {
-  const int64_t pages = kv_.disk_pages(item.slot);
+  const int64_t pages = kv_.visiting_pages(item.slot);
   if (batch.items.empty() || batch.last_visit_pages + pages > kv_.visit_pages()) {
     batch.visit_ends.push_back(batch.items.size());
     batch.last_visit_pages = 0;

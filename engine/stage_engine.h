@@ -62,7 +62,7 @@ class StageEngine {
     // Attention visits the KV cache with a few sequences at a time.
     size_t first_visit = 0;          // of the sweep
     std::vector<size_t> visit_ends;  // one past the last item of each
-    int64_t last_visit_pages = 0;    // on disk, of a layer
+    int64_t last_visit_pages = 0;    // that come for it, of a layer
   };
   std::vector<MicroBatch> cut(std::span<const BatchItem> batch) const;
   void add_to(MicroBatch& batch, const BatchItem& item) const;

@@ -272,7 +272,9 @@ void Rank::open_offload_file() {
 void Rank::settle(Workload workload, bool build) {
   plan_ = make_plan(workload, build);
   const auto room_for_one = [this] {
-    return plan_.sizes.kv_disk_pages > 0 ? plan_.sizes.kv_staging_pages : plan_.kv_pages();
+    if (plan_.sizes.kv_disk_pages > 0) return plan_.sizes.kv_staging_pages;
+    const bool passes = plan_.device && plan_.device->sizes.kv_host_pages > 0;
+    return passes ? plan_.device->sizes.kv_window : plan_.kv_pages();
   };
   const Agreement agreed =
       agree(wires_.communicator,

@@ -215,12 +215,11 @@ void DeviceOps::end_repeat() {
   device_.replay(stream_, *recording);
 }
 
-// The sequences, then their page tables, which all layers of a step share. The stream itself copies
+// The sequences, then their page tables, which layers of a step may share. The stream itself copies
 // them, so that who reads what was there before has done so.
 const AttentionSequence* DeviceOps::upload(std::span<const AttentionSequence> sequences) {
-  if (const auto found = uploaded_.find(sequences.data()); found != uploaded_.end()) {
-    return found->second;
-  }
+  const Tables key{sequences.data(), sequences.front().pages};
+  if (const auto found = uploaded_.find(key); found != uploaded_.end()) return found->second;
   const auto table_bytes = [](const AttentionSequence& s) {
     const int64_t pages = (s.first_position + s.rows + kPageTokens - 1) / kPageTokens;
     return static_cast<size_t>(pages) * sizeof(std::byte*);
@@ -246,7 +245,7 @@ const AttentionSequence* DeviceOps::upload(std::span<const AttentionSequence> se
   device_.copy_in(stream_, to, staging.bytes);
   device_.record(stream_, *staging.copied);
   const auto* const on_device = reinterpret_cast<const AttentionSequence*>(to);
-  uploaded_.emplace(sequences.data(), on_device);
+  uploaded_.emplace(key, on_device);
   return on_device;
 }
 

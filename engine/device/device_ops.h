@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "engine/device/device.h"
@@ -85,8 +86,10 @@ class DeviceOps : public Ops {
 
   std::unique_ptr<DeviceBuffer> hidden_, cos_, sin_, tables_, best_, ids_;
   int rope_half_;
-  // Where sequences and their tables of this step are in tables_, by their place on the host.
-  std::map<const AttentionSequence*, const AttentionSequence*> uploaded_;
+  // Where sequences and their tables of this step are in tables_, by the places on the host of the
+  // sequences and of the first one's table.
+  using Tables = std::pair<const AttentionSequence*, std::byte* const*>;
+  std::map<Tables, const AttentionSequence*> uploaded_;
   size_t tables_used_ = 0;
   // By key; null until it is there a second time, when all that is tried out once has been.
   std::map<int64_t, std::unique_ptr<DeviceRecording>> recordings_;

@@ -12,14 +12,16 @@ namespace {
 constexpr uint64_t kLoadBytes = 64 << 20;  // of weights on their way at once
 
 uint64_t kv_bytes(const ModelConfig& config, const StageRange& range,
-                  const DeviceStage::Sizes& sizes, int64_t pages) {
+                  const DeviceStage::Sizes& sizes) {
   return KvStore::bytes_per_page(DeviceStage::page_shape(config, sizes.kv_format), range.layers()) *
-         static_cast<uint64_t>(pages);
+         static_cast<uint64_t>(sizes.kv_pages - sizes.kv_host_pages);
 }
 
-uint64_t kv_bytes(const ModelConfig& config, const StageRange& range,
-                  const DeviceStage::Sizes& sizes) {
-  return kv_bytes(config, range, sizes, sizes.kv_pages - sizes.kv_host_pages);
+KvWindow::Sizes window_sizes(const ModelConfig& config, const StageRange& range,
+                             const DeviceStage::Sizes& sizes) {
+  const size_t stride = DeviceStage::page_shape(config, sizes.kv_format).page_bytes();
+  return {stride, range.layers(), KvWindow::homes_for(sizes.kv_host_pages, sizes.slots, stride),
+          sizes.kv_host_pages > 0 ? sizes.kv_window : 0};
 }
 
 // The system gives memory when it is touched, which pinning would do page by page.
@@ -76,14 +78,16 @@ std::unique_ptr<Ops> make_ops(Device& device, DeviceStream& stream, const ModelC
 
 uint64_t DeviceStage::host_kv_bytes(const ModelConfig& config, const StageRange& range,
                                     const Sizes& sizes) {
-  return kv_bytes(config, range, sizes, sizes.kv_host_pages);
+  return KvWindow::host_bytes(window_sizes(config, range, sizes));
 }
 
 uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout& layout,
                                    const Sizes& sizes) {
   const HalfOps::Sizes half = half_sizes(config, layout, sizes);
   return DeviceWeights::bytes_needed(layout, sizes.weights) +
-         kv_bytes(config, layout.range, sizes) + scratch_bytes(config, layout.range, sizes) +
+         kv_bytes(config, layout.range, sizes) +
+         KvWindow::device_bytes(window_sizes(config, layout.range, sizes)) +
+         scratch_bytes(config, layout.range, sizes) +
          DeviceOps::bytes(half.step_rows, half.width, half.rope_half, half.pages) +
          (sizes.half ? HalfOps::bytes(half) : 0);
 }
@@ -103,6 +107,8 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
     kv_host_ = budget.allocate(host_kv_bytes(checkpoint.config(), host.range(), sizes), "KV cache");
     touch(kv_host_, threads);
     pin({kv_host_.data(), kv_host_.size()});
+    window_.emplace(*device_, *compute_, kv_host_.data(),
+                    window_sizes(checkpoint.config(), host.range(), sizes));
   }
   weights_.load(checkpoint, threads, budget, kLoadBytes);
 }

@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/device/device_ops.h"
 #include "engine/device/device_weights.h"
+#include "engine/device/kv_window.h"
 #include "engine/memory/kv_store.h"
 
 namespace headrace {
@@ -18,7 +20,9 @@ class DeviceStage {
   struct Sizes {
     DevicePlacement weights;
     int64_t kv_pages = 0;       // of each layer
-    int64_t kv_host_pages = 0;  // of them, in host memory that kernels reach over the link
+    int64_t kv_host_pages = 0;  // of them, in host memory
+    int64_t kv_window = 0;  // pages of a layer for which those come; most that a sequence may have
+    int slots = 1;          // sequences
     int64_t step_rows = 0, micro_batch_rows = 0;
     int64_t logit_rows = 1;  // rows whose logits are there at once, at least
     KvFormat kv_format = KvFormat::kF16;
@@ -49,7 +53,8 @@ class DeviceStage {
   WeightSource& weights() { return weights_; }
   Ops& ops() { return *ops_; }
   KvArena kv_on_device() { return {kv_->data(), sizes_.kv_pages - sizes_.kv_host_pages}; }
-  KvArena kv_on_host() { return {kv_host_.data(), sizes_.kv_host_pages}; }
+  // Of the pages on the host; null if there are none.
+  KvPassage* kv_window() { return window_ ? &*window_ : nullptr; }
   std::span<float> scratch() { return {scratch_->as<float>(), scratch_->size() / sizeof(float)}; }
 
  private:
@@ -61,6 +66,7 @@ class DeviceStage {
   std::vector<std::unique_ptr<DevicePin>> pins_;
   DeviceWeights weights_;
   std::unique_ptr<DeviceBuffer> kv_, scratch_;
+  std::optional<KvWindow> window_;
   std::unique_ptr<Ops> ops_;
 };
 

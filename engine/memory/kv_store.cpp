@@ -5,6 +5,12 @@
 #include <utility>
 
 namespace headrace {
+namespace {
+
+// In a passage: one that is computed with, the others come in.
+constexpr int64_t kVisitsThere = 3;
+
+}  // namespace
 
 KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots,
                  MemoryBudget& budget)
@@ -14,27 +20,28 @@ KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots,
   arena_ = memory_.data();
 }
 
-KvStore::KvStore(const KvPageShape& shape, int layers, int slots, const KvArena& first,
-                 const KvArena& second)
+KvStore::KvStore(const KvPageShape& shape, int layers, int slots, const KvArena& arena,
+                 KvPassage* passage)
     : shape_(shape),
       layers_(layers),
       stride_(shape.page_bytes()),
-      page_count_(first.pages),
-      homes_(first.pages + second.pages),
-      shares_tables_(true),
-      arena_(first.memory),
-      second_(second),
+      page_count_(arena.pages),
+      homes_(arena.pages),
+      shares_tables_(!passage),
+      arena_(arena.memory),
+      passage_(passage),
       sequences_(slots),
       tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
   for (int64_t page = homes_; page-- > 0;) free_.push_back(page);
+  if (!passage) return;
+  for (int64_t run = passage->homes() / passage->run(); run-- > 0;) {
+    free_runs_.push_back(run * passage->run());
+  }
 }
 
 std::byte* KvStore::address(int layer, int64_t number) {
-  if (!shares_tables_) return arena_ + static_cast<size_t>(layer * page_count_ + number) * stride_;
-  const bool is_first = number < page_count_;
-  std::byte* const memory = is_first ? arena_ : second_.memory;
-  const int64_t page = is_first ? number : number - page_count_;
-  return memory + static_cast<size_t>(page * layers_ + layer) * stride_;
+  const int64_t page = shares_tables_ ? number * layers_ + layer : layer * page_count_ + number;
+  return arena_ + static_cast<size_t>(page) * stride_;
 }
 
 KvPageShape KvStore::shape(int layer) const {
@@ -69,6 +76,11 @@ void KvStore::reserve(int slot, int64_t tokens) {
   settle();
   Sequence& sequence = sequences_[slot];
   while (static_cast<int64_t>(sequence.memory.size()) < pages_for(tokens)) {
+    if (free_.empty() && passage_) {
+      add_passing(sequence);
+      for (auto& table : tables_[slot]) table.push_back(nullptr);
+      continue;
+    }
     if (free_.empty()) throw std::logic_error("KvStore: out of pages");
     const int64_t page = free_.back();
     free_.pop_back();
@@ -79,6 +91,16 @@ void KvStore::reserve(int slot, int64_t tokens) {
   }
 }
 
+void KvStore::add_passing(Sequence& sequence) {
+  if (std::ssize(sequence.passing) == std::ssize(sequence.runs) * passage_->run()) {
+    if (free_runs_.empty()) throw std::logic_error("KvStore: out of pages");
+    sequence.runs.push_back(free_runs_.back());
+    free_runs_.pop_back();
+  }
+  sequence.passing.push_back(std::ssize(sequence.memory));
+  sequence.memory.push_back(-1);
+}
+
 void KvStore::release(int slot) {
   settle();
   Sequence& sequence = sequences_[slot];
@@ -87,14 +109,34 @@ void KvStore::release(int slot) {
   }
   homes_taken_ -= sequence.at_home;
   if (disk_) disk_->release(slot);
+  free_runs_.insert(free_runs_.end(), sequence.runs.rbegin(), sequence.runs.rend());
   sequence = {};
   for (auto& table : tables_[slot]) table.clear();
 }
 
+int64_t KvStore::visiting_pages(int slot) const {
+  return disk_ ? disk_->count(slot) : std::ssize(sequences_[slot].passing);
+}
+
+int64_t KvStore::visit_pages() const {
+  if (passage_) return std::max<int64_t>(1, passage_->room() / kVisitsThere);
+  return disk_ ? disk_->staging_pages() / 2 : 0;
+}
+
+template <typename Use>
+void KvStore::for_passing(const BatchItem& item, Use use) const {
+  const std::vector<int64_t>& passing = sequences_[item.slot].passing;
+  for (int64_t i = 0; i < std::ssize(passing); ++i) {
+    if (passing[i] * kPageTokens >= item.first_position + item.rows) return;
+    use(i, passing[i]);
+  }
+}
+
 void KvStore::begin_sweep(std::vector<KvVisit> visits) {
-  if (!disk_) return;
+  if (is_fixed()) return;
   settle();
   visits_ = std::move(visits);
+  if (passage_) return begin_passing();
   std::vector<std::vector<int>> slots;
   for (const KvVisit& visit : visits_) {
     std::vector<int>& visited = slots.emplace_back();
@@ -104,6 +146,21 @@ void KvStore::begin_sweep(std::vector<KvVisit> visits) {
   for (const KvVisit& visit : visits_) {
     for (const BatchItem& item : visit) find_homes(item);
   }
+}
+
+void KvStore::begin_passing() {
+  std::vector<std::vector<KvPassage::Page>> visits;
+  for (const KvVisit& visit : visits_) {
+    std::vector<KvPassage::Page>& pages = visits.emplace_back();
+    for (const BatchItem& item : visit) {
+      for_passing(item, [&](int64_t index, int64_t page) {
+        const int64_t first = page * kPageTokens;
+        pages.push_back({home(sequences_[item.slot], index),
+                         first<item.first_position, first + kPageTokens> item.first_position});
+      });
+    }
+  }
+  passage_->begin_sweep(std::move(visits));
 }
 
 void KvStore::find_homes(const BatchItem& item) {
@@ -120,7 +177,16 @@ void KvStore::find_homes(const BatchItem& item) {
 }
 
 void KvStore::acquire(int layer, size_t visit) {
-  if (!disk_) return;
+  if (is_fixed()) return;
+  if (passage_) {
+    passage_->acquire(layer, visit);
+    int64_t place = 0;
+    for (const BatchItem& item : visits_[visit]) {
+      std::vector<std::byte*>& table = tables_[item.slot][layer];
+      for_passing(item, [&](int64_t, int64_t page) { table[page] = passage_->page(place++); });
+    }
+    return;
+  }
   int64_t next = disk_->acquire(layer, visit);
   for (const BatchItem& item : visits_[visit]) {
     std::vector<std::byte*>& table = tables_[item.slot][layer];
@@ -129,6 +195,7 @@ void KvStore::acquire(int layer, size_t visit) {
 }
 
 void KvStore::release(int layer, size_t visit) {
+  if (passage_) passage_->release();
   if (!disk_) return;
   disk_->release_visit();
   if (visit + 1 < visits_.size()) return;

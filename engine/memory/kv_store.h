@@ -13,6 +13,7 @@
 
 #include "engine/memory/budget.h"
 #include "engine/memory/kv_disk.h"
+#include "engine/memory/kv_passage.h"
 #include "engine/ops/attention.h"
 
 namespace headrace {
@@ -40,10 +41,10 @@ class KvStore {
   // `budget`, which must outlive the store. Throws DoesNotFit.
   KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots, MemoryBudget& budget);
   // The same in the caller's memory, which may be a device's: the store makes addresses in it and
-  // never reads or writes it. Pages of `second` are taken when those of `first` are. All layers
-  // have the same tables.
-  KvStore(const KvPageShape& shape, int layers, int slots, const KvArena& first,
-          const KvArena& second = {});
+  // never reads or writes it. All layers have the same tables. Pages for which the arena has no
+  // room have their homes with `passage`, if there is one, and tables are then each layer's own.
+  KvStore(const KvPageShape& shape, int layers, int slots, const KvArena& arena,
+          KvPassage* passage = nullptr);
   // The same with `memory_pages` homes in memory and disk.pages on disk. `step_rows`: most rows of
   // a step. Throws DoesNotFit, IoError.
   KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int slots, int64_t step_rows,
@@ -63,10 +64,12 @@ class KvStore {
   // Gives all pages of the slot back.
   void release(int slot);
 
-  // Pages per layer that this sequence has on disk, and how many of them a visit to several should
-  // have, so that those of the next one come meanwhile.
-  int64_t disk_pages(int slot) const { return disk_ ? disk_->count(slot) : 0; }
-  int64_t visit_pages() const { return disk_ ? disk_->staging_pages() / 2 : 0; }
+  // Pages per layer of this sequence that only come for visits, and how many of them a visit to
+  // several sequences should have, so that those of the next one come meanwhile.
+  int64_t visiting_pages(int slot) const;
+  int64_t visit_pages() const;
+  // All pages are where they are for good.
+  bool is_fixed() const { return !disk_ && !passage_; }
 
   // A sweep over sequences whose pages are reserved: for each layer (counted within the stage) each
   // visit in turn is acquired, used and released; together they have all rows of the step. What the
@@ -75,8 +78,8 @@ class KvStore {
   void acquire(int layer, size_t visit);
   void release(int layer, size_t visit);
 
-  // Page addresses of a slot in a layer, for pages of shape(layer), in token order. Without a disk
-  // valid until the slot's next reserve or release, else until the visit is released.
+  // Page addresses of a slot in a layer, for pages of shape(layer), in token order. Valid until the
+  // slot's next reserve or release where is_fixed(), else until the visit is released.
   std::byte* const* pages(int slot, int layer) const {
     return tables_[slot][shares_tables_ ? 0 : layer].data();
   }
@@ -85,10 +88,12 @@ class KvStore {
 
  private:
   struct Sequence {
-    std::vector<int64_t> memory;   // page numbers in the arena; -1: on disk
+    std::vector<int64_t> memory;   // page numbers in the arena; -1: elsewhere
     std::vector<int64_t> on_disk;  // which of the sequence's pages, in the order of KvDisk::add
     int64_t homed = 0;             // pages that have their home
     int64_t at_home = 0;           // of them, in memory
+    std::vector<int64_t> passing;  // which of the sequence's pages, in the order of their homes
+    std::vector<int64_t> runs;     // first of the passage's homes that are the sequence's
   };
   struct Leaving {
     int slot;
@@ -97,6 +102,15 @@ class KvStore {
   std::byte* address(int layer, int64_t number);
   void find_homes(const BatchItem& item);
   void settle();
+  int64_t home(const Sequence& sequence, int64_t index) const {
+    return sequence.runs[index / passage_->run()] + index % passage_->run();
+  }
+  void add_passing(Sequence& sequence);
+  void begin_passing();
+  // Calls use(index in `passing`, page) for those that have tokens when the item's rows have been
+  // added.
+  template <typename Use>
+  void for_passing(const BatchItem& item, Use use) const;
 
   KvPageShape shape_;
   int layers_;
@@ -107,8 +121,9 @@ class KvStore {
   bool shares_tables_ = false;
   Buffer memory_;     // of the arena, where it is the store's
   std::byte* arena_;  // [layers][pages][stride]; [pages][layers][stride] where tables are shared
-  KvArena second_;    // [pages][layers][stride]
   std::optional<KvDisk> disk_;
+  KvPassage* passage_ = nullptr;
+  std::vector<int64_t> free_runs_;                            // first homes
   std::vector<int64_t> free_;                                 // page numbers
   std::vector<Sequence> sequences_;                           // by slot
   std::vector<std::vector<std::vector<std::byte*>>> tables_;  // [slot][layer]

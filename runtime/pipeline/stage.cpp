@@ -58,7 +58,7 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& devic
       range_(weights.range()),
       cpu_(cpu),
       kv_(page_shape(config, sizes.kv_format), range_.layers(), sizes.slots, device.kv_on_device(),
-          device.kv_on_host()),
+          device.kv_window()),
       engine_(config, weights, device.weights(), kv_, device.ops(), device.scratch(), cpu, budget,
               sizes.micro_batch_rows),
       sizes_(sizes),

@@ -1,6 +1,7 @@
 #include "runtime/plan/device_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 
@@ -17,6 +18,7 @@ constexpr uint64_t kOnTheWay = 96 << 20;    // of host memory, while weights are
 constexpr uint64_t kReadAhead = 256 << 20;  // of a ring, where there is room
 constexpr int64_t kLeastRows = 512;         // of a step, where the user wants as many
 constexpr int kSlots = 3;                   // layers on the device that pass through
+constexpr uint64_t kWindow = 512 << 20;     // for KV pages that come from the host
 
 class DevicePlanner {
  public:
@@ -38,7 +40,7 @@ class DevicePlanner {
     for (int b = workload_.sequences; b >= 1; b /= 2) {
       const std::optional<StagePlan> plan = for_sequences(b);
       if (!plan) continue;
-      if (!best || plan->tokens_per_s > 1.01 * best->tokens_per_s) best = plan;
+      if (!best || serves_more(*plan, *best)) best = plan;
       if (workload_.exact || plan->device.value().streamed == 0) break;
     }
     if (!best) throw DoesNotFit(refusal());
@@ -47,6 +49,10 @@ class DevicePlanner {
   }
 
  private:
+  static bool serves_more(const StagePlan& plan, const StagePlan& than) {
+    return plan.served_per_s > 1.01 * than.served_per_s;
+  }
+
   bool is_head(size_t unit) const { return layout_.range.is_last && layout_.head_unit() == unit; }
 
   uint64_t bytes(const DeviceStage::Sizes& sizes) const {
@@ -62,28 +68,50 @@ class DevicePlanner {
     sizes.micro_batch_rows = sizes_.micro_batch_rows;
     sizes.step_rows = sizes_.step_rows;
     sizes.logit_rows = workload_.sampled ? std::min(16, sequences) : 1;
+    sizes.slots = sequences;
     sizes.weights.half_rows = device_.half;
     sizes.weights.resident.assign(layout_.units.size(), false);
     sizes.weights.slots = kSlots;
     return sizes;
   }
 
+  // Fewer rows in a step leave more room for weights and KV pages, but all weights that pass
+  // through come over for each of the steps that prompts take.
   std::optional<StagePlan> for_sequences(int sequences) const {
+    std::optional<StagePlan> best;
     DeviceStage::Sizes sizes = start(sequences);
-    // Fewer rows at once where there is little memory.
-    while (bytes(sizes) > device_.memory && sizes.step_rows > kLeastRows) {
-      sizes.step_rows /= 2;
-      sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, sizes.step_rows);
+    for (;; halve_rows(sizes)) {
+      const std::optional<StagePlan> plan = with_rows(sizes, sequences);
+      if (plan && (!best || serves_more(*plan, *best))) best = plan;
+      const bool all_there = plan && plan->device->streamed == 0;
+      if (all_there || sizes.step_rows <= kLeastRows) return best;
     }
+  }
+
+  static void halve_rows(DeviceStage::Sizes& sizes) {
+    sizes.step_rows /= 2;
+    sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, sizes.step_rows);
+  }
+
+  std::optional<StagePlan> with_rows(DeviceStage::Sizes sizes, int sequences) const {
     // A stage that is all there needs no slots.
     if (const DeviceStage::Sizes all = all_there(sizes); fits(all)) {
       return with_host(all, sequences);
     }
-    if (bytes(sizes) > device_.memory) {
-      if (!move_kv(sizes)) return std::nullopt;
-      return with_host(sizes, sequences);
+    if (bytes(sizes) <= device_.memory) return with_host(with_residents(sizes), sequences);
+    for (const int64_t window : {window_pages(sizes, kWindow), window_pages(sizes, 0)}) {
+      sizes.kv_window = window;
+      if (move_kv(sizes)) return with_host(sizes, sequences);
     }
-    return with_host(with_residents(sizes), sequences);
+    return std::nullopt;
+  }
+
+  // Pages of a layer in so many bytes, but room for the longest sequence.
+  int64_t window_pages(const DeviceStage::Sizes& sizes, uint64_t bytes) const {
+    const uint64_t stride = page_ / static_cast<uint64_t>(layout_.range.layers());
+    const int64_t longest =
+        KvStore::pages_for(std::min<int64_t>(workload_.longest, config_.max_positions));
+    return std::min(sizes.kv_pages, std::max(longest, static_cast<int64_t>(bytes / stride)));
   }
 
   // KV pages that have no room go to the host; false if even the rest has none.
@@ -185,27 +213,37 @@ class DevicePlanner {
   }
 
   // A round in the middle of the sequences' lives: weights and KV pages through the device's
-  // memory, the weights that are not there over the link, and some of them off the disk.
+  // memory, what is not there over the link, and some weights off the disk. Of prompts, what they
+  // bring over the link.
   void predict(StagePlan& plan, int sequences) const {
     if (rates_.link == 0 || rates_.device_memory == 0) return;
     const double groups = std::min(workload_.groups, sequences);
     DevicePlan& device = *plan.device;
-    const double share = static_cast<double>(workload_.prompt) /
-                         static_cast<double>(std::max<int64_t>(1, workload_.tokens));
-    const double kv = (1 + share) / 2 *
-                      static_cast<double>(usual_pages(config_, workload_, sequences)) *
-                      static_cast<double>(page_);
+    const auto prompt = static_cast<double>(workload_.prompt);
+    const double share = prompt / static_cast<double>(std::max<int64_t>(1, workload_.tokens));
+    const double all_kv = static_cast<double>(usual_pages(config_, workload_, sequences)) *
+                          static_cast<double>(page_);
+    const double kv = (1 + share) / 2 * all_kv;
     const double streamed = static_cast<double>(device.streamed);
     // What comes over is written, expanded to f16 and read.
     const double weights = static_cast<double>(device.weights) + (device_.half ? 4 : 2) * streamed;
     const double host_share = static_cast<double>(device.sizes.kv_host_pages) /
                               static_cast<double>(device.sizes.kv_pages);
+    const double page_each =
+        sequences * static_cast<double>(page_);  // goes back with a token in it
+    const double read = static_cast<double>(plan.streamed);
     plan.compute_s = (groups * weights + kv) / rates_.device_memory;
-    plan.link_s = (groups * streamed + host_share * kv) / rates_.link;
-    if (rates_.disk > 0) plan.disk_s = groups * static_cast<double>(plan.streamed) / rates_.disk;
+    plan.link_s = (groups * streamed + host_share * (kv + page_each)) / rates_.link;
+    if (rates_.disk > 0) plan.disk_s = groups * read / rates_.disk;
     plan.round_s = std::max({plan.compute_s, plan.link_s, plan.disk_s});
     plan.tokens_per_s = sequences / plan.round_s;
-    plan.served_per_s = plan.tokens_per_s;
+
+    const double steps =
+        std::ceil(sequences * prompt / static_cast<double>(device.sizes.step_rows));
+    double prompts_s = (steps * streamed + host_share * share * all_kv) / rates_.link;
+    if (rates_.disk > 0) prompts_s = std::max(prompts_s, steps * read / rates_.disk);
+    const auto answer = static_cast<double>(workload_.tokens) - prompt;
+    plan.served_per_s = sequences * answer / (answer * plan.round_s + prompts_s);
   }
 
   // Longer sequences than usual find room there.
@@ -228,8 +266,8 @@ class DevicePlanner {
     const int sequences = workload_.exact ? workload_.sequences : 1;
     DeviceStage::Sizes least = start(sequences);
     least.kv_host_pages = least.kv_pages;
-    while (least.step_rows > kLeastRows) least.step_rows /= 2;
-    least.micro_batch_rows = std::min(least.micro_batch_rows, least.step_rows);
+    least.kv_window = window_pages(least, 0);
+    while (least.step_rows > kLeastRows) halve_rows(least);
     const std::string table =
         "\n  weights      " + format_bytes(DeviceWeights::bytes_needed(layout_, least.weights)) +
         " for " + std::to_string(kSlots) + " layers on their way" + "\n  needed       " +

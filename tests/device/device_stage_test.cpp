@@ -26,6 +26,7 @@ struct StageRun {
   int64_t micro_batch_rows = kMostRows;
   int resident = 100;  // percent of the layers; the head, too, if all of them
   int64_t host_pages = 0;
+  int64_t window = 9;
 };
 
 constexpr StageRun kRuns[] = {
@@ -35,6 +36,8 @@ constexpr StageRun kRuns[] = {
     {"half of it there", 9, 16, 50},
     {"KV pages in host memory", 16, kMostRows, 100, kPages},
     {"some KV pages in host memory", 7, 16, 50, kPages - 5},
+    {"sequences cut by micro-batches, KV pages in host memory", 16, 5, 100, kPages},
+    {"room for one sequence's pages at a time", 16, 16, 0, kPages - 1, 3},
 };
 
 class DeviceStageTest : public testing::TestWithParam<const char*> {
@@ -115,6 +118,8 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     sizes.kv_format = format;
     sizes.kv_pages = kPages;
     sizes.kv_host_pages = run.host_pages;
+    sizes.kv_window = run.window;
+    sizes.slots = kSlots;
     sizes.step_rows = kSlots * kMostRows;
     sizes.micro_batch_rows = run.micro_batch_rows;
     sizes.logit_rows = kSlots;
@@ -127,7 +132,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     sizes.weights.slots = run.resident == 100 ? 0 : 2;
     auto device = std::make_unique<test::FakeDevice>(random_());
     DeviceStage stage(std::move(device), *checkpoint_, weights_, threads_, budget_, sizes);
-    KvStore kv(page(format), config_.n_layers, kSlots, stage.kv_on_device(), stage.kv_on_host());
+    KvStore kv(page(format), config_.n_layers, kSlots, stage.kv_on_device(), stage.kv_window());
     StageEngine engine(config_, weights_, stage.weights(), kv, stage.ops(), stage.scratch(), cpu_,
                        budget_, run.micro_batch_rows);
     logits(engine, run.chunk);  // nothing is left of it, but what can be repeated

@@ -186,9 +186,9 @@ class Sweeps {
   std::vector<KvVisit> cut(std::span<const BatchItem> batch) const {
     std::vector<KvVisit> visits;
     for (size_t begin = 0, end = 0; begin < batch.size(); begin = end) {
-      int64_t pages = store_.disk_pages(batch[end++].slot);
+      int64_t pages = store_.visiting_pages(batch[end++].slot);
       while (end < batch.size() &&
-             (pages += store_.disk_pages(batch[end].slot)) <= store_.visit_pages()) {
+             (pages += store_.visiting_pages(batch[end].slot)) <= store_.visit_pages()) {
         ++end;
       }
       visits.push_back(batch.subspan(begin, end - begin));
@@ -199,7 +199,7 @@ class Sweeps {
   // Checks the tokens before the step's and writes those of the step.
   void use(const BatchItem& item, int layer) {
     const size_t token_bytes = kShape.page_bytes() / kPageTokens;
-    from_disk_ += store_.disk_pages(item.slot);
+    from_disk_ += store_.visiting_pages(item.slot);
     for (int64_t i = 0; i < item.first_position + item.rows; ++i) {
       std::byte* token = store_.pages(item.slot, layer)[i / kPageTokens] +
                          static_cast<size_t>(i % kPageTokens) * token_bytes;

@@ -1,0 +1,88 @@
+// KV pages of a stage that live in pinned host memory and pass through a ring on the device: those
+// of the next visits come in while one computes, and what a visit has written goes back.
+//
+// All copies are in one stream, in the order of the visits, so that a page is home again before it
+// is fetched anew. Homes lie layer by layer, so that a sequence's pages come in few pieces.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "engine/device/device.h"
+#include "engine/memory/kv_passage.h"
+
+namespace headrace {
+
+class KvWindow final : public KvPassage {
+ public:
+  struct Sizes {
+    size_t stride = 0;  // bytes of a page
+    int layers = 0;
+    int64_t homes = 0;
+    int64_t room = 0;  // pages
+  };
+  // `compute`: the stream that visits are used in. `host`: host_bytes(), pinned. All must outlive
+  // it. Throws DoesNotFit, ResourceMissing.
+  KvWindow(Device& device, DeviceStream& compute, std::byte* host, const Sizes& sizes);
+  // Waits for what was queued.
+  ~KvWindow() override;
+  KvWindow(const KvWindow&) = delete;
+  KvWindow& operator=(const KvWindow&) = delete;
+
+  static uint64_t host_bytes(const Sizes& sizes) {
+    return static_cast<uint64_t>(sizes.homes * sizes.layers) * sizes.stride;
+  }
+  static uint64_t device_bytes(const Sizes& sizes) {
+    return static_cast<uint64_t>(sizes.room) * sizes.stride;
+  }
+  static int64_t run_of(size_t stride);
+  // Homes for so many pages of so many sequences, none of which shares a run with another.
+  static int64_t homes_for(int64_t pages, int64_t sequences, size_t stride);
+
+  int64_t homes() const override { return sizes_.homes; }
+  int64_t run() const override { return run_of(sizes_.stride); }
+  int64_t room() const override { return sizes_.room; }
+  void begin_sweep(std::vector<std::vector<Page>> visits) override;
+  void acquire(int layer, size_t visit) override;
+  std::byte* page(int64_t index) override { return place(freed_ + index); }
+  void release() override;
+
+ private:
+  struct Visit {
+    std::vector<Page> pages;
+    size_t after = 0;  // visits of the layer that write what this one brings
+  };
+  std::byte* place(int64_t number) {
+    return ring_->data() + static_cast<size_t>(number % sizes_.room) * sizes_.stride;
+  }
+  std::byte* home(int layer, int64_t number) {
+    return host_ + static_cast<size_t>(layer * sizes_.homes + number) * sizes_.stride;
+  }
+  uint64_t visits_of_sweep() const { return static_cast<uint64_t>(sizes_.layers) * visits_.size(); }
+  const Visit& visit_of(uint64_t number) const { return visits_[number % visits_.size()]; }
+  int layer_of(uint64_t number) const { return static_cast<int>(number / visits_.size()); }
+  bool may_open(uint64_t number) const;
+  void bring_ahead();
+  // Calls copy(home, place, bytes) for the pages that `wants` says, in pieces that lie together at
+  // both ends. `first`: place of the visit's first page.
+  template <typename Wants, typename Copy>
+  void for_pieces(uint64_t visit, int64_t first, Wants wants, Copy copy);
+  std::unique_ptr<DeviceEvent> take_event();
+
+  Device& device_;
+  DeviceStream& compute_;
+  std::byte* host_;  // [layers][homes][stride]
+  Sizes sizes_;
+  std::unique_ptr<DeviceBuffer> ring_;    // [room][stride]; visits go round in it
+  std::unique_ptr<DeviceStream> copies_;  // goes before the memory it copies to
+  std::unique_ptr<DeviceEvent> used_;     // by the visit that was released last
+  std::vector<Visit> visits_;             // of a layer
+  uint64_t next_ = 0;                     // visit of the sweep to be acquired or released
+  // Of visits from next_ on whose pages are on their way, when they are there.
+  std::deque<std::unique_ptr<DeviceEvent>> opened_;
+  int64_t brought_ = 0, freed_ = 0;                   // places, pages since the sweep began
+  std::vector<std::unique_ptr<DeviceEvent>> events_;  // not in use
+};
+
+}  // namespace headrace

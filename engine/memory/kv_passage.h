@@ -1,0 +1,38 @@
+// KV pages that live where kernels do not compute with them: for a visit they are where kernels do.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace headrace {
+
+// One thread uses it.
+class KvPassage {
+ public:
+  // A page that a visit needs, by the number of its home, which is the same in all layers.
+  struct Page {
+    int64_t home;
+    bool has_tokens;  // of before the visit
+    bool is_written;  // the visit adds some
+  };
+
+  virtual ~KvPassage() = default;
+
+  virtual int64_t homes() const = 0;
+  // Consecutive homes that are best given to one sequence.
+  virtual int64_t run() const = 0;
+  // Pages of a layer that are there at once, the most that a visit may have.
+  virtual int64_t room() const = 0;
+
+  // A sweep makes these visits to layer 0 in turn, then to layer 1, and so on. Throws
+  // ResourceMissing.
+  virtual void begin_sweep(std::vector<std::vector<Page>> visits) = 0;
+  // From here on what is queued finds the pages of the next visit at page(0), page(1), ..., until
+  // it is released.
+  virtual void acquire(int layer, size_t visit) = 0;
+  virtual std::byte* page(int64_t index) = 0;
+  virtual void release() = 0;
+};
+
+}  // namespace headrace
