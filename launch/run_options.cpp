@@ -49,6 +49,9 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
   sub.add_option(
       "--device-weights", arguments.device_weights,
       "Part of it for weights that stay there, as 4GiB, or 0 (default: what is fastest)");
+  sub.add_option("--device-kv", arguments.device_kv,
+                 "Part of it for KV pages, as 4GiB, or 0: the others stay in host memory (default: "
+                 "what is fastest)");
   sub.add_option("--math", run.math,
                  "Arithmetic of a GPU's linear layers and attention: f16 with f32 sums, or f32, "
                  "which gives the tokens of a CPU bit for bit; auto: f16")
@@ -65,21 +68,17 @@ void finish_run_options(RunOptions& run, const RunArguments& arguments) {
   if (!arguments.device_memory.empty()) {
     run.device_memory = parse_size("--device-memory", arguments.device_memory);
   }
-  if (!arguments.device_weights.empty()) {
-    run.device_weights = arguments.device_weights == "0"
-                             ? 0
-                             : parse_size("--device-weights", arguments.device_weights);
-  }
+  const auto part = [](const char* option, const std::string& text, uint64_t& bytes) {
+    if (!text.empty()) bytes = text == "0" ? 0 : parse_size(option, text);
+  };
+  part("--device-weights", arguments.device_weights, run.device_weights);
+  part("--device-kv", arguments.device_kv, run.device_kv);
   if (!arguments.split.empty()) run.split = parse_list("--split", arguments.split);
   if (!arguments.host_memory.empty()) {
     run.host_memory = parse_size("--host-memory", arguments.host_memory);
   }
   if (!arguments.kv_memory.empty()) run.kv_memory = parse_size("--kv-memory", arguments.kv_memory);
-  if (arguments.disk_budget == "0") {
-    run.disk_budget = 0;
-  } else if (!arguments.disk_budget.empty()) {
-    run.disk_budget = parse_size("--disk-budget", arguments.disk_budget);
-  }
+  part("--disk-budget", arguments.disk_budget, run.disk_budget);
   if (run.disk.empty() && run.disk_budget > 0) run.disk = default_offload_directory();
   run.serial = arguments.schedule == "serial";
   if (arguments.prefill_chunk == "all") {

@@ -170,6 +170,7 @@ void Rank::choose_device() {
   device_limits_.memory =
       options_.device_memory > 0 ? options_.device_memory : default_device_memory(gpu, sharing);
   device_limits_.weights = options_.device_weights;
+  device_limits_.kv = options_.device_kv;
   device_limits_.half = options_.math != "f32";
 }
 

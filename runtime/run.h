@@ -34,6 +34,7 @@ struct RunOptions {
   std::string cuda_module;               // file of the module that knows GPUs
   uint64_t device_memory = 0;            // bytes; 0: what is free, but a margin
   uint64_t device_weights = UINT64_MAX;  // of them, for weights that stay there
+  uint64_t device_kv = UINT64_MAX;       // and for KV pages
   std::string math = "auto";             // f32; auto: f16 on a GPU
   bool takes_requests = true;            // rank 0 has a tokenizer and reads requests ahead
   std::string trace;                     // file for a Chrome trace; empty: none

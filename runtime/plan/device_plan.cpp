@@ -94,17 +94,18 @@ class DevicePlanner {
   }
 
   std::optional<StagePlan> with_rows(DeviceStage::Sizes sizes, int sequences) const {
-    // A stage that is all there needs no slots.
-    if (const DeviceStage::Sizes all = all_there(sizes); fits(all)) {
-      return with_host(all, sequences);
+    const bool has_room = bytes(sizes) <= device_.memory || fits(all_there(sizes));
+    if (has_room && sizes.kv_pages <= pages_allowed()) {
+      return with_host(with_residents(sizes), sequences);
     }
-    if (bytes(sizes) <= device_.memory) return with_host(with_residents(sizes), sequences);
     for (const int64_t window : {window_pages(sizes, kWindow), window_pages(sizes, 0)}) {
       sizes.kv_window = window;
-      if (move_kv(sizes)) return with_host(sizes, sequences);
+      if (move_kv(sizes)) return with_host(with_residents(sizes), sequences);
     }
     return std::nullopt;
   }
+
+  int64_t pages_allowed() const { return static_cast<int64_t>(device_.kv / page_); }
 
   // Pages of a layer in so many bytes, but room for the longest sequence.
   int64_t window_pages(const DeviceStage::Sizes& sizes, uint64_t bytes) const {
@@ -120,8 +121,8 @@ class DevicePlanner {
     sizes.kv_host_pages = all;
     const uint64_t rest = bytes(sizes);
     if (rest > device_.memory) return false;
-    sizes.kv_host_pages =
-        all - std::min(all, static_cast<int64_t>((device_.memory - rest) / page_));
+    const auto room = static_cast<int64_t>((device_.memory - rest) / page_);
+    sizes.kv_host_pages = all - std::min({all, pages_allowed(), room});
     return true;
   }
 
@@ -134,8 +135,10 @@ class DevicePlanner {
     return sizes;
   }
 
-  // Head and layers that fit, spread evenly over the sweep.
+  // Head and layers that fit, spread evenly over the sweep. A stage that is all there needs no
+  // slots.
   DeviceStage::Sizes with_residents(DeviceStage::Sizes sizes) const {
+    if (const DeviceStage::Sizes all = all_there(sizes); fits(all)) return all;
     if (layout_.range.is_last) {
       DeviceStage::Sizes head = sizes;
       head.weights.resident[layout_.head_unit()] = true;
@@ -254,7 +257,8 @@ class DevicePlanner {
     const uint64_t left = device.limit - device.all;
     const uint64_t each = page_ + sizeof(std::byte*);
     const int64_t more =
-        std::min(static_cast<int64_t>(left / each), useful - device.sizes.kv_pages);
+        std::min({static_cast<int64_t>(left / each), useful - device.sizes.kv_pages,
+                  pages_allowed() - device.sizes.kv_pages});
     if (more <= 0) return;
     device.sizes.kv_pages += more;
     plan.sizes.kv_pages = device.sizes.kv_pages;

@@ -11,6 +11,7 @@ namespace headrace {
 struct DeviceLimits {
   uint64_t memory = 0;            // bytes of the device
   uint64_t weights = UINT64_MAX;  // of them, for weights that stay there
+  uint64_t kv = UINT64_MAX;       // and for KV pages
   bool half = true;               // arithmetic, see DeviceStage
 };
 

@@ -37,7 +37,7 @@ class DevicePlanTest : public testing::Test {
 
   StagePlan plan(uint64_t device_memory) const {
     return plan_device_stage(checkpoint_->config(), layout_, sizes_, workload_, limits_,
-                             {device_memory, weights_, half_}, rates());
+                             {device_memory, weights_, kv_, half_}, rates());
   }
 
   std::string refusal(uint64_t device_memory) const {
@@ -88,7 +88,7 @@ class DevicePlanTest : public testing::Test {
   Stage::Sizes sizes_;
   Workload workload_;
   PlanLimits limits_;
-  uint64_t weights_ = UINT64_MAX;
+  uint64_t weights_ = UINT64_MAX, kv_ = UINT64_MAX;
   bool half_ = true;
 };
 
@@ -151,6 +151,34 @@ TEST_F(DevicePlanTest, TheUserMayKeepWeightsOffTheDevice) {
   EXPECT_EQ(none.device->weights, 0U);
   EXPECT_GT(none.device->streamed, 200 * kMiB);
   build(none);
+}
+
+TEST_F(DevicePlanTest, TheUserMayKeepKvPagesOffTheDevice) {
+  open("synthetic:smollm2-135m");
+  for (const uint64_t pages : {0, 11}) {
+    kv_ = pages * KvStore::bytes_per_page(Stage::page_shape(checkpoint_->config(), KvFormat::kF16),
+                                          range_.layers());
+    const StagePlan host = plan(uint64_t{8} << 30);
+    EXPECT_EQ(host.sizes.kv_pages, 16 * KvStore::pages_for(64));
+    EXPECT_EQ(host.device->sizes.kv_host_pages, host.sizes.kv_pages - static_cast<int64_t>(pages));
+    EXPECT_GE(host.device->sizes.kv_window, KvStore::pages_for(64));
+    EXPECT_EQ(host.device->streamed, 0U) << "weights have what KV pages leave";
+    EXPECT_GT(host.link_s, 0.0);
+    build(host);
+  }
+}
+
+// All weights that pass through come over for every step of prompts.
+TEST_F(DevicePlanTest, PromptsGoInLongStepsThoughKvPagesWantTheRoom) {
+  open("synthetic:qwen2.5-0.5b");
+  sizes_.slots = 64;
+  sizes_.step_rows = 8192;
+  sizes_.micro_batch_rows = 4096;
+  workload_ = {64, true, 544, 512, 544, 1};
+  weights_ = 0;
+  const StagePlan some = plan(kLibraries + 700 * kMiB);
+  EXPECT_GT(some.device->sizes.kv_host_pages, 0);
+  EXPECT_GE(some.sizes.step_rows, 4096);
 }
 
 TEST_F(DevicePlanTest, Float32KeepsPanels) {
