@@ -15,7 +15,9 @@ size_t at(auto value) { return static_cast<size_t>(value); }
 }  // namespace
 
 const char* name_of(Track track) {
-  constexpr const char* kNames[] = {"compute", "weights in", "KV in", "KV out", "send", "receive"};
+  constexpr const char* kNames[] = {
+      "compute", "GPU",     "weights in",         "KV in",         "KV out",
+      "send",    "receive", "weights to the GPU", "KV to the GPU", "KV from the GPU"};
   return kNames[at(track)];
 }
 

@@ -22,8 +22,19 @@
 
 namespace headrace {
 
-enum class Track : uint8_t { kCompute, kWeightsIn, kKvIn, kKvOut, kSend, kReceive };
-inline constexpr int kTracks = 6;
+enum class Track : uint8_t {
+  kCompute,
+  kGpu,  // what its kernels do
+  kWeightsIn,
+  kKvIn,
+  kKvOut,
+  kSend,
+  kReceive,
+  kWeightsToGpu,
+  kKvToGpu,
+  kKvFromGpu
+};
+inline constexpr int kTracks = 10;
 const char* name_of(Track track);  // "weights in"
 
 // What the stage's thread does; at any moment it is exactly one of these.
@@ -100,6 +111,8 @@ class Timeline {
   void stop();
 
   bool tracing() const { return capacity_ > 0; }
+  // Between start() and stop(). The attached thread asks.
+  bool running() const { return running_; }
   // A span of any track. Any thread; `name` must be a string literal.
   void record(Track track, const char* name, int64_t begin, int64_t end, Arg a = {}, Arg b = {});
   // A finished transfer: counts its bytes, and records the span. Any thread.

@@ -342,6 +342,10 @@ Expected Rank::expected() const {
     expected.rates[static_cast<size_t>(Track::kWeightsIn)] = rates_.disk;
     expected.rates[static_cast<size_t>(Track::kKvIn)] = rates_.kv_rate();
   }
+  if (plan_.device) {
+    expected.rates[static_cast<size_t>(Track::kWeightsToGpu)] = rates_.link;
+    expected.rates[static_cast<size_t>(Track::kKvToGpu)] = rates_.link;
+  }
   return expected;
 }
 

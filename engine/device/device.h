@@ -9,6 +9,7 @@
 
 #include "engine/half.h"
 #include "engine/ops/ops.h"
+#include "engine/timeline.h"
 
 namespace headrace {
 
@@ -27,6 +28,9 @@ class DeviceEvent {
   virtual ~DeviceEvent() = default;
   // Returns when what is before the place is done. Throws ResourceMissing if some of it failed.
   virtual void synchronize() = 0;
+  virtual bool is_reached() = 0;
+  // Nanoseconds since an earlier place; both are reached, and events with a time.
+  virtual int64_t since(DeviceEvent& earlier) = 0;
 };
 
 // Owner of device memory; goes back to the device with it.
@@ -77,8 +81,11 @@ class Device {
   virtual ~Device() = default;
 
   virtual std::unique_ptr<DeviceBuffer> allocate(size_t bytes) = 0;
-  virtual std::unique_ptr<DeviceStream> make_stream() = 0;
+  // `track`: where a timeline has what the stream does; copies out of one for KV pages are on that
+  // of pages that come back.
+  virtual std::unique_ptr<DeviceStream> make_stream(Track track = Track::kGpu) = 0;
   virtual std::unique_ptr<DeviceEvent> make_event() = 0;
+  virtual std::unique_ptr<DeviceEvent> make_event_with_time() = 0;
   // The event is the place after all that is queued in the stream.
   virtual void record(DeviceStream& stream, DeviceEvent& event) = 0;
   // What is queued from now on begins when what is before the event's place of now is done.

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "engine/device/half_ops.h"
+#include "engine/device/timed_device.h"
 #include "engine/stage_engine.h"
 
 namespace headrace {
@@ -96,7 +97,7 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
                          WeightStore& host, ThreadPool& threads, MemoryBudget& budget,
                          const Sizes& sizes)
     : sizes_(sizes),
-      device_(std::move(device)),
+      device_(std::make_unique<TimedDevice>(std::move(device))),
       compute_(device_->make_stream()),
       weights_(*device_, *compute_, host, sizes.weights),
       kv_(device_->allocate(kv_bytes(checkpoint.config(), host.range(), sizes))),

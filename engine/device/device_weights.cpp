@@ -95,7 +95,7 @@ DeviceWeights::DeviceWeights(Device& device, DeviceStream& compute, WeightStore&
       resident_(host.layout().units.size()),
       memory_(device.allocate(slot_bytes_ * static_cast<uint64_t>(placement_.slots))),
       expanded_(device.allocate(expanded_bytes(host.layout(), placement_))),
-      copies_(device.make_stream()),
+      copies_(device.make_stream(Track::kWeightsToGpu)),
       current_(static_cast<size_t>(placement_.slots) - 1) {
   for (int i = 0; i < placement_.slots; ++i) {
     slots_.push_back({memory_->data() + slot_bytes_ * static_cast<uint64_t>(i), device.make_event(),

@@ -28,7 +28,7 @@ KvWindow::KvWindow(Device& device, DeviceStream& compute, std::byte* host, const
       host_(host),
       sizes_(sizes),
       ring_(device.allocate(device_bytes(sizes))),
-      copies_(device.make_stream()),
+      copies_(device.make_stream(Track::kKvToGpu)),
       used_(device.make_event()) {}
 
 KvWindow::~KvWindow() {

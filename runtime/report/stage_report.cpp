@@ -9,8 +9,9 @@ using nlohmann::json;
 
 constexpr std::array<const char*, kActivities> kActivityKeys = {
     "other", "compute", "wait_weights", "wait_kv", "wait_previous", "idle"};
-constexpr std::array<const char*, kTracks> kTrackKeys = {"compute", "weights_in", "kv_in",
-                                                         "kv_out",  "sent",       "received"};
+constexpr std::array<const char*, kTracks> kTrackKeys = {
+    "compute", "gpu",      "weights_in",     "kv_in",     "kv_out",
+    "sent",    "received", "weights_to_gpu", "kv_to_gpu", "kv_from_gpu"};
 constexpr std::array<const char*, kCounters> kCounterKeys = {"steps", "prefill_rows",
                                                              "decode_rows"};
 
@@ -20,7 +21,7 @@ std::optional<double> optional_number(const json& value) {
   return value.is_null() ? std::nullopt : std::optional(value.get<double>());
 }
 
-// The compute track moves no bytes.
+// What computes moves no bytes.
 constexpr size_t kFirstMover = static_cast<size_t>(Track::kWeightsIn);
 
 }  // namespace

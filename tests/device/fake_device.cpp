@@ -54,13 +54,21 @@ class FakeDevice::Event final : public DeviceEvent {
     return [reached = reached_, place = recorded_] { return *reached >= place; };
   }
   std::function<void()> next_place() {
-    return [reached = reached_, place = ++recorded_] { *reached = std::max(*reached, place); };
+    return [this, reached = reached_, time = time_, place = ++recorded_] {
+      *reached = std::max(*reached, place);
+      *time = device_.time_;
+    };
+  }
+  bool is_reached() override { return place()(); }
+  int64_t since(DeviceEvent& earlier) override {
+    return *time_ - *static_cast<Event&>(earlier).time_;
   }
 
  private:
   FakeDevice& device_;
   int64_t recorded_ = 0;
   std::shared_ptr<int64_t> reached_ = std::make_shared<int64_t>(0);
+  std::shared_ptr<int64_t> time_ = std::make_shared<int64_t>(0);
 };
 
 class FakeDevice::Recording final : public DeviceRecording {
@@ -77,7 +85,7 @@ std::unique_ptr<DeviceBuffer> FakeDevice::allocate(size_t bytes) {
   return std::make_unique<Memory>(bytes);
 }
 
-std::unique_ptr<DeviceStream> FakeDevice::make_stream() {
+std::unique_ptr<DeviceStream> FakeDevice::make_stream(Track) {
   queues_.push_back(std::make_shared<Queue>());
   return std::make_unique<Stream>(*this, queues_.back());
 }
@@ -123,6 +131,7 @@ bool FakeDevice::run_one() {
   Queue& chosen = *ready[random_() % ready.size()];
   const Work work = std::move(chosen.front());
   chosen.pop_front();
+  time_ += 1000;
   work.run();
   return true;
 }

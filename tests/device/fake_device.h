@@ -30,8 +30,9 @@ class FakeDevice final : public Device {
   void let_go() { held_ = false; }
 
   std::unique_ptr<DeviceBuffer> allocate(size_t bytes) override;  // poisoned
-  std::unique_ptr<DeviceStream> make_stream() override;
+  std::unique_ptr<DeviceStream> make_stream(Track track = Track::kGpu) override;
   std::unique_ptr<DeviceEvent> make_event() override;
+  std::unique_ptr<DeviceEvent> make_event_with_time() override { return make_event(); }
   void record(DeviceStream& stream, DeviceEvent& event) override;
   void wait(DeviceStream& stream, DeviceEvent& event) override;
   void copy_in(DeviceStream& stream, std::byte* to, std::span<const std::byte> from_host) override;
@@ -90,6 +91,7 @@ class FakeDevice final : public Device {
   void run_until(const std::function<bool()>& done);
 
   std::mt19937_64 random_;
+  int64_t time_ = 0;  // ns; passes as work is done
   Fault fault_;
   bool held_ = false;
   uint64_t allocated_ = 0;

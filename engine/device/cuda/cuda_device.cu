@@ -28,12 +28,16 @@ class Stream final : public DeviceStream {
 
 class Event final : public DeviceEvent {
  public:
+  explicit Event(unsigned flags) : event_(flags) {}
   void synchronize() override { event_.synchronize(); }
+  bool is_reached() override { return event_.is_reached(); }
+  int64_t since(DeviceEvent& earlier) override {
+    return static_cast<int64_t>(1e9 * event_.seconds_since(static_cast<Event&>(earlier).event_));
+  }
   CudaEvent& get() { return event_; }
 
  private:
-  // Nobody asks for its time, and who waits leaves the core to others.
-  CudaEvent event_{cudaEventDisableTiming | cudaEventBlockingSync};
+  CudaEvent event_;
 };
 
 class Memory final : public DeviceBuffer {
@@ -79,8 +83,14 @@ class CudaDevice final : public Device {
   std::unique_ptr<DeviceBuffer> allocate(size_t bytes) override {
     return std::make_unique<Memory>(bytes);
   }
-  std::unique_ptr<DeviceStream> make_stream() override { return std::make_unique<Stream>(); }
-  std::unique_ptr<DeviceEvent> make_event() override { return std::make_unique<Event>(); }
+  std::unique_ptr<DeviceStream> make_stream(Track) override { return std::make_unique<Stream>(); }
+  // Who waits leaves the core to others.
+  std::unique_ptr<DeviceEvent> make_event() override {
+    return std::make_unique<Event>(cudaEventDisableTiming | cudaEventBlockingSync);
+  }
+  std::unique_ptr<DeviceEvent> make_event_with_time() override {
+    return std::make_unique<Event>(cudaEventBlockingSync);
+  }
   void record(DeviceStream& stream, DeviceEvent& event) override {
     static_cast<Event&>(event).get().record(static_cast<Stream&>(stream).get());
   }

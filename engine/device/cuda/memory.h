@@ -88,6 +88,11 @@ class CudaEvent {
     check_cuda(cudaEventRecord(event_, stream), "recording an event");
   }
   void synchronize() const { check_cuda(cudaEventSynchronize(event_), "waiting for an event"); }
+  bool is_reached() const {
+    const cudaError_t code = cudaEventQuery(event_);
+    if (code != cudaErrorNotReady) check_cuda(code, "asking for an event");
+    return code == cudaSuccess;
+  }
   cudaEvent_t get() const { return event_; }
   // Both must have happened.
   double seconds_since(const CudaEvent& begin) const {

@@ -1,0 +1,268 @@
+#include "engine/device/timed_device.h"
+
+#include <exception>
+#include <utility>
+
+namespace headrace {
+
+class TimedDevice::Stream final : public DeviceStream {
+ public:
+  Stream(TimedDevice& device, std::unique_ptr<DeviceStream> stream, Track track)
+      : device_(device), stream_(std::move(stream)), track_(track) {}
+  void synchronize() override {
+    stream_->synchronize();
+    device_.collect();
+    // Clocks drift; nothing is under way in this stream.
+    if (track_ == Track::kGpu) device_.find_base(*stream_);
+  }
+  DeviceStream& inner() { return *stream_; }
+  Track track() const { return track_; }
+
+ private:
+  TimedDevice& device_;
+  std::unique_ptr<DeviceStream> stream_;
+  Track track_;
+};
+
+// What is queued in a stream while one lives.
+class TimedDevice::Op {
+ public:
+  Op(TimedDevice& device, DeviceStream& stream, const char* name, Arg arg = {})
+      : Op(device, stream, name, static_cast<Stream&>(stream).track(), 0, arg) {}
+  Op(TimedDevice& device, DeviceStream& stream, const char* name, Track track, uint64_t bytes,
+     Arg arg = {})
+      : device_(device), stream_(static_cast<Stream&>(stream).inner()) {
+    Timeline* const timeline = Timeline::of_thread();
+    if (!timeline || !timeline->running() || device.recording_) return;
+    if (timeline->tracing()) {
+      if (!device.base_) device.find_base(stream_);
+      span_ = {track, name, bytes, arg, device.base_, device.mark(stream_), nullptr};
+    } else if (bytes > 0) {
+      timeline->moved(track, name, 0, 0, bytes);
+    }
+  }
+  ~Op() {
+    if (!span_.begin) return;
+    try {
+      span_.end = device_.mark(stream_);
+      device_.spans_.push_back(std::move(span_));
+    } catch (const std::exception&) {
+      // The op has failed, or the next one will; only a span is lost.
+    }
+  }
+  Op(const Op&) = delete;
+  Op& operator=(const Op&) = delete;
+
+ private:
+  TimedDevice& device_;
+  DeviceStream& stream_;
+  Span span_{};
+};
+
+TimedDevice::TimedDevice(std::unique_ptr<Device> device) : device_(std::move(device)) {}
+TimedDevice::~TimedDevice() = default;
+
+DeviceStream& TimedDevice::inner(DeviceStream& stream) {
+  return static_cast<Stream&>(stream).inner();
+}
+
+std::unique_ptr<DeviceEvent> TimedDevice::mark(DeviceStream& stream) {
+  std::unique_ptr<DeviceEvent> event;
+  if (events_.empty()) {
+    event = device_->make_event_with_time();
+  } else {
+    event = std::move(events_.back());
+    events_.pop_back();
+  }
+  device_->record(stream, *event);
+  return event;
+}
+
+void TimedDevice::find_base(DeviceStream& stream) {
+  const Timeline* const timeline = Timeline::of_thread();
+  if (!timeline || !timeline->running() || !timeline->tracing()) return;
+  auto base = std::make_shared<Base>();
+  base->event = device_->make_event_with_time();
+  device_->record(stream, *base->event);
+  base->event->synchronize();
+  base->ns = Timeline::now();
+  base_ = std::move(base);
+}
+
+void TimedDevice::collect() {
+  Timeline* const timeline = Timeline::of_thread();
+  std::deque<Span> left;
+  for (Span& span : spans_) {
+    if (!span.end->is_reached()) {
+      left.push_back(std::move(span));
+      continue;
+    }
+    if (timeline) {
+      const int64_t begin = span.base->ns + span.begin->since(*span.base->event),
+                    end = span.base->ns + span.end->since(*span.base->event);
+      if (span.bytes > 0) {
+        timeline->moved(span.track, span.name, begin, end, span.bytes);
+      } else {
+        timeline->record(span.track, span.name, begin, end, span.arg);
+      }
+    }
+    events_.push_back(std::move(span.begin));
+    events_.push_back(std::move(span.end));
+  }
+  spans_ = std::move(left);
+}
+
+std::unique_ptr<DeviceBuffer> TimedDevice::allocate(size_t bytes) {
+  return device_->allocate(bytes);
+}
+
+std::unique_ptr<DeviceStream> TimedDevice::make_stream(Track track) {
+  return std::make_unique<Stream>(*this, device_->make_stream(track), track);
+}
+
+std::unique_ptr<DeviceEvent> TimedDevice::make_event() { return device_->make_event(); }
+
+std::unique_ptr<DeviceEvent> TimedDevice::make_event_with_time() {
+  return device_->make_event_with_time();
+}
+
+void TimedDevice::record(DeviceStream& stream, DeviceEvent& event) {
+  device_->record(inner(stream), event);
+}
+
+void TimedDevice::wait(DeviceStream& stream, DeviceEvent& event) {
+  device_->wait(inner(stream), event);
+}
+
+void TimedDevice::copy_in(DeviceStream& stream, std::byte* to,
+                          std::span<const std::byte> from_host) {
+  const Track track = static_cast<Stream&>(stream).track();
+  const Op op(*this, stream, "copy", track, track == Track::kGpu ? 0 : from_host.size());
+  device_->copy_in(inner(stream), to, from_host);
+}
+
+void TimedDevice::copy_out(DeviceStream& stream, std::span<std::byte> to_host,
+                           const std::byte* from) {
+  const Track track = static_cast<Stream&>(stream).track();
+  const bool is_kv = track == Track::kKvToGpu;
+  const Op op(*this, stream, "copy", is_kv ? Track::kKvFromGpu : track, is_kv ? to_host.size() : 0);
+  device_->copy_out(inner(stream), to_host, from);
+}
+
+void TimedDevice::record(DeviceStream& stream) {
+  recording_ = true;
+  device_->record(inner(stream));
+}
+
+std::unique_ptr<DeviceRecording> TimedDevice::end_recording(DeviceStream& stream) {
+  recording_ = false;
+  return device_->end_recording(inner(stream));
+}
+
+void TimedDevice::replay(DeviceStream& stream, DeviceRecording& recording) {
+  const Op op(*this, stream, "step, replayed");
+  device_->replay(inner(stream), recording);
+}
+
+std::unique_ptr<DevicePin> TimedDevice::pin(std::span<std::byte> host) {
+  return device_->pin(host);
+}
+
+void TimedDevice::normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                            float* y) {
+  const Op op(*this, stream, "norm", {Arg::kRows, rows});
+  device_->normalise(inner(stream), norm, x, rows, y);
+}
+
+void TimedDevice::add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) {
+  const Op op(*this, stream, "add", {Arg::kRows, rows});
+  device_->add(inner(stream), x, y, rows, n);
+}
+
+void TimedDevice::relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) {
+  const Op op(*this, stream, "relu", {Arg::kRows, rows});
+  device_->relu(inner(stream), x, rows, n);
+}
+
+void TimedDevice::apply_rope(DeviceStream& stream, const float* cos, const float* sin, float* x,
+                             int64_t rows, int heads, int head_dim) {
+  const Op op(*this, stream, "rope", {Arg::kRows, rows});
+  device_->apply_rope(inner(stream), cos, sin, x, rows, heads, head_dim);
+}
+
+void TimedDevice::linear_panels(DeviceStream& stream, const float* x, int64_t rows,
+                                const PackedMatrix& w, const float* bias, int64_t first,
+                                int64_t end, float* y) {
+  const Op op(*this, stream, "product", {Arg::kRows, rows});
+  device_->linear_panels(inner(stream), x, rows, w, bias, first, end, y);
+}
+
+void TimedDevice::gate_panels(DeviceStream& stream, const float* x, int64_t rows,
+                              const PackedMatrix& w, const float* bias, int64_t first, int64_t end,
+                              float* gate) {
+  const Op op(*this, stream, "product", {Arg::kRows, rows});
+  device_->gate_panels(inner(stream), x, rows, w, bias, first, end, gate);
+}
+
+void TimedDevice::store_kv(DeviceStream& stream, const KvPageShape& shape,
+                           const AttentionSequence* sequences, int64_t count, int64_t most_rows,
+                           const float* k, const float* v) {
+  const Op op(*this, stream, "store KV");
+  device_->store_kv(inner(stream), shape, sequences, count, most_rows, k, v);
+}
+
+void TimedDevice::attention(DeviceStream& stream, const KvPageShape& shape,
+                            const AttentionSequence* sequences, int64_t count, int64_t most_rows,
+                            int heads, float scale, const float* q, float* out) {
+  const Op op(*this, stream, "attention");
+  device_->attention(inner(stream), shape, sequences, count, most_rows, heads, scale, q, out);
+}
+
+void TimedDevice::embed(DeviceStream& stream, const EmbeddingTables& tables, const int32_t* ids,
+                        const int32_t* places, int64_t rows, float* x) {
+  const Op op(*this, stream, "embed", {Arg::kRows, rows});
+  device_->embed(inner(stream), tables, ids, places, rows, x);
+}
+
+void TimedDevice::find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width,
+                            int64_t id, BestToken* best) {
+  const Op op(*this, stream, "best token", {Arg::kRows, rows});
+  device_->find_best(inner(stream), logits, rows, width, id, best);
+}
+
+void TimedDevice::to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) {
+  const Op op(*this, stream, "to f16");
+  device_->to_half(inner(stream), x, count, y);
+}
+
+void TimedDevice::normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
+                            Half* y) {
+  const Op op(*this, stream, "norm", {Arg::kRows, rows});
+  device_->normalise(inner(stream), norm, x, rows, y);
+}
+
+void TimedDevice::unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
+                         Half* rows) {
+  const Op op(*this, stream, "expand weights");
+  device_->unpack(inner(stream), w, first, end, rows);
+}
+
+void TimedDevice::multiply(DeviceStream& stream, const HalfProduct& product) {
+  const Op op(*this, stream, "product", {Arg::kRows, product.rows});
+  device_->multiply(inner(stream), product);
+}
+
+void TimedDevice::silu_multiply(DeviceStream& stream, const float* gate, const float* up,
+                                int64_t rows, int64_t width, int64_t stride, float scale, Half* y) {
+  const Op op(*this, stream, "silu", {Arg::kRows, rows});
+  device_->silu_multiply(inner(stream), gate, up, rows, width, stride, scale, y);
+}
+
+void TimedDevice::attention(DeviceStream& stream, const KvPageShape& shape,
+                            const AttentionSequence* sequences, int64_t count, int64_t most_rows,
+                            int heads, float scale, const float* q, Half* out) {
+  const Op op(*this, stream, "attention");
+  device_->attention(inner(stream), shape, sequences, count, most_rows, heads, scale, q, out);
+}
+
+}  // namespace headrace

@@ -1,0 +1,109 @@
+// What a device that keeps time says to a timeline, on a device without hardware.
+#include "engine/device/timed_device.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tests/device/fake_device.h"
+
+namespace headrace {
+namespace {
+
+struct Seen {
+  std::string name;
+  int64_t begin, end;
+};
+
+class TimedDeviceTest : public testing::Test {
+ protected:
+  // Work in three streams; what is computed is right whether or not somebody looks.
+  void work() {
+    const auto compute = device_.make_stream();
+    const auto weights = device_.make_stream(Track::kWeightsToGpu);
+    const auto kv = device_.make_stream(Track::kKvToGpu);
+    const auto event = device_.make_event();
+    const std::vector<float> one(16, 1.0f);
+    const auto bytes = std::as_bytes(std::span(one));
+    std::vector<float> out(16), back(16);
+    const auto x = device_.allocate(64), y = device_.allocate(64), page = device_.allocate(64);
+    device_.copy_in(*weights, y->data(), bytes);
+    device_.record(*weights, *event);
+    device_.copy_in(*compute, x->data(), bytes);
+    device_.wait(*compute, *event);
+    device_.add(*compute, x->as<float>(), y->as<float>(), 1, 16);
+    device_.copy_in(*kv, page->data(), bytes);
+    device_.copy_out(*kv, std::as_writable_bytes(std::span(back)), page->data());
+    device_.record(*compute);
+    device_.relu(*compute, x->as<float>(), 1, 16);
+    const auto recording = device_.end_recording(*compute);
+    device_.replay(*compute, *recording);
+    device_.copy_out(*compute, std::as_writable_bytes(std::span(out)), x->data());
+    kv->synchronize();
+    weights->synchronize();
+    compute->synchronize();
+    EXPECT_EQ(out, std::vector<float>(16, 2.0f));
+    EXPECT_EQ(back, one);
+  }
+
+  static std::map<Track, std::vector<Seen>> events(const Timeline& timeline) {
+    std::map<Track, std::vector<Seen>> seen;
+    timeline.for_each_event([&](const TraceEvent& e) {
+      seen[e.track].push_back({e.name, e.begin, e.end});
+    });
+    return seen;
+  }
+
+  static uint64_t bytes(const Timeline& timeline, Track track) {
+    return timeline.totals().bytes[static_cast<size_t>(track)];
+  }
+
+  TimedDevice device_{std::make_unique<test::FakeDevice>(7)};
+};
+
+TEST_F(TimedDeviceTest, ATraceHasTheOpsOfEachStreamByTheDevicesClock) {
+  Timeline timeline(1000);
+  const Timeline::Attach attach(timeline);
+  timeline.start();
+  const int64_t before = Timeline::now();
+  work();
+  timeline.stop();
+  const auto seen = events(timeline);
+  std::vector<std::string> names;
+  int64_t last = before;
+  for (const Seen& event : seen.at(Track::kGpu)) {
+    names.push_back(event.name);
+    EXPECT_GE(event.begin, last) << event.name;
+    EXPECT_GT(event.end, event.begin) << event.name;
+    last = event.end;
+  }
+  EXPECT_EQ(names, (std::vector<std::string>{"copy", "add", "step, replayed", "copy"}));
+  EXPECT_EQ(seen.at(Track::kWeightsToGpu).size(), 1U);
+  EXPECT_EQ(seen.at(Track::kKvToGpu).size(), 1U);
+  EXPECT_EQ(seen.at(Track::kKvFromGpu).size(), 1U);
+  // What waits for the weights comes after them.
+  EXPECT_GE(seen.at(Track::kGpu)[1].end, seen.at(Track::kWeightsToGpu)[0].end);
+}
+
+TEST_F(TimedDeviceTest, BytesCountWithoutATraceToo) {
+  for (const size_t room : {size_t{0}, size_t{1000}}) {
+    Timeline timeline(room);
+    const Timeline::Attach attach(timeline);
+    work();
+    EXPECT_EQ(bytes(timeline, Track::kWeightsToGpu), 0U) << "a run has not begun";
+    timeline.start();
+    work();
+    timeline.stop();
+    for (const Track track : {Track::kWeightsToGpu, Track::kKvToGpu, Track::kKvFromGpu}) {
+      EXPECT_EQ(bytes(timeline, track), 64U) << name_of(track);
+    }
+    EXPECT_EQ(bytes(timeline, Track::kGpu), 0U);
+    work();
+    EXPECT_EQ(bytes(timeline, Track::kWeightsToGpu), 64U) << "it is over";
+  }
+}
+
+}  // namespace
+}  // namespace headrace
