@@ -297,8 +297,8 @@ TEST(StageReport, TravelsAsJson) {
   sent.cpu_s = 0.5;
   sent.peak_memory = 1u << 30;
   sent.dropped_events = 9;
-  sent.totals.bytes = {0, 11, 12, 13, 14, 15};
-  sent.totals.transfers = {0, 1, 2, 3, 4, 5};
+  sent.totals.bytes = {0, 0, 12, 13, 14, 15, 16, 17, 18, 19};
+  sent.totals.transfers = {0, 0, 2, 3, 4, 5, 6, 7, 8, 9};
   sent.expected.step_s = 0.5;
   sent.expected.rates[2] = 1e9;
   const StageReport got = stage_report(json::parse(to_json(sent).dump()));
