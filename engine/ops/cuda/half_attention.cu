@@ -10,7 +10,8 @@ namespace {
 
 // A block for kWarps tiles of queries of one sequence and KV head, which share what they read.
 template <int kDim, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32) half_attention_kernel(Work work) {
+__global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 3 : 1)
+    half_attention_kernel(Work work) {
   extern __shared__ uint4 memory[];
   auto* const shared = reinterpret_cast<char*>(memory);
   const KvPageShape& shape = work.shape;
@@ -29,12 +30,20 @@ __global__ void __launch_bounds__(kWarps * 32) half_attention_kernel(Work work) 
   Queries<kDim> w;
   const int64_t mine = first + warp * kWarpQueries;
   const bool works = mine < queries;
+  // Tokens that some query of the warp sees.
+  const int64_t seen =
+      works ? sequence.first_position + (min(mine + kWarpQueries, queries) - 1) / group + 1 : 0;
+  __shared__ TilePages pages;
+  put_page(pages, 0, my_page(sequence, 0, end));
+  put_page(pages, 1, my_page(sequence, 1, end));
+  __syncthreads();
+  load_tile<kDim>(shape, pages, kv_head, 0, end, shared);
   load_queries(work, sequence, kv_head, mine, w);
-  load_tile<kDim>(shape, sequence, kv_head, 0, end, shared);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     char* const stage = shared + tile % kStages * Layout<kDim>::kStage;
+    const std::byte* const later = my_page(sequence, tile + 2, end);
     if (tile + 1 < tiles) {
-      load_tile<kDim>(shape, sequence, kv_head, tile + 1, end,
+      load_tile<kDim>(shape, pages, kv_head, tile + 1, end,
                       shared + (tile + 1) % kStages * Layout<kDim>::kStage);
       asm volatile("cp.async.wait_group 1;");
     } else {
@@ -44,7 +53,12 @@ __global__ void __launch_bounds__(kWarps * 32) half_attention_kernel(Work work) 
       clear_tokens<kDim>(shape, static_cast<int>(end - tile * kTileTokens), stage);
     }
     __syncthreads();
-    if (works) attend_tile(stage, tile * kTileTokens, w);
+    const int64_t left = seen - tile * kTileTokens;
+    if (left > 0) {
+      const int64_t here = min((left + kPageTokens - 1) / kPageTokens, int64_t{kTilePages});
+      attend_tile(stage, tile * kTileTokens, static_cast<int>(here), w);
+    }
+    put_page(pages, tile, later);
     __syncthreads();
   }
   if (works) write_queries(work, w);
@@ -83,11 +97,16 @@ __global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
   load_queries(work, sequence, kv_head, 0, w);
   float o[T::kSteps][2][4] = {}, sum[2] = {};
   const int row = lane % 8 + lane / 8 % 2 * 8, half = lane / 16;
-  load_tile<kDim>(shape, sequence, kv_head, 0, end, shared);
+  __shared__ TilePages pages;
+  put_page(pages, 0, my_page(sequence, 0, end));
+  put_page(pages, 1, my_page(sequence, 1, end));
+  __syncthreads();
+  load_tile<kDim>(shape, pages, kv_head, 0, end, shared);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     char* const stage = shared + tile % kStages * L::kStage;
+    const std::byte* const later = my_page(sequence, tile + 2, end);
     if (tile + 1 < tiles) {
-      load_tile<kDim>(shape, sequence, kv_head, tile + 1, end,
+      load_tile<kDim>(shape, pages, kv_head, tile + 1, end,
                       shared + (tile + 1) % kStages * L::kStage);
       asm volatile("cp.async.wait_group 1;");
     } else {
@@ -127,7 +146,7 @@ __global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
       for (int p = 0; p < kTilePages; ++p) {
         most = fmaxf(most, maxima[p * kWarpQueries + lane / 4 + 8 * r]);
       }
-      const float keep = exp2f(w.max[r] - most);
+      const float keep = exp2_of(w.max[r] - most);
       w.max[r] = most;
 #pragma unroll
       for (int n = 0; n < T::kSteps; ++n) {
@@ -157,6 +176,7 @@ __global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
         multiply_add(o[n][1], p, v[2], v[3]);
       }
     }
+    put_page(pages, tile, later);
     __syncthreads();
   }
 

@@ -79,14 +79,35 @@ inline __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Nothing of a weight is left in f16 where this has become 0.
+inline __device__ float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 inline __device__ uint32_t pack(float low, float high) {
   const __half2 both = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&both);
 }
 
+// Where the pages of two tiles are, in shared memory: it takes as long to find out as to read them.
+using TilePages = const std::byte* [2][kTilePages];
+
+// The page of a tile that this thread looks up for all, if it has tokens before `end`.
+inline __device__ const std::byte* my_page(const AttentionSequence& sequence, int64_t tile,
+                                           int64_t end) {
+  const int64_t number = tile * kTilePages + threadIdx.x;
+  return threadIdx.x < kTilePages && number * kPageTokens < end ? sequence.pages[number] : nullptr;
+}
+
+inline __device__ void put_page(TilePages& pages, int64_t tile, const std::byte* page) {
+  if (threadIdx.x < kTilePages) pages[tile % 2][threadIdx.x] = page;
+}
+
 // Tokens [64 * tile, ...) of which those before `end` are wanted; what is missing of V is zero.
 template <int kDim>
-__device__ void load_tile(const KvPageShape& shape, const AttentionSequence& sequence, int kv_head,
+__device__ void load_tile(const KvPageShape& shape, const TilePages& pages, int kv_head,
                           int64_t tile, int64_t end, char* stage) {
   using L = Layout<kDim>;
   const int k_chunks = shape.head_dim * 2, v_chunks = shape.v_stride() / 8;
@@ -99,7 +120,7 @@ __device__ void load_tile(const KvPageShape& shape, const AttentionSequence& seq
       }
       continue;
     }
-    const std::byte* const memory = sequence.pages[number];
+    const std::byte* const memory = pages[tile % 2][page];
     const std::byte* const k = memory + shape.k_offset(kv_head);
     const std::byte* const v = memory + shape.v_offset(kv_head);
     for (int i = t; i < k_chunks; i += threads) {
@@ -180,7 +201,7 @@ inline __device__ void weigh_page(float (&low)[4], float (&high)[4], int r, floa
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     float& weight = (i < 2 ? low : high)[2 * r + i % 2];
-    weight = __half2float(__float2half_rn(exp2f(weight - most)));
+    weight = __half2float(__float2half_rn(exp2_of(weight - most)));
     sum += weight;
   }
 }
@@ -199,24 +220,28 @@ inline __device__ float row_sum(const float (&sums)[kTilePages]) {
   return sum + __shfl_xor_sync(~0u, sum, 2);
 }
 
-// The softmax step of a tile; s becomes the weights.
+// The softmax step of the first `pages` pages of a tile; s becomes the weights.
 template <int kDim>
-__device__ void weigh(Queries<kDim>& w, int64_t first_token, float (&s)[kTileTokens / 8][4]) {
+__device__ void weigh(Queries<kDim>& w, int64_t first_token, int pages,
+                      float (&s)[kTileTokens / 8][4]) {
   const auto lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
+    // Of the tile's tokens, the last one that the query sees.
+    const int seen = static_cast<int>(min(w.position[r] - first_token, int64_t{kTileTokens}));
     float most = kNothing;
 #pragma unroll
     for (int n = 0; n < kTileTokens / 8; ++n) {
+      if (n / 2 >= pages) continue;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float& score = s[n][2 * r + i];
-        if (first_token + n * 8 + lane % 4 * 2 + i > w.position[r]) score = -INFINITY;
+        if (n * 8 + lane % 4 * 2 + i > seen) score = -INFINITY;
         most = fmaxf(most, score);
       }
     }
     most = fmaxf(row_max(most), w.max[r]);
-    const float keep = exp2f(w.max[r] - most);
+    const float keep = exp2_of(w.max[r] - most);
     w.max[r] = most;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
@@ -225,19 +250,25 @@ __device__ void weigh(Queries<kDim>& w, int64_t first_token, float (&s)[kTileTok
     }
 #pragma unroll
     for (int page = 0; page < kTilePages; ++page) {
-      weigh_page(s[2 * page], s[2 * page + 1], r, most, keep, w.sum[r][page]);
+      if (page < pages) {
+        weigh_page(s[2 * page], s[2 * page + 1], r, most, keep, w.sum[r][page]);
+      } else {
+        w.sum[r][page] *= keep;
+      }
     }
   }
 }
 
+// Only the first `pages` pages have tokens that a query of the warp sees.
 template <int kDim>
-__device__ void attend_tile(const char* stage, int64_t first_token, Queries<kDim>& w) {
+__device__ void attend_tile(const char* stage, int64_t first_token, int pages, Queries<kDim>& w) {
   using L = Layout<kDim>;
   const auto lane = static_cast<int>(threadIdx.x % 32);
   const int row = lane % 8 + lane / 8 % 2 * 8, half = lane / 16;
   float s[kTileTokens / 8][4] = {};
 #pragma unroll
   for (int page = 0; page < kTilePages; ++page) {
+    if (page >= pages) break;
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
       uint32_t k[4];
@@ -246,9 +277,10 @@ __device__ void attend_tile(const char* stage, int64_t first_token, Queries<kDim
       multiply_add(s[2 * page + 1], w.q[step], k[2], k[3]);
     }
   }
-  weigh(w, first_token, s);
+  weigh(w, first_token, pages, s);
 #pragma unroll
   for (int page = 0; page < kTilePages; ++page) {
+    if (page >= pages) break;
     const float(&low)[4] = s[2 * page], (&high)[4] = s[2 * page + 1];
     const uint32_t p[4] = {pack(low[0], low[1]), pack(low[2], low[3]), pack(high[0], high[1]),
                            pack(high[2], high[3])};
