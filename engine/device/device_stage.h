@@ -20,6 +20,7 @@ class DeviceStage {
     int64_t kv_pages = 0;       // of each layer
     int64_t kv_host_pages = 0;  // of them, in host memory that kernels reach over the link
     int64_t step_rows = 0, micro_batch_rows = 0;
+    int link_buffers = 0;    // for hidden states that come from or go to another device
     int64_t logit_rows = 1;  // rows whose logits are there at once, at least
     KvFormat kv_format = KvFormat::kF16;
     // Linear layers and attention on the tensor cores; else in float32, with the CPU's bits.
@@ -50,6 +51,8 @@ class DeviceStage {
   Ops& ops() { return *ops_; }
   KvArena kv_on_device() { return {kv_->data(), sizes_.kv_pages - sizes_.kv_host_pages}; }
   KvArena kv_on_host() { return {kv_host_.data(), sizes_.kv_host_pages}; }
+  // The link buffers, of step_rows rows.
+  std::vector<std::byte*> link_memory() const;
   std::span<float> scratch() { return {scratch_->as<float>(), scratch_->size() / sizeof(float)}; }
 
  private:
@@ -61,6 +64,7 @@ class DeviceStage {
   std::vector<std::unique_ptr<DevicePin>> pins_;
   DeviceWeights weights_;
   std::unique_ptr<DeviceBuffer> kv_, scratch_;
+  std::vector<std::unique_ptr<DeviceBuffer>> link_;
   std::unique_ptr<Ops> ops_;
 };
 
