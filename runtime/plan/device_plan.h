@@ -12,6 +12,7 @@ struct DeviceLimits {
   uint64_t memory = 0;            // bytes of the device
   uint64_t weights = UINT64_MAX;  // of them, for weights that stay there
   bool half = true;               // arithmetic, see DeviceStage
+  int wires = 0;                  // hops by which hidden states come and go on the device
 };
 
 // KV pages of all sequences that are wanted go on the device as far as they have room, the others

@@ -164,7 +164,8 @@ TEST_F(MpiTransportTest, HiddenStatesFlowWhileStagesCompute) {
   static std::vector<Bytes> memory(kLinkBuffers, Bytes(kMost));
   static bool lent = false;
   if (!std::exchange(lent, true)) {
-    transport->set_buffers(std::vector<ActivationLink::HiddenBuffer>(memory.begin(), memory.end()));
+    transport->set_buffers(std::vector<ActivationLink::HiddenBuffer>(memory.begin(), memory.end()),
+                           rank_ > 0);
   }
   std::mt19937 random(static_cast<unsigned>(rank_));
   constexpr int kSteps = 150;
