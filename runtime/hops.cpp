@@ -51,7 +51,7 @@ class Connecting {
   bool look(bool in_time) {
     if (!told_ && failure_.empty() && wire_) {
       attempt([this] { connected_ = wire_->connected(); });
-      if (!connected_ && !in_time) {
+      if (!connected_ && failure_.empty() && !in_time) {
         failure_ = name(ranks_, ranks_.rank()) + ": it took longer than --peer-timeout";
       }
     }
@@ -59,20 +59,28 @@ class Connecting {
     const bool over = theirs_ && !theirs_->empty();
     if (!told_ && (connected_ || over || !failure_.empty() || !wire_)) {
       told_ = true;
-      ranks_.send(peer_, Channel::kSetup, text_bytes(connected_ ? "" : failure()));
+      if (!connected_ && failure_.empty()) failure_ = over ? their_failure() : kOther;
+      ranks_.send(peer_, Channel::kSetup, text_bytes(failure_));
     }
     return told_ && theirs_;
   }
 
-  // Why not; empty where it is connected. The same at both ends.
+  // Why not, by what both ends say; empty where it is connected.
   std::string failure() const {
-    if (!failure_.empty()) return failure_;
-    if (!theirs_ || theirs_->empty()) return connected_ ? "" : "the other end has failed";
-    return {reinterpret_cast<const char*>(theirs_->data()), theirs_->size()};
+    const std::string theirs = their_failure();
+    if (failure_.empty() || failure_ == theirs) return theirs;
+    return theirs.empty() || theirs == kOther ? failure_ : failure_ + "; " + theirs;
   }
   std::unique_ptr<DeviceWire> wire() { return failure().empty() ? std::move(wire_) : nullptr; }
 
  private:
+  static constexpr char kOther[] = "the other end has failed";
+
+  std::string their_failure() const {
+    if (!theirs_) return "";
+    return {reinterpret_cast<const char*>(theirs_->data()), theirs_->size()};
+  }
+
   template <typename Call>
   void attempt(Call call) {
     try {
