@@ -1,4 +1,4 @@
-// Hidden states from the previous stage and to the next one.
+// Hidden states from the previous stage and to the next one, in host memory or a device's.
 #pragma once
 
 #include <cstddef>
@@ -20,10 +20,10 @@ class ActivationLink {
 
   virtual ~ActivationLink() = default;
 
-  // The buffers to work with, kLinkBuffers spans of the same size, or one where there is one rank;
-  // posts the first receives. The memory is the caller's and must outlive the link. Call once,
-  // first.
-  virtual void set_buffers(const std::vector<HiddenBuffer>& buffers) = 0;
+  // The buffers to work with, kLinkBuffers spans of the same size, or one where there is one rank.
+  // `receives`: the previous stage fills them by this link, and the first receives are posted; else
+  // take() gives them. The memory is the caller's and must outlive the link. Call once, first.
+  virtual void set_buffers(const std::vector<HiddenBuffer>& buffers, bool receives) = 0;
 
   // First stage: a buffer that is free. Waits for earlier sends to complete. Throws PeerLost.
   virtual HiddenBuffer take() = 0;
@@ -33,6 +33,14 @@ class ActivationLink {
   virtual void send(HiddenBuffer buffer, size_t bytes) = 0;
   // Gives a buffer back without sending it.
   virtual void recycle(HiddenBuffer buffer) = 0;
+
+  // What of a buffer is in a device's memory.
+  struct OnDevice {
+    std::byte* memory = nullptr;  // as large as the buffer; none: nothing
+    bool arrives = false;         // receive() leaves hidden states there, and not in the buffer
+    bool leaves = false;          // send() takes them from there, and not from the buffer
+  };
+  virtual OnDevice on_device(HiddenBuffer) const { return {}; }
 };
 
 // Buffers a link between ranks needs: one computed on, one being sent, one being received.

@@ -69,6 +69,24 @@ class Communicator {
     Communicator& communicator_;
   };
 
+  // While one lives, this rank waits for another one in a way that its communicator knows nothing
+  // of.
+  class Waiting {
+   public:
+    explicit Waiting(Communicator& communicator) : communicator_(communicator) {
+      communicator_.set_waiting(true);
+    }
+    ~Waiting() { communicator_.set_waiting(false); }
+    Waiting(const Waiting&) = delete;
+    Waiting& operator=(const Waiting&) = delete;
+
+    // Throws PeerLost if a rank is lost. Does not wait.
+    void check() { communicator_.check_peers(); }
+
+   private:
+    Communicator& communicator_;
+  };
+
   // Gets every transfer from now on except those of the setup channel; an empty one ends that, and
   // is not called any more on return. Called from another thread, must be quick. In-process ranks
   // report none.
@@ -87,6 +105,8 @@ class Communicator {
 
  protected:
   virtual void set_idle(bool idle) = 0;
+  virtual void set_waiting(bool waiting) = 0;
+  virtual void check_peers() = 0;
 };
 
 // Every rank's message of the setup channel, by rank, on rank 0 (empty elsewhere).

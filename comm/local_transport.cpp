@@ -57,7 +57,9 @@ LocalTransport::LocalTransport(std::shared_ptr<Hub> hub, int rank)
     : hub_(std::move(hub)), rank_(rank) {}
 LocalTransport::~LocalTransport() = default;
 
-void LocalTransport::set_buffers(const std::vector<HiddenBuffer>& buffers) { free_ = buffers; }
+void LocalTransport::set_buffers(const std::vector<HiddenBuffer>& buffers, bool) {
+  free_ = buffers;
+}
 
 int LocalTransport::size() const { return hub_->ranks; }
 const std::string& LocalTransport::host(int) const { return hub_->host; }
@@ -76,6 +78,15 @@ std::optional<Bytes> LocalTransport::try_receive(int from, Channel channel) {
     if (hub_->queues[{from, rank_, static_cast<int>(channel)}].empty()) return std::nullopt;
   }
   return receive(from, channel);
+}
+
+void LocalTransport::set_waiting(bool waiting) {
+  if (waiting) waits_since_ = std::chrono::steady_clock::now();
+}
+
+void LocalTransport::check_peers() {
+  if (std::chrono::steady_clock::now() - waits_since_ < hub_->timeout) return;
+  throw PeerLost("no rank (host " + hub_->host + ") did anything in time");
 }
 
 LocalTransport::HiddenBuffer LocalTransport::take() {

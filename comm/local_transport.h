@@ -36,7 +36,7 @@ class LocalTransport final : public Communicator, public ActivationLink {
   void halt() override {}
   void abort(int) override {}
 
-  void set_buffers(const std::vector<HiddenBuffer>& buffers) override;
+  void set_buffers(const std::vector<HiddenBuffer>& buffers, bool receives) override;
   HiddenBuffer take() override;
   HiddenBuffer receive(size_t bytes) override;
   void send(HiddenBuffer buffer, size_t bytes) override;
@@ -44,10 +44,13 @@ class LocalTransport final : public Communicator, public ActivationLink {
 
  protected:
   void set_idle(bool) override {}
+  void set_waiting(bool waiting) override;
+  void check_peers() override;
 
  private:
   std::shared_ptr<Hub> hub_;
   int rank_;
+  std::chrono::steady_clock::time_point waits_since_;
   std::vector<HiddenBuffer> free_;
 };
 

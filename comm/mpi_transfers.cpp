@@ -145,7 +145,8 @@ std::optional<Bytes> MpiTransfers::take(int from, Channel channel) {
   return message;
 }
 
-void MpiTransfers::set_buffers(const std::vector<HiddenBuffer>& buffers) {
+void MpiTransfers::set_buffers(const std::vector<HiddenBuffer>& buffers, bool receives) {
+  receives_ = receives;
   for (const HiddenBuffer& memory : buffers) {
     buffers_.push_back({memory, MPI_REQUEST_NULL});
     release(static_cast<int>(buffers_.size()) - 1);
@@ -169,9 +170,9 @@ void MpiTransfers::send(HiddenBuffer buffer, size_t bytes) {
   queued_.push_back({rank_ + 1, kHiddenTag, {}, index_of(buffer), bytes});
 }
 
-// A buffer that nobody uses: the first stage takes it from the free list, the others post it.
+// A buffer that nobody uses: a receive is posted into it, or take() finds it on the free list.
 void MpiTransfers::release(int buffer) {
-  if (rank_ == 0) {
+  if (!receives_) {
     free_.push_back(buffer);
     return;
   }

@@ -43,7 +43,7 @@ class MpiTransfers {
   std::optional<Bytes> take(int from, Channel channel);
 
   // See ActivationLink. Calls that need a buffer that is not there are errors of the caller's.
-  void set_buffers(const std::vector<HiddenBuffer>& buffers);
+  void set_buffers(const std::vector<HiddenBuffer>& buffers, bool receives);
   bool has_free() const { return !free_.empty(); }
   HiddenBuffer take_free();
   bool has_full() const { return !full_.empty(); }
@@ -92,6 +92,7 @@ class MpiTransfers {
   std::deque<Sending> queued_, sending_;
   std::deque<Arriving> arriving_;
   std::vector<Buffer> buffers_;
+  bool receives_ = false;  // into buffers that nobody uses
   std::deque<int> free_;
   std::deque<int> posted_;                   // in matching order
   std::deque<std::pair<int, size_t>> full_;  // buffer, bytes

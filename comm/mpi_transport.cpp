@@ -86,12 +86,18 @@ struct MpiTransport::Impl {
 
   // ---- the caller's side ----
 
+  // Returns the state before.
+  PeerState begin_to_wait() {
+    const PeerState before = life.watch().own_state();
+    if (before != PeerState::kGone) life.watch().set_own_state(PeerState::kWaiting);
+    return before;
+  }
+
   // Gives the lock, with `ready()` true. Throws PeerLost.
   template <typename Ready>
   std::unique_lock<std::mutex> wait(Ready ready) {
     std::unique_lock lock(mutex);
-    const PeerState before = life.watch().own_state();
-    if (before != PeerState::kGone) life.watch().set_own_state(PeerState::kWaiting);
+    const PeerState before = begin_to_wait();
     if (!ready()) {  // the progress thread may have become slow
       backoff.restart(Clock::now());
       work.notify_one();
@@ -128,6 +134,7 @@ struct MpiTransport::Impl {
   MpiLife life;
   MpiTransfers transfers;
   Backoff backoff{Clock::now()};
+  PeerState before_waiting = PeerState::kIdle;  // for what MPI does not know
   bool awaits_hidden = false;
   std::string failure;  // why every wait must end
   bool stop = false;
@@ -259,6 +266,21 @@ void MpiTransport::set_idle(bool idle) {
   impl_->life.watch().set_own_state(idle ? PeerState::kIdle : PeerState::kWorking);
 }
 
+void MpiTransport::set_waiting(bool waiting) {
+  const std::lock_guard lock(impl_->mutex);
+  if (waiting) {
+    impl_->before_waiting = impl_->begin_to_wait();
+  } else {
+    impl_->life.watch().set_own_state(impl_->before_waiting);
+    impl_->life.watch().moved(Clock::now());
+  }
+}
+
+void MpiTransport::check_peers() {
+  const std::lock_guard lock(impl_->mutex);
+  if (!impl_->failure.empty()) throw PeerLost(impl_->failure);
+}
+
 void MpiTransport::finish() {
   {
     const std::lock_guard lock(impl_->mutex);
@@ -281,9 +303,9 @@ void MpiTransport::abort(int exit_code) {
   MPI_Abort(MPI_COMM_WORLD, exit_code);
 }
 
-void MpiTransport::set_buffers(const std::vector<HiddenBuffer>& buffers) {
+void MpiTransport::set_buffers(const std::vector<HiddenBuffer>& buffers, bool receives) {
   const std::lock_guard lock(impl_->mutex);
-  impl_->transfers.set_buffers(buffers);
+  impl_->transfers.set_buffers(buffers, receives);
 }
 
 MpiTransport::HiddenBuffer MpiTransport::take() {

@@ -40,7 +40,7 @@ class MpiTransport final : public Communicator, public ActivationLink {
   void halt() override;
   void abort(int exit_code) override;
 
-  void set_buffers(const std::vector<HiddenBuffer>& buffers) override;
+  void set_buffers(const std::vector<HiddenBuffer>& buffers, bool receives) override;
   HiddenBuffer take() override;
   HiddenBuffer receive(size_t bytes) override;
   void send(HiddenBuffer buffer, size_t bytes) override;
@@ -48,6 +48,8 @@ class MpiTransport final : public Communicator, public ActivationLink {
 
  protected:
   void set_idle(bool idle) override;
+  void set_waiting(bool waiting) override;
+  void check_peers() override;
 
  private:
   struct Impl;

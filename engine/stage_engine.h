@@ -33,6 +33,8 @@ class StageEngine {
   // First stage: hidden[rows][d_model] from the rows' tokens, for the sweep that comes next; where
   // the weights' source has the embedding they are not the host's until then.
   void embed(std::span<const BatchItem> batch, std::span<const int32_t> tokens, float* hidden);
+  // Where the ops keep the hidden states of the next step; see Ops.
+  void work_in(const HiddenPlace& place) { ops_.work_in(place); }
   // hidden[rows][d_model] through all layers of the stage, in place. Reserves the KV pages it
   // fills.
   void sweep(std::span<const BatchItem> batch, float* hidden);

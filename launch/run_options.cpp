@@ -57,6 +57,11 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
                  "which gives the tokens of a CPU bit for bit; auto: f16")
       ->check(CLI::IsMember({"auto", "f16", "f32"}))
       ->capture_default_str();
+  sub.add_option("--link", run.link,
+                 "How hidden states pass between GPUs: nccl, mpi (through host memory), or auto: "
+                 "nccl where it is to be had")
+      ->check(CLI::IsMember({"auto", "mpi", "nccl"}))
+      ->capture_default_str();
   sub.add_option("--peer-timeout", arguments.peer_timeout,
                  "Seconds without a sign of life after which a rank is lost")
       ->check(positive)
@@ -65,6 +70,7 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
 
 void finish_run_options(RunOptions& run, const RunArguments& arguments) {
   run.cuda_module = beside_program(kCudaModule);
+  run.peer_timeout = arguments.peer_timeout;
   if (!arguments.device_memory.empty()) {
     run.device_memory = parse_size("--device-memory", arguments.device_memory);
   }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "comm/error.h"
 #include "engine/error.h"
 #include "engine/io/directory.h"
 #include "headrace/version.h"
@@ -109,6 +110,7 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   const Workload wanted = workload(requests);
   other_ = other_memory();
   choose_device();
+  choose_hops();
   if (!device_choice_) refuse_what_does_not_fit(wanted);
   budget_.set_aside(other_.sum(), "tokenizer, requests and trace");
   if (!device_choice_) measure_computing();
@@ -162,6 +164,7 @@ void Rank::choose_device() {
   DeviceModule& module = *device_choice_.module;
   const DeviceFacts gpu = module.facts(device_choice_.number);
   device_name_ = gpu.name;
+  device_place_ = ranks.host(ranks.rank()) + " " + gpu.bus;
   const DeviceLinkRates link = module.measure_link(device_choice_.number);
   rates_.link = link.to_device;
   rates_.device_memory = link.memory;
@@ -172,6 +175,39 @@ void Rank::choose_device() {
   device_limits_.weights = options_.device_weights;
   device_limits_.kv = options_.device_kv;
   device_limits_.half = options_.math != "f32";
+}
+
+void Rank::choose_hops() {
+  Communicator& ranks = wires_.communicator;
+  if (ranks.size() == 1) return;
+  HopEnd mine;
+  if (device_choice_) mine.gpu = device_place_;
+  if (device_choice_ && options_.link != "mpi") {
+    const Communicator::Idle opening(ranks);
+    try {
+      device_wires_ = open_device_wires(options_.cuda_module);
+      mine.nccl = device_wires_->version();
+    } catch (const CommError& e) {
+      mine.why_no_nccl = e.what();
+    }
+  }
+  hops_ = headrace::choose_hops(ranks, options_.link, mine);
+  const int rank = ranks.rank();
+  const bool from_wire = rank > 0 && hops_[rank - 1].over_wire;
+  const bool to_wire = !wires_.is_last() && hops_[rank].over_wire;
+  device_limits_.wires = from_wire + to_wire;
+}
+
+HopWires Rank::connect() {
+  Communicator& ranks = wires_.communicator;
+  HopWires wires = connect_hops(ranks, device_wires_.get(), device_choice_.number, options_.link,
+                                std::chrono::duration<double>(options_.peer_timeout), hops_);
+  if (!wires_.is_last()) {
+    const Hop& hop = hops_[ranks.rank()];
+    const std::string line = describe(hop, ranks.rank());
+    if (!line.empty()) spdlog::log(hop.failed ? spdlog::level::warn : spdlog::level::info, line);
+  }
+  return wires;
 }
 
 void Rank::measure_computing() {
@@ -358,12 +394,14 @@ bool Rank::memory_is_tight() const {
 }
 
 void Rank::load() {
+  HopWires hops = connect();
   // What metadata and tokenizer needed while they were read goes back to the system.
   ::malloc_trim(0);
   const ModelConfig& config = checkpoint_->config();
   load_weights();
   const Cpu cpu{threads_, kernels_};
   if (plan_.device) {
+    if (!hops.previous && !hops.next) plan_.device->sizes.link_buffers = 0;
     device_.emplace(device_choice_.module->open(device_choice_.number), *checkpoint_, *weights_,
                     threads_, budget_, plan_.device->sizes);
     stage_.emplace(config, *weights_, *device_, cpu, budget_, plan_.sizes);
@@ -381,7 +419,11 @@ void Rank::load() {
   }
   // Off a disk it would take too long.
   if (plan_.device && !plan_.needs_disk()) stage_->warm_up(hidden_.front().as<float>());
-  wires_.link.set_buffers(spans);
+  if (hops.previous || hops.next) {
+    link_.emplace(wires_.communicator, wires_.link, std::move(hops.previous), std::move(hops.next),
+                  device_->link_memory());
+  }
+  link().set_buffers(spans, !wires_.is_first());
 }
 
 void Rank::load_weights() {
@@ -401,10 +443,17 @@ void Rank::load_weights() {
 
 void Rank::coordinate(Coordinator& coordinator, const std::atomic<bool>& interrupted,
                       const std::function<void()>& after_step) {
-  run_coordinator(coordinator, *stage_, checkpoint_->config().d_model, wires_, interrupted,
-                  after_step);
+  run_coordinator(coordinator, *stage_, checkpoint_->config().d_model,
+                  {wires_.communicator, link()}, interrupted, after_step);
 }
 
-void Rank::follow() { run_stage(*stage_, checkpoint_->config().d_model, wires_); }
+void Rank::follow() {
+  run_stage(*stage_, checkpoint_->config().d_model, {wires_.communicator, link()});
+}
+
+void Rank::finish() {
+  if (link_) link_->close();
+  wires_.communicator.finish();
+}
 
 }  // namespace headrace

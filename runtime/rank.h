@@ -7,11 +7,13 @@
 #include <optional>
 #include <vector>
 
+#include "comm/device_link.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/memory/budget.h"
 #include "engine/memory/weight_store.h"
 #include "engine/thread_pool.h"
 #include "runtime/device_choice.h"
+#include "runtime/hops.h"
 #include "runtime/pipeline/pipeline.h"
 #include "runtime/pipeline/stage.h"
 #include "runtime/plan/device_plan.h"
@@ -36,7 +38,8 @@ class Rank {
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
 
-  // Reads the weights and takes the buffers. Throws ModelError, IoError, DoesNotFit.
+  // Connects the rank with its neighbours, reads the weights and takes the buffers. Throws
+  // ModelError, IoError, DoesNotFit, ResourceMissing, PeerLost.
   void load();
 
   // Rank 0: runs the pipeline until the coordinator is finished or `interrupted` is set (see
@@ -44,6 +47,8 @@ class Rank {
   void coordinate(Coordinator& coordinator, const std::atomic<bool>& interrupted,
                   const std::function<void()>& after_step);
   void follow();
+  // All ranks, at the end of a run that went well: takes the links down. Throws PeerLost.
+  void finish();
 
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   const StageRange& range() const { return range_; }
@@ -70,6 +75,9 @@ class Rank {
   OtherMemory other_memory() const;
   void refuse_what_does_not_fit(const Workload& wanted) const;
   void choose_device();
+  void choose_hops();
+  HopWires connect();
+  ActivationLink& link() { return link_ ? *link_ : wires_.link; }
   Stage::Sizes stage_sizes() const;
   std::string math() const;  // of this rank: "f32", or "f16 on NVIDIA H100 80GB HBM3"
   void measure_computing();
@@ -103,6 +111,9 @@ class Rank {
   ChosenDevice device_choice_;
   DeviceLimits device_limits_;
   std::string device_name_;
+  std::string device_place_;  // the same for ranks that share the GPU
+  std::unique_ptr<DeviceWires> device_wires_;
+  std::vector<Hop> hops_;
   std::string math_of_all_;
   Rates rates_;
   OtherMemory other_;
@@ -113,6 +124,7 @@ class Rank {
   std::optional<WeightStore> weights_;
   std::optional<DeviceStage> device_;
   std::optional<Stage> stage_;
+  std::optional<DeviceLink> link_;  // where hidden states come from a GPU or go to one
 };
 
 }  // namespace headrace

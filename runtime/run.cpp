@@ -37,7 +37,7 @@ RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
     report.end();
   }
   report.finish(desk ? desk->counts() : RunCounts{}, end);
-  wires.communicator.finish();
+  rank.finish();
   report.check_files();
   return end;
 }

@@ -36,6 +36,8 @@ struct RunOptions {
   uint64_t device_weights = UINT64_MAX;  // of them, for weights that stay there
   uint64_t device_kv = UINT64_MAX;       // and for KV pages
   std::string math = "auto";             // f32; auto: f16 on a GPU
+  std::string link = "auto";             // mpi or nccl between GPUs; auto: what is best
+  double peer_timeout = 60;              // seconds; within them NCCL must connect
   bool takes_requests = true;            // rank 0 has a tokenizer and reads requests ahead
   std::string trace;                     // file for a Chrome trace; empty: none
   std::string report;                    // file for the report as JSON; empty: none

@@ -12,6 +12,7 @@ namespace headrace {
 
 struct DeviceFacts {
   std::string name;
+  std::string bus;                             // where it is in this machine: "0000:3b:00.0"
   int major = 0, minor = 0;                    // compute capability
   uint64_t memory_total = 0, memory_free = 0;  // bytes
 };

@@ -9,7 +9,7 @@ namespace headrace {
 namespace {
 
 constexpr int kStagings = 16;
-constexpr size_t kMostRecordings = 64;
+constexpr size_t kMostRecordings = 192;
 
 const float* floats(const Operand* x) { return reinterpret_cast<const float*>(x); }
 
@@ -59,11 +59,12 @@ DeviceOps::~DeviceOps() {
 
 float* DeviceOps::enter(float* host, int64_t floats) {
   uploaded_.clear();
-  if (floats == 0) return hidden_->as<float>();
+  const bool arrived = std::exchange(place_.arrived, false);
+  if (floats == 0 || arrived) return hidden();
   const auto bytes = bytes_of(host, floats);
   if (bytes.size() > hidden_->size()) throw std::logic_error("DeviceOps: a step is too large");
-  device_.copy_in(stream_, hidden_->data(), bytes);
-  return hidden_->as<float>();
+  device_.copy_in(stream_, reinterpret_cast<std::byte*>(hidden()), bytes);
+  return hidden();
 }
 
 float* DeviceOps::enter(const EmbeddingTables& tables, const EmbeddingRows& rows) {
@@ -74,12 +75,14 @@ float* DeviceOps::enter(const EmbeddingTables& tables, const EmbeddingRows& rows
   const auto* tokens = ids_->as<int32_t>();
   device_.embed(stream_, tables, tokens,
                 rows.positions.empty() ? nullptr : tokens + rows.tokens.size(),
-                std::ssize(rows.tokens), hidden_->as<float>());
-  return hidden_->as<float>();
+                std::ssize(rows.tokens), hidden());
+  return hidden();
 }
 
 void DeviceOps::leave(float* host, int64_t floats) {
-  device_.copy_out(stream_, bytes_of(host, floats), hidden_->data());
+  if (!place_.stays) {
+    device_.copy_out(stream_, bytes_of(host, floats), reinterpret_cast<std::byte*>(hidden()));
+  }
   stream_.synchronize();
 }
 
@@ -92,7 +95,7 @@ void DeviceOps::leave_rows(float* host, int64_t width, std::span<const int64_t> 
     while (end < rows.size() && rows[end] - rows[begin] == static_cast<int64_t>(end - begin)) ++end;
     const auto count = static_cast<int64_t>(end - begin);
     device_.copy_out(stream_, bytes_of(host + static_cast<int64_t>(begin) * width, count * width),
-                     reinterpret_cast<std::byte*>(hidden_->as<float>() + rows[begin] * width));
+                     reinterpret_cast<std::byte*>(hidden() + rows[begin] * width));
   }
   stream_.synchronize();
 }
@@ -191,7 +194,8 @@ int64_t DeviceOps::most_rows(std::span<const AttentionSequence> sequences) {
   return most;
 }
 
-bool DeviceOps::repeat(int64_t key) {
+bool DeviceOps::repeat(int64_t rows) {
+  const RecordingKey key(rows, hidden());
   const auto found = recordings_.find(key);
   if (found == recordings_.end()) {
     if (recordings_.size() == kMostRecordings) recordings_.clear();

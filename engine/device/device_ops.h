@@ -23,6 +23,7 @@ class DeviceOps : public Ops {
   // Device memory that it takes.
   static uint64_t bytes(int64_t step_rows, int64_t width, int rope_half, int64_t pages);
 
+  void work_in(const HiddenPlace& place) override { place_ = place; }
   float* enter(float* host, int64_t floats) override;
   float* enter(const EmbeddingTables& tables, const EmbeddingRows& rows) override;
   const Operand* enter_operand(float* host, int64_t rows, int64_t n) override;
@@ -72,6 +73,9 @@ class DeviceOps : public Ops {
   DeviceStream& stream_;
 
  private:
+  // Where the step's hidden states are.
+  float* hidden() { return place_.memory ? place_.memory : hidden_->as<float>(); }
+
   // Host memory on its way to the device. What callers pass is copied here first, so that it need
   // not outlive the call, whatever goes wrong afterwards.
   struct Staging {
@@ -85,15 +89,18 @@ class DeviceOps : public Ops {
   const AttentionSequence* upload(std::span<const AttentionSequence> sequences);
 
   std::unique_ptr<DeviceBuffer> hidden_, cos_, sin_, tables_, best_, ids_;
+  HiddenPlace place_;
   int rope_half_;
   // Where sequences and their tables of this step are in tables_, by the places on the host of the
   // sequences and of the first one's table.
   using Tables = std::pair<const AttentionSequence*, std::byte* const*>;
   std::map<Tables, const AttentionSequence*> uploaded_;
   size_t tables_used_ = 0;
-  // By key; null until it is there a second time, when all that is tried out once has been.
-  std::map<int64_t, std::unique_ptr<DeviceRecording>> recordings_;
-  std::optional<int64_t> recorded_;  // the key of what is being recorded
+  // By key and place of the hidden states; null until it is there a second time, when all that is
+  // tried out once has been.
+  using RecordingKey = std::pair<int64_t, const float*>;
+  std::map<RecordingKey, std::unique_ptr<DeviceRecording>> recordings_;
+  std::optional<RecordingKey> recorded_;  // the key of what is being recorded
   std::vector<float> fetched_;
   std::vector<Staging> staging_;
   size_t next_ = 0;  // of staging_

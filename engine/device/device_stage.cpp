@@ -41,6 +41,10 @@ uint64_t scratch_bytes(const ModelConfig& config, const StageRange& range,
                                     DeviceOps::kBlockFloats);
 }
 
+uint64_t link_buffer_bytes(const ModelConfig& config, const DeviceStage::Sizes& sizes) {
+  return static_cast<uint64_t>(sizes.step_rows * config.d_model) * sizeof(float);
+}
+
 constexpr int64_t kTileRows = 16384;
 
 // Where a part of the head is expanded at a time, if it must be.
@@ -89,6 +93,7 @@ uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout
          kv_bytes(config, layout.range, sizes) +
          KvWindow::device_bytes(window_sizes(config, layout.range, sizes)) +
          scratch_bytes(config, layout.range, sizes) +
+         static_cast<uint64_t>(sizes.link_buffers) * link_buffer_bytes(config, sizes) +
          DeviceOps::bytes(half.step_rows, half.width, half.rope_half, half.pages) +
          (sizes.half ? HalfOps::bytes(half) : 0);
 }
@@ -103,6 +108,9 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
       kv_(device_->allocate(kv_bytes(checkpoint.config(), host.range(), sizes))),
       scratch_(device_->allocate(scratch_bytes(checkpoint.config(), host.range(), sizes))),
       ops_(make_ops(*device_, *compute_, checkpoint.config(), host.layout(), sizes)) {
+  for (int i = 0; i < sizes.link_buffers; ++i) {
+    link_.push_back(device_->allocate(link_buffer_bytes(checkpoint.config(), sizes)));
+  }
   for (const std::span<std::byte> buffer : host.buffers()) pin(buffer);
   if (sizes.kv_host_pages > 0) {
     kv_host_ = budget.allocate(host_kv_bytes(checkpoint.config(), host.range(), sizes), "KV cache");
@@ -112,6 +120,12 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
                     window_sizes(checkpoint.config(), host.range(), sizes));
   }
   weights_.load(checkpoint, threads, budget, kLoadBytes);
+}
+
+std::vector<std::byte*> DeviceStage::link_memory() const {
+  std::vector<std::byte*> memory;
+  for (const auto& buffer : link_) memory.push_back(buffer->data());
+  return memory;
 }
 
 }  // namespace headrace

@@ -24,6 +24,7 @@ class DeviceStage {
     int64_t kv_window = 0;  // pages of a layer for which those come; most that a sequence may have
     int slots = 1;          // sequences
     int64_t step_rows = 0, micro_batch_rows = 0;
+    int link_buffers = 0;    // for hidden states that come from or go to another device
     int64_t logit_rows = 1;  // rows whose logits are there at once, at least
     KvFormat kv_format = KvFormat::kF16;
     // Linear layers and attention on the tensor cores; else in float32, with the CPU's bits.
@@ -55,6 +56,8 @@ class DeviceStage {
   KvArena kv_on_device() { return {kv_->data(), sizes_.kv_pages - sizes_.kv_host_pages}; }
   // Of the pages on the host; null if there are none.
   KvPassage* kv_window() { return window_ ? &*window_ : nullptr; }
+  // The link buffers, of step_rows rows.
+  std::vector<std::byte*> link_memory() const;
   std::span<float> scratch() { return {scratch_->as<float>(), scratch_->size() / sizeof(float)}; }
 
  private:
@@ -67,6 +70,7 @@ class DeviceStage {
   DeviceWeights weights_;
   std::unique_ptr<DeviceBuffer> kv_, scratch_;
   std::optional<KvWindow> window_;
+  std::vector<std::unique_ptr<DeviceBuffer>> link_;
   std::unique_ptr<Ops> ops_;
 };
 

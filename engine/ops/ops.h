@@ -35,6 +35,13 @@ struct EmbeddingRows {
   std::span<const int32_t> tokens, positions;
 };
 
+// Memory of the ops for the hidden states of a step, in place of what they have themselves.
+struct HiddenPlace {
+  float* memory = nullptr;  // none: their own
+  bool arrived = false;     // hidden states that enter are there already
+  bool stays = false;       // those that leave are wanted there, not on the host
+};
+
 // Ops are queued, in order: their results are there for later ops, and for the host where it says
 // so.
 // Pointers are to the memory of the ops but where "host" says otherwise. One thread uses it. Throws
@@ -43,6 +50,9 @@ class Ops {
  public:
   virtual ~Ops() = default;
 
+  // Where the hidden states of the next step are, from its enter() to its leave() or leave_rows(),
+  // which brings rows to the host all the same. Only on a device.
+  virtual void work_in(const HiddenPlace& place) = 0;
   // Hidden states of a step where ops can use them, until the next call. The host's must stay as
   // they are until something waits.
   virtual float* enter(float* host, int64_t floats) = 0;
@@ -53,7 +63,8 @@ class Ops {
   virtual const Operand* enter_operand(float* host, int64_t rows, int64_t n) = 0;
   // Bytes of an element.
   virtual int64_t operand_bytes() const = 0;
-  // What enter()'s have become is the host's again. Waits for all that was queued.
+  // What enter()'s have become is the host's again, or in its place for who asks there. Waits for
+  // all that was queued.
   virtual void leave(float* host, int64_t floats) = 0;
   // The same, but only these rows of so many floats, ascending, one after the other.
   virtual void leave_rows(float* host, int64_t width, std::span<const int64_t> rows) = 0;

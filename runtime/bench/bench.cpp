@@ -160,7 +160,7 @@ std::optional<BenchReport> run_bench(BenchOptions options, const Wires& wires,
       report->ranks.push_back(rank_from(fact));
     }
   }
-  ranks.finish();
+  rank.finish();
   return report;
 }
 

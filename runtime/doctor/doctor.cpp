@@ -26,9 +26,9 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GpuFacts, name, capability, memory_free, memo
                                    to_device_rate, from_device_rate)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MachineFacts, host, cpu, version, mpi, target, cores,
                                    usable_cores, bound, threads, memory_free, memory_total,
-                                   memory_rate, gpus, gpu_software, gpu_missing, disk, file_system,
-                                   disk_shared, disk_in_memory, disk_free, disk_rate,
-                                   scattered_rate, disk_error, io)
+                                   memory_rate, gpus, gpu_software, gpu_missing, nccl, nccl_missing,
+                                   disk, file_system, disk_shared, disk_in_memory, disk_free,
+                                   disk_rate, scattered_rate, disk_error, io)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LinkFacts, latency_s, rate)
 
 std::optional<Examination> examine(const MachineOptions& options, const Wires& wires) {
@@ -70,11 +70,11 @@ std::string disk_line(const MachineFacts& m) {
                      rate(m.scattered_rate), m.io);
 }
 
-std::string gpu_line(const GpuFacts& gpu, const std::string& software) {
-  return fmt::format("{} ({}): {} free of {}, {} to it and {} from it, {}",
-                     gpu.name, gpu.capability, format_bytes(gpu.memory_free),
-                     format_bytes(gpu.memory_total), rate(gpu.to_device_rate),
-                     rate(gpu.from_device_rate), software);
+std::string gpu_line(const GpuFacts& gpu, const MachineFacts& m) {
+  return fmt::format("{} ({}): {} free of {}, {} to it and {} from it, {}, {}", gpu.name,
+                     gpu.capability, format_bytes(gpu.memory_free), format_bytes(gpu.memory_total),
+                     rate(gpu.to_device_rate), rate(gpu.from_device_rate), m.gpu_software,
+                     m.nccl.empty() ? "no NCCL: " + m.nccl_missing : m.nccl);
 }
 
 std::string describe(const MachineFacts& m, size_t rank) {
@@ -88,7 +88,7 @@ std::string describe(const MachineFacts& m, size_t rank) {
   line("memory", fmt::format("{} free of {}, read at {}", format_bytes(m.memory_free),
                              format_bytes(m.memory_total), rate(m.memory_rate)));
   line("disk", disk_line(m));
-  for (const GpuFacts& gpu : m.gpus) line("gpu", gpu_line(gpu, m.gpu_software));
+  for (const GpuFacts& gpu : m.gpus) line("gpu", gpu_line(gpu, m));
   if (!m.gpu_missing.empty()) {
     line("gpu", (m.gpus.empty() ? "none to use: " : "no other: ") + m.gpu_missing);
   }
@@ -188,6 +188,19 @@ void warn_of_uneven_machines(const Examination& found, std::vector<std::string>&
       name(found, static_cast<size_t>(most - found.ranks.begin())), rate(most->memory_rate)));
 }
 
+// Of neighbours that both have a GPU.
+void warn_of_nccl(const Examination& found, std::vector<std::string>& all) {
+  for (size_t r = 0; r + 1 < found.ranks.size(); ++r) {
+    const MachineFacts &from = found.ranks[r], &to = found.ranks[r + 1];
+    if (from.gpus.empty() || to.gpus.empty() || from.nccl == to.nccl) continue;
+    const auto version = [](const MachineFacts& m) { return m.nccl.empty() ? "no NCCL" : m.nccl; };
+    all.push_back(
+        fmt::format("{} has {}, {} has {}: hidden states between their GPUs go through host memory "
+                    "and MPI; install the same on every node",
+                    name(found, r), version(from), name(found, r + 1), version(to)));
+  }
+}
+
 void warn_of_links(const Examination& found, std::vector<std::string>& all) {
   for (size_t r = 0; r < found.links.size(); ++r) {
     const LinkFacts& link = found.links[r];
@@ -218,6 +231,7 @@ std::vector<std::string> warnings(const Examination& found) {
   for (size_t r = 0; r < found.ranks.size(); ++r) warn_of_machine(found, r, all);
   warn_of_cores(found, all);
   warn_of_uneven_machines(found, all);
+  warn_of_nccl(found, all);
   warn_of_links(found, all);
   return all;
 }

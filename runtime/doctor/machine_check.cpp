@@ -9,6 +9,8 @@
 #include <numeric>
 #include <vector>
 
+#include "comm/device_wire.h"
+#include "comm/error.h"
 #include "engine/device/device_module.h"
 #include "engine/error.h"
 #include "engine/io/directory.h"
@@ -89,6 +91,12 @@ void check_gpus(const std::string& file, MachineFacts& facts) {
     }
   } catch (const std::runtime_error& e) {  // missing, or out of memory
     facts.gpu_missing = e.what();
+  }
+  if (facts.gpus.empty()) return;
+  try {
+    facts.nccl = open_device_wires(file)->version();
+  } catch (const CommError& e) {
+    facts.nccl_missing = e.what();
   }
 }
 

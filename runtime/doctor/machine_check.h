@@ -30,6 +30,8 @@ struct MachineFacts {
   // Those that can be used; `gpu_missing` says why there is none, or no other.
   std::vector<GpuFacts> gpus;
   std::string gpu_software, gpu_missing;
+  // "NCCL 2.28.9", which passes hidden states between GPUs, or why there is none.
+  std::string nccl, nccl_missing;
 
   std::string disk;         // directory; empty: none wanted
   std::string file_system;  // of the directory: "ext4", "tmpfs", or its number

@@ -44,7 +44,10 @@ void account_idle(int64_t idle_ns, int64_t waited_ns) {
 // the caller.
 std::optional<StepResult> compute(Stage& stage, const StepMessage& step, int64_t d_model,
                                   ActivationLink::HiddenBuffer buffer, ActivationLink& link) {
-  std::optional<StepResult> result = stage.run(step, reinterpret_cast<float*>(buffer.data()));
+  const auto floats = [](std::byte* memory) { return reinterpret_cast<float*>(memory); };
+  const ActivationLink::OnDevice device = link.on_device(buffer);
+  std::optional<StepResult> result = stage.run(
+      step, floats(buffer.data()), {floats(device.memory), device.arrives, device.leaves});
   if (result) {
     link.recycle(buffer);
   } else {

@@ -98,7 +98,8 @@ void Stage::warm_up(float* hidden) {
   }
 }
 
-std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden) {
+std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden,
+                                     const HiddenPlace& place) {
   const Compute computing;
   const Span span(Track::kCompute, "step", {Arg::kStep, static_cast<int64_t>(step.step)},
                   {Arg::kRows, step.rows()});
@@ -108,6 +109,7 @@ std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden) {
   for (const StepItem& item : step.items)
     batch.push_back({item.slot, item.first_position, item.rows});
 
+  engine_.work_in(place);
   if (range_.is_first) engine_.embed(batch, step.tokens, hidden);
   if (range_.is_last) {
     engine_.sweep(batch, hidden, sampled_rows(step));

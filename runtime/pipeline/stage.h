@@ -47,8 +47,10 @@ class Stage {
   void warm_up(float* hidden);
 
   // Computes a step in place on hidden [step_rows][d_model]: what the previous stage sent, or what
-  // the first stage embeds itself. On the last stage returns the sampled tokens.
-  std::optional<StepResult> run(const StepMessage& step, float* hidden);
+  // the first stage embeds itself. `place`: where that is on the stage's device, if it comes from
+  // there or goes there. On the last stage returns the sampled tokens.
+  std::optional<StepResult> run(const StepMessage& step, float* hidden,
+                                const HiddenPlace& place = {});
 
   // Bytes of the buffers besides weights and KV pages.
   static uint64_t fixed_bytes(const ModelConfig& config, const StageRange& range,

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "comm/device_wire.h"
 #include "engine/error.h"
 #include "engine/memory/offload_file.h"
 #include "runtime/plan/stage_plan.h"
@@ -56,7 +57,8 @@ class DevicePlanner {
   bool is_head(size_t unit) const { return layout_.range.is_last && layout_.head_unit() == unit; }
 
   uint64_t bytes(const DeviceStage::Sizes& sizes) const {
-    return DeviceStage::bytes_needed(config_, layout_, sizes) + kLibraries;
+    return DeviceStage::bytes_needed(config_, layout_, sizes) + kLibraries +
+           static_cast<uint64_t>(device_.wires) * kWireBytes;
   }
 
   // With nothing resident.
@@ -67,6 +69,7 @@ class DevicePlanner {
     sizes.kv_pages = pages_wanted(config_, workload_, sequences);
     sizes.micro_batch_rows = sizes_.micro_batch_rows;
     sizes.step_rows = sizes_.step_rows;
+    if (device_.wires > 0) sizes.link_buffers = link_buffers(layout_.range);
     sizes.logit_rows = workload_.sampled ? std::min(16, sequences) : 1;
     sizes.slots = sequences;
     sizes.weights.half_rows = device_.half;

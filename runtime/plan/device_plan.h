@@ -13,6 +13,7 @@ struct DeviceLimits {
   uint64_t weights = UINT64_MAX;  // of them, for weights that stay there
   uint64_t kv = UINT64_MAX;       // and for KV pages
   bool half = true;               // arithmetic, see DeviceStage
+  int wires = 0;                  // hops by which hidden states come and go on the device
 };
 
 // KV pages of all sequences that are wanted go on the device as far as they have room, the others

@@ -113,6 +113,7 @@ class Mistakes(CommandTest):
                          says=["--device", wrong])
         self.refused(69, "bench", "--model", TINY, "--device", "cuda:999", says=["--device"])
         self.refused(harness.USAGE, "bench", "--model", TINY, "--math", "bf16", says=["--math", "f16"])
+        self.refused(harness.USAGE, "bench", "--model", TINY, "--link", "tcp", says=["--link", "nccl"])
         for option in ("--device-memory", "--device-weights", "--device-kv"):
             self.refused(harness.USAGE, "bench", "--model", TINY, option, "much", says=[option, "900MiB"])
 

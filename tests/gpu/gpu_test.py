@@ -6,6 +6,7 @@ default, it is the same however it runs, and near the goldens.
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 import unittest
@@ -169,6 +170,129 @@ class BadInput(Gpu):
         self.run_program(*arguments, "--resume", ranks=2)
         expected = self.generate(model, requests, *CUDA)
         self.assert_same_results(expected, harness.read_results(output))
+
+
+class Link(Gpu):
+    """Hidden states from GPU to GPU over NCCL: here several ranks on one GPU, for what it does, not
+    how fast."""
+    NCCL = ("--link", "nccl")
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        job = harness.Job(["doctor"])
+        code, found = job.wait(), job.stdout()
+        if "no NCCL" in found:
+            raise unittest.SkipTest(found)
+        if code != harness.DONE or "NCCL" not in found:
+            raise AssertionError(f"exit code {code}\n{found}\n{job.log()}")
+
+    @staticmethod
+    def wrapper(interface="lo", ids=True, names=False):
+        """Starts the program with NCCL's settings. It refuses two ranks on one GPU of one host, so each
+        is told that it has its own (`ids`); with `names` headrace takes it for that, too."""
+        settings = {"NCCL_NET": "Socket", "NCCL_SOCKET_IFNAME": interface, "NCCL_MNNVL_ENABLE": 0,
+                    "NCCL_NET_PLUGIN": "none", "NCCL_RAS_ENABLE": 0, "NCCL_DEBUG": "WARN"}
+        text = "export" + "".join(f" {name}={value}" for name, value in settings.items())
+        if ids:
+            text += " NCCL_HOSTID=rank$OMPI_COMM_WORLD_RANK"
+        run = 'exec "$@"'
+        if names:
+            run = """exec unshare -u bash -c 'hostname gpu$OMPI_COMM_WORLD_RANK; exec "$@"' bash "$@\""""
+        return ["bash", "-c", f"{text}; {run}", "bash"]
+
+    def expect_log(self, says, times):
+        """What the last run said so often."""
+        log = self.jobs[-1].log()
+        self.assertEqual(log.count(says), times, f"not {times} x {says!r}\n{log}")
+
+    def check(self, model, expected_way, *ways):
+        requests = requests_of(300)
+        expected = self.generate(model, requests, *expected_way)
+        for ranks, hops, *way in ways:
+            results = self.generate(model, requests, *way, *self.NCCL, ranks=ranks, limit=60, prefix=self.wrapper())
+            self.expect_log("over NCCL", hops)
+            self.assert_same_results(expected, results, f"{model.name} {way} on {ranks}\n{self.jobs[-1].log()}")
+
+    def test_float32(self):
+        way = (*CUDA, "--math", "f32")
+        self.check(TINY[0], ("--device", "cpu"), (2, 1, *way),
+                   (2, 1, *way, "--max-batch", 5, "--prefill-chunk", 7, "--device-weights", 0))
+
+    def test_float16(self):
+        for model in (TINY[0], TINY[2]):
+            self.check(model, CUDA, (2, 1, *CUDA, "--max-batch", 6))
+
+    def test_beside_cpus(self):
+        """In from a device and out over MPI, the reverse, and in and out on devices."""
+        self.check(TINY[0], ("--device", "cpu"), *(
+            ([["--device", device] for device in devices], 2 - devices.count("cpu"), "--math", "f32")
+            for devices in (("cuda", "cuda", "cpu"), ("cpu", "cuda", "cuda"), ("cuda", "cuda", "cuda"))))
+
+    def test_a_shared_gpu_has_mpi_where_nothing_else_is_asked_for(self):
+        self.generate(TINY[0], requests_of(300, 2), *CUDA, ranks=2)
+        self.expect_log("over MPI: the ranks share a GPU", 1)
+
+    def refused(self, prefix):
+        """Exit code 69 with NCCL's words."""
+        harness.write_requests(self.folder / "in.jsonl", requests_of(300, 2))
+        job = self.run_program("generate", "--model", TINY[0], "--input", self.folder / "in.jsonl", "--output",
+                               self.folder / "none.jsonl", *CUDA, *self.NCCL, "--peer-timeout", 10, ranks=2,
+                               expect=RESOURCE_MISSING, limit=60, prefix=prefix)
+        print(job.log())
+        self.assertIn("cannot send hidden states to stage 2 over NCCL", job.log())
+
+    def test_a_gpu_that_nccl_refuses_to_share(self):
+        self.refused(self.wrapper(ids=False))
+
+    def test_an_interface_that_is_not_there(self):
+        self.refused(self.wrapper("nosuch0"))
+        # Where it is not asked for, MPI does it. Each rank has a host's name of its own, so that auto tries.
+        if subprocess.run(["unshare", "-u", "true"], capture_output=True).returncode != 0:
+            self.skipTest("no UTS namespaces: auto is not tried")
+        requests, way = requests_of(300), (*CUDA, "--device-memory", "4GiB")
+        expected = self.generate(TINY[0], requests, *way)
+        for interface, says in (("nosuch0", "over MPI: "), ("lo", "over NCCL")):
+            results = self.generate(TINY[0], requests, *way, "--peer-timeout", 10, ranks=2, limit=60,
+                                    prefix=self.wrapper(interface, names=True))
+            print(self.jobs[-1].log())
+            self.expect_log(f"sends hidden states to stage 2 {says}", 1)
+            self.assert_same_results(expected, results, self.jobs[-1].log())
+
+    undisturbed = None
+
+    def lose_a_rank(self, strike):
+        """Strikes in mid-run; what was written is kept, and --resume gives the rest."""
+        requests = [{"custom_id": str(i), "prompt": [5, 6, 7, 8], "max_tokens": 100, "ignore_eos": True}
+                    for i in range(16)]
+        model = "synthetic:tiny-llama"
+        batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
+        harness.write_requests(batch, requests)
+        arguments = ("generate", "--model", model, "--input", batch, "--output", output, "--token-ids",
+                     *CUDA, *self.NCCL, "--max-batch", 4, "--peer-timeout", 10)
+        job = self.start(*arguments, ranks=2, prefix=self.wrapper())
+        job.await_lines(output, 2, limit=60)
+        strike(job)
+        code = job.wait(60)
+        job.await_no_process()
+        print(f"exit code {code}\n{job.log()}")
+        self.assertLess(len(harness.read_results(output)), len(requests))
+        self.run_program(*arguments, "--resume", ranks=2, limit=90, prefix=self.wrapper())
+        if Link.undisturbed is None:
+            Link.undisturbed = self.generate(model, requests, *CUDA)
+        self.assert_same_results(Link.undisturbed, harness.read_results(output))
+        return code, job.log()
+
+    def test_a_rank_that_is_killed(self):
+        """mpirun ends the other rank with it and may give a code of its own."""
+        code, _ = self.lose_a_rank(lambda job: os.kill(job.rank_process(1), signal.SIGKILL))
+        self.assertNotEqual(code, harness.DONE)
+
+    def test_a_rank_that_is_stopped(self):
+        """NCCL never says so: the deadline does, and names the rank."""
+        code, log = self.lose_a_rank(lambda job: os.kill(job.rank_process(1), signal.SIGSTOP))
+        self.assertEqual(code, harness.TRY_AGAIN, log)
+        self.assertIn("rank 1", log)
 
 
 if __name__ == "__main__":

@@ -241,13 +241,14 @@ class ProgramTest(unittest.TestCase):
             self.fail(f"exit code {code}, not {expect}: {job.process.args}\n{job.log()}")
         return job
 
-    def generate(self, model, requests, *arguments, ranks=None, expect=DONE, limit=60, output=None):
+    def generate(self, model, requests, *arguments, ranks=None, expect=DONE, limit=60, output=None, prefix=()):
         """Runs a batch to its end and gives the records by custom_id."""
         path = output or self.folder / f"out{len(self.jobs)}.jsonl"
         batch = self.folder / f"in{len(self.jobs)}.jsonl"
         write_requests(batch, requests)
         self.run_program("generate", "--model", model, "--input", batch, "--output", path,
-                         "--token-ids", *arguments, ranks=ranks, expect=expect, limit=limit)
+                         "--token-ids", *arguments, ranks=ranks, expect=expect, limit=limit,
+                         prefix=prefix)
         return read_results(path)
 
     def assert_same_results(self, expected, actual, note=""):

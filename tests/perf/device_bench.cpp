@@ -1,7 +1,8 @@
 // How long single ops of a GPU take, in the shapes of OPT-6.7B and Qwen2.5-0.5B. A tool for whoever
-// works on them: device_bench MODULE
+// works on them: device_bench MODULE [attention | rows | unpack | products]
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <numeric>
 #include <vector>
@@ -170,20 +171,25 @@ void unpacking(Bench& b) {
 }  // namespace
 }  // namespace headrace
 
-int main(int, char** argv) {
+int main(int count, char** argv) {
   using namespace headrace;
   const auto module = open_device_module(argv[1]);
   const auto device = module->open(0);
   Bench bench(*device);
-  attention(bench, 64, 1, 528, 32, 32, 128);
-  attention(bench, 32, 1, 528, 32, 32, 128);
-  attention(bench, 8, 512, 512, 32, 32, 128);
-  attention(bench, 1, 1, 192, 14, 2, 64);
-  attention(bench, 64, 1, 192, 14, 2, 64);
-  attention(bench, 32, 128, 128, 14, 2, 64);
-  rows(bench, 64, 4096);
-  rows(bench, 4096, 4096);
-  rows(bench, 1, 896);
-  unpacking(bench);
-  products(bench);
+  const auto wants = [&](const char* what) { return count < 3 || !std::strcmp(argv[2], what); };
+  if (wants("attention")) {
+    attention(bench, 64, 1, 528, 32, 32, 128);
+    attention(bench, 32, 1, 528, 32, 32, 128);
+    attention(bench, 8, 512, 512, 32, 32, 128);
+    attention(bench, 1, 1, 192, 14, 2, 64);
+    attention(bench, 64, 1, 192, 14, 2, 64);
+    attention(bench, 32, 128, 128, 14, 2, 64);
+  }
+  if (wants("rows")) {
+    rows(bench, 64, 4096);
+    rows(bench, 4096, 4096);
+    rows(bench, 1, 896);
+  }
+  if (wants("unpack")) unpacking(bench);
+  if (wants("products")) products(bench);
 }

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "comm/activation_link.h"
+#include "comm/device_wire.h"
 #include "engine/error.h"
 #include "engine/memory/offload_file.h"
 #include "runtime/plan/stage_plan.h"
@@ -37,7 +39,7 @@ class DevicePlanTest : public testing::Test {
 
   StagePlan plan(uint64_t device_memory) const {
     return plan_device_stage(checkpoint_->config(), layout_, sizes_, workload_, limits_,
-                             {device_memory, weights_, kv_, half_}, rates());
+                             {device_memory, weights_, kv_, half_, wires_}, rates());
   }
 
   std::string refusal(uint64_t device_memory) const {
@@ -90,6 +92,7 @@ class DevicePlanTest : public testing::Test {
   PlanLimits limits_;
   uint64_t weights_ = UINT64_MAX, kv_ = UINT64_MAX;
   bool half_ = true;
+  int wires_ = 0;
 };
 
 TEST_F(DevicePlanTest, AllOfASmallModelIsOnTheDevice) {
@@ -179,6 +182,26 @@ TEST_F(DevicePlanTest, PromptsGoInLongStepsThoughKvPagesWantTheRoom) {
   const StagePlan some = plan(kLibraries + 700 * kMiB);
   EXPECT_GT(some.device->sizes.kv_host_pages, 0);
   EXPECT_GE(some.sizes.step_rows, 4096);
+}
+
+TEST_F(DevicePlanTest, HiddenStatesOnTheirWayBetweenDevicesAreCounted) {
+  open("synthetic:smollm2-135m");
+  range_ = {0, 10, true, false};
+  layout_ = weight_layout(*checkpoint_, range_);
+  const uint64_t memory = kLibraries + 200 * kMiB;
+  const StagePlan without = plan(memory);
+  wires_ = 1;
+  const StagePlan some = plan(memory);
+  EXPECT_EQ(without.device->sizes.link_buffers, 0);
+  EXPECT_EQ(some.device->sizes.link_buffers, kLinkBuffers);
+  DeviceStage::Sizes sizes = some.device->sizes;
+  const uint64_t all = DeviceStage::bytes_needed(checkpoint_->config(), layout_, sizes);
+  sizes.link_buffers = 0;
+  EXPECT_EQ(all - DeviceStage::bytes_needed(checkpoint_->config(), layout_, sizes),
+            kLinkBuffers * link_buffer_bytes(checkpoint_->config(), sizes.step_rows));
+  EXPECT_EQ(some.device->all, all + kLibraries + kWireBytes);
+  EXPECT_LT(some.device->kv, without.device->kv);
+  build(some);
 }
 
 TEST_F(DevicePlanTest, Float32KeepsPanels) {

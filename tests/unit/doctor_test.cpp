@@ -58,11 +58,15 @@ TEST(Doctor, NamesGpusOrWhyThereIsNone) {
   Examination found = two_nodes();
   found.ranks[0].gpu_missing = "there is no driver";
   found.ranks[1].gpu_software = "CUDA 13.0";
+  found.ranks[1].nccl = "NCCL 2.28.9";
   found.ranks[1].gpus.push_back(
       {"a GPU", "9.0", uint64_t{79} << 30, uint64_t{80} << 30, 54e9, 55e9});
   expect_words(describe(found), {"none to use: there is no driver",
                                  "a GPU (9.0): 79.0 GiB free of 80.0 GiB, 54.0 GB/s to it and "
-                                 "55.0 GB/s from it, CUDA 13.0"});
+                                 "55.0 GB/s from it, CUDA 13.0, NCCL 2.28.9"});
+  found.ranks[1].nccl = "";
+  found.ranks[1].nccl_missing = "there is no library";
+  expect_words(describe(found), {"CUDA 13.0, no NCCL: there is no library"});
   found.ranks[1].gpu_missing = "out of memory";
   expect_words(describe(found), {"a GPU (9.0)", "no other: out of memory"});
 }
@@ -115,6 +119,19 @@ TEST(Doctor, OneWarningForEachFault) {
       {"uneven",
        [](Examination& e) { e.ranks[1].memory_rate = 10e9; },
        {"rank 1 on node2 reads memory at 10.0 GB/s", "rank 0 on node1 at 20.0 GB/s", "--split"}},
+      {"nccl",
+       [](Examination& e) {
+         for (MachineFacts& m : e.ranks) m.gpus.emplace_back();
+         e.ranks[0].nccl = "NCCL 2.28.9";
+         e.ranks[1].nccl = "NCCL 2.27.3";
+       },
+       {"node1 has NCCL 2.28.9", "node2 has NCCL 2.27.3", "install the same"}},
+      {"no nccl",
+       [](Examination& e) {
+         for (MachineFacts& m : e.ranks) m.gpus.emplace_back();
+         e.ranks[1].nccl = "NCCL 2.28.9";
+       },
+       {"node1 has no NCCL", "node2 has NCCL 2.28.9", "install the same"}},
       {"slow link",
        [](Examination& e) { e.links[0].rate = 12e6; },
        {"rank 0 on node1 to rank 1 on node2", "12 MB/s", "btl_tcp_if_include"}},

@@ -103,7 +103,7 @@ TEST(LocalTransport, HiddenStatesPassDownThePipeline) {
   on_all(ranks, [](LocalTransport& transport) {
     std::vector<Bytes> memory(kLinkBuffers, Bytes(kBytes));
     std::vector<ActivationLink::HiddenBuffer> buffers(memory.begin(), memory.end());
-    transport.set_buffers(buffers);
+    transport.set_buffers(buffers, transport.rank() > 0);
     for (size_t step = 1; step <= 200; ++step) {
       const size_t size = step * 13 % kBytes + 1;
       const auto buffer = transport.rank() == 0 ? transport.take() : transport.receive(size);
@@ -127,8 +127,8 @@ TEST(LocalTransport, HiddenStatesPassDownThePipeline) {
 TEST(LocalTransport, HiddenStatesOfAnotherSizeAreAnErrorOfTheProgram) {
   const Transports ranks = LocalTransport::create(2);
   std::vector<Bytes> memory(2 * kLinkBuffers, Bytes(64));
-  ranks[0]->set_buffers({memory[0], memory[1], memory[2]});
-  ranks[1]->set_buffers({memory[3], memory[4], memory[5]});
+  ranks[0]->set_buffers({memory[0], memory[1], memory[2]}, false);
+  ranks[1]->set_buffers({memory[3], memory[4], memory[5]}, true);
   ranks[0]->send(ranks[0]->take(), 32);
   EXPECT_THROW(ranks[1]->receive(31), std::logic_error);
 }
@@ -136,7 +136,7 @@ TEST(LocalTransport, HiddenStatesOfAnotherSizeAreAnErrorOfTheProgram) {
 TEST(LocalTransport, ThereAreNoMoreBuffersThanWereGiven) {
   const Transports ranks = LocalTransport::create(1);
   std::vector<Bytes> memory(kLinkBuffers, Bytes(64));
-  ranks[0]->set_buffers({memory[0], memory[1], memory[2]});
+  ranks[0]->set_buffers({memory[0], memory[1], memory[2]}, false);
   const auto first = ranks[0]->take();
   ranks[0]->take();
   ranks[0]->take();

@@ -73,7 +73,7 @@ void run_rank_part(const Checkpoint& checkpoint, const Cut& cut, KvFormat kv_for
     hidden.push_back(budget.allocate(link_buffer_bytes(config, cut.step_rows), "activations"));
     spans.emplace_back(hidden.back().data(), link_buffer_bytes(config, cut.step_rows));
   }
-  transport.set_buffers(spans);
+  transport.set_buffers(spans, transport.rank() > 0);
   const Wires wires{transport, transport};
   if (coordinator) {
     run_coordinator(*coordinator, stage, config.d_model, wires, interrupted, [] {});

@@ -52,7 +52,9 @@ class CudaModule final : public DeviceModule {
     check_cuda(cudaGetDeviceProperties(&properties, device), "asking for properties");
     size_t free = 0, total = 0;
     check_cuda(cudaMemGetInfo(&free, &total), "asking for memory");
-    return {properties.name, properties.major, properties.minor, total, free};
+    char bus[32] = "";
+    check_cuda(cudaDeviceGetPCIBusId(bus, sizeof bus, device), "asking for the bus");
+    return {properties.name, bus, properties.major, properties.minor, total, free};
   }
 
   DeviceLinkRates measure_link(int device) override {

@@ -9,6 +9,10 @@
 
 namespace headrace {
 
+void CpuOps::work_in(const HiddenPlace& place) {
+  if (place.memory) throw std::logic_error("CpuOps: hidden states are on the host");
+}
+
 float* CpuOps::enter(const EmbeddingTables&, const EmbeddingRows&) {
   throw std::logic_error("CpuOps: the host looks up embeddings itself");
 }

@@ -14,6 +14,7 @@ class CpuOps final : public Ops {
 
   explicit CpuOps(const Cpu& cpu) : cpu_(cpu) {}
 
+  void work_in(const HiddenPlace& place) override;
   float* enter(float* host, int64_t) override { return host; }
   float* enter(const EmbeddingTables& tables, const EmbeddingRows& rows) override;
   const Operand* enter_operand(float* host, int64_t, int64_t) override {

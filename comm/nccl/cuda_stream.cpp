@@ -1,0 +1,70 @@
+// WireStream on a GPU.
+
+#include <cuda_runtime_api.h>
+
+#include <deque>
+#include <string>
+
+#include "comm/error.h"
+#include "comm/nccl/wire_stream.h"
+
+namespace headrace {
+namespace {
+
+void check(cudaError_t code, const char* what) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // the next call must not report it again
+  throw CommError(std::string(what) + " on the GPU failed: " + cudaGetErrorString(code));
+}
+
+class CudaStream final : public WireStream {
+ public:
+  explicit CudaStream(int device) {
+    check(cudaSetDevice(device), "choosing a device");
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    check(cudaMalloc(&probe_, kProbeBytes), "allocating device memory");
+  }
+  ~CudaStream() override {
+    for (const cudaEvent_t event : marks_) cudaEventDestroy(event);
+    cudaFree(probe_);
+    cudaStreamDestroy(stream_);
+  }
+
+  cudaStream_t get() override { return stream_; }
+  std::byte* probe() override { return static_cast<std::byte*>(probe_); }
+
+  void mark() override {
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    marks_.push_back(event);
+    check(cudaEventRecord(event, stream_), "recording an event");
+  }
+
+  uint64_t passed() override {
+    while (!marks_.empty()) {
+      const cudaError_t code = cudaEventQuery(marks_.front());
+      if (code == cudaErrorNotReady) break;
+      check(code, "passing hidden states on");
+      cudaEventDestroy(marks_.front());
+      marks_.pop_front();
+      ++passed_;
+    }
+    return passed_;
+  }
+
+  void drain() override { cudaStreamSynchronize(stream_); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  void* probe_ = nullptr;
+  std::deque<cudaEvent_t> marks_;  // not passed yet
+  uint64_t passed_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<WireStream> make_cuda_stream(int device) {
+  return std::make_unique<CudaStream>(device);
+}
+
+}  // namespace headrace
