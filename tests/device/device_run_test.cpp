@@ -139,9 +139,14 @@ class DeviceRun : public testing::Test {
     return all;
   }
 
+  void forget_results() const {
+    for (const char* name : {"out.jsonl", "out.jsonl.manifest.json"}) {
+      std::filesystem::remove(folder_ / name);
+    }
+  }
+
   std::map<std::string, json> good(const GenerateOptions& options, int ranks) {
-    std::filesystem::remove(folder_ / "out.jsonl");
-    std::filesystem::remove(folder_ / "out.jsonl.manifest.json");
+    forget_results();
     for (const auto& thrown : run(options, ranks)) EXPECT_EQ(text_of(thrown), "");
     return results();
   }
@@ -160,6 +165,8 @@ TEST_F(DeviceRun, GivesACpusResultsByWhateverLink) {
   EXPECT_EQ(net_.closed_ends(), 2);
   EXPECT_EQ(good(options("cuda", "nccl"), 2), expected);
   EXPECT_EQ(net_.closed_ends(), 4);
+  EXPECT_EQ(good(options("cuda", "nccl"), 3), expected);
+  EXPECT_EQ(net_.closed_ends(), 8);
   EXPECT_EQ(net_.aborted_transfers(), 0);
 }
 
@@ -176,6 +183,7 @@ TEST_F(DeviceRun, WiresThatCannotBeConnectedAreDoneWithoutOrRefused) {
   faults.cannot_connect = true;
   EXPECT_EQ(good(options("cuda", "auto"), 2), expected);
   EXPECT_EQ(net_.closed_ends(), 0);
+  forget_results();
   for (const auto& thrown : run(options("cuda", "nccl"), 2)) {
     const std::string text = text_of(thrown);
     EXPECT_EQ(text.find("ResourceMissing stage 1 cannot send"), 0U) << text;
@@ -187,8 +195,7 @@ TEST_F(DeviceRun, AWireThatFailsEndsTheRunWhichCanBeResumed) {
   const auto expected = good(options("cpu", "auto"), 1);
   for (const bool stops : {false, true}) {
     SCOPED_TRACE(stops);
-    std::filesystem::remove(folder_ / "out.jsonl");
-    std::filesystem::remove(folder_ / "out.jsonl.manifest.json");
+    forget_results();
     (stops ? faults.stops_after : faults.fails_after) = 25;
     GenerateOptions resumed = options("cuda", "nccl");
     for (const auto& thrown : run(resumed, 2)) {
