@@ -92,6 +92,8 @@ class Communicator {
   // report none.
   using Observer = std::function<void(const Transfer&)>;
   virtual void observe(Observer) {}
+  // Tells the observer of a transfer that did not go by the communicator.
+  virtual void note(const Transfer&) {}
 
   // All ranks call it at the end of a run, when no message is under way; afterwards a rank may go
   // without being missed.

@@ -16,6 +16,7 @@ using Clock = std::chrono::steady_clock;
 
 // That may be added to a wait, as a share of it: as for hidden states over MPI.
 constexpr double kLateness = 1.0 / 320;
+constexpr char kWhat[] = "hidden states";
 constexpr auto kCloseTime = std::chrono::seconds(10);
 
 }  // namespace
@@ -71,7 +72,9 @@ void DeviceLink::turn() {
   if (previous_.wire) received_ = on(previous_, completed);
   if (!next_.wire) return;
   for (const uint64_t done = on(next_, completed); sent_ < done; ++sent_) {
-    host_.recycle(sending_.front());
+    const Sending& done_with = sending_.front();
+    ranks_.note({kWhat, true, next_.rank, done_with.bytes, done_with.begin, Clock::now()});
+    host_.recycle(done_with.buffer);
     sending_.pop_front();
   }
 }
@@ -103,11 +106,16 @@ DeviceLink::HiddenBuffer DeviceLink::receive(size_t bytes) {
   std::byte* const to = memory_[index_of(buffer)];
   on(previous_, [&](DeviceWire& wire) { wire.receive(to, bytes); });
   ++previous_.begun;
-  wait([this] {
+  auto last_look = Clock::now();
+  wait([&, this] {
+    const auto now = Clock::now();
     const bool taken = on(previous_, [](DeviceWire& wire) { return wire.taken(); });
     turn();
-    return taken && received_ == previous_.begun;
+    if (taken && received_ == previous_.begun) return true;
+    last_look = now;
+    return false;
   });
+  ranks_.note({kWhat, false, previous_.rank, bytes, last_look, Clock::now()});
   return buffer;
 }
 
@@ -116,7 +124,7 @@ void DeviceLink::send(HiddenBuffer buffer, size_t bytes) {
   const std::byte* const from = memory_[index_of(buffer)];
   on(next_, [&](DeviceWire& wire) { wire.send(from, bytes); });
   ++next_.begun;
-  sending_.push_back(buffer);
+  sending_.push_back({buffer, bytes, Clock::now()});
   wait([this] { return on(next_, [](DeviceWire& wire) { return wire.taken(); }); });
 }
 

@@ -1,6 +1,7 @@
 // Hidden states that stay on devices: from the previous stage, to the next one, or both.
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <vector>
@@ -61,7 +62,12 @@ class DeviceLink final : public ActivationLink {
   Side previous_, next_;
   std::vector<std::byte*> memory_;
   std::vector<HiddenBuffer> buffers_;
-  std::deque<HiddenBuffer> sending_;  // by the wire, in order
+  struct Sending {
+    HiddenBuffer buffer;
+    size_t bytes;
+    std::chrono::steady_clock::time_point begin;
+  };
+  std::deque<Sending> sending_;       // by the wire, in order
   uint64_t received_ = 0, sent_ = 0;  // transfers that are completed
 };
 

@@ -112,11 +112,11 @@ bool MpiTransfers::collect_hidden() {
 
 void MpiTransfers::tell_observer(bool sent, int peer, int tag, size_t bytes,
                                  Clock::time_point begin) const {
-  if (!observer_ || tag == static_cast<int>(Channel::kSetup)) return;
+  if (tag == static_cast<int>(Channel::kSetup)) return;
   const char* what = tag == kHiddenTag                           ? "hidden states"
                      : tag == static_cast<int>(Channel::kTokens) ? "tokens"
                                                                  : "step";
-  observer_({what, sent, peer, bytes, begin, Clock::now()});
+  note({what, sent, peer, bytes, begin, Clock::now()});
 }
 
 void MpiTransfers::cancel() {

@@ -36,6 +36,11 @@ class MpiTransfers {
   void cancel();
   void observe(Communicator::Observer observer) { observer_ = std::move(observer); }
 
+  // Tells the observer.
+  void note(const Transfer& transfer) const {
+    if (observer_) observer_(transfer);
+  }
+
   // The next turn starts it.
   void send(int to, Channel channel, Bytes message);
   bool has(int from, Channel channel) const;

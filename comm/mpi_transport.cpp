@@ -261,6 +261,11 @@ void MpiTransport::observe(Observer observer) {
   impl_->transfers.observe(std::move(observer));
 }
 
+void MpiTransport::note(const Transfer& transfer) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->transfers.note(transfer);
+}
+
 void MpiTransport::set_idle(bool idle) {
   const std::lock_guard lock(impl_->mutex);
   impl_->life.watch().set_own_state(idle ? PeerState::kIdle : PeerState::kWorking);

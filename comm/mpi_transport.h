@@ -36,6 +36,7 @@ class MpiTransport final : public Communicator, public ActivationLink {
   std::optional<Bytes> try_receive(int from, Channel channel) override;
   void watch_progress(std::function<uint64_t()> progress) override;
   void observe(Observer observer) override;
+  void note(const Transfer& transfer) override;
   void finish() override;
   void halt() override;
   void abort(int exit_code) override;

@@ -8,6 +8,7 @@
 #include "comm/backoff.h"
 #include "comm/error.h"
 #include "engine/error.h"
+#include "runtime/error.h"
 #include "runtime/json_bytes.h"
 
 namespace headrace {
@@ -130,9 +131,18 @@ Hop choose_hop(const std::string& link, const Communicator& ranks, int from, con
 
 std::vector<Hop> choose_hops(Communicator& ranks, const std::string& link, const HopEnd& mine) {
   json all = json::array();
-  for (const Bytes& one : gather(ranks, to_bytes(mine))) all.push_back(from_bytes(one));
+  for (const Bytes& one : gather(ranks, to_bytes({{"link", link}, {"end", mine}}))) {
+    all.push_back(from_bytes(one));
+  }
   all = from_bytes(broadcast(ranks, to_bytes(all)));
-  const auto ends = all.get<std::vector<HopEnd>>();
+  std::vector<HopEnd> ends;
+  for (const json& one : all) {
+    ends.push_back(one.at("end"));
+    const std::string theirs = one.at("link"), first = all.at(0).at("link");
+    if (theirs == first) continue;
+    throw UsageError("the ranks do not agree: --link is " + first + " on rank 0 and " + theirs +
+                     " on rank " + std::to_string(ends.size() - 1) + "; give all the same");
+  }
   std::vector<Hop> hops;
   for (int r = 0; r + 1 < ranks.size(); ++r) {
     hops.push_back(choose_hop(link, ranks, r, ends.at(r), ends.at(r + 1)));

@@ -30,7 +30,7 @@ Hop choose_hop(const std::string& link, const Communicator& ranks, int from, con
                const HopEnd& receives);
 
 // Every rank calls it: all hops of the pipeline, by the rank that sends, the same on every rank.
-// Throws ResourceMissing, PeerLost.
+// Throws UsageError where ranks have different links, ResourceMissing, PeerLost.
 std::vector<Hop> choose_hops(Communicator& ranks, const std::string& link, const HopEnd& mine);
 
 // A rank's ends; null where its hop is not over a wire.

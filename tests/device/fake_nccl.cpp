@@ -94,7 +94,9 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
   std::memcpy(&number, &id, sizeof number);
   auto& meeting = meetings[number];
   if (!meeting) meeting = std::make_shared<Meeting>();
-  *comm = new ncclComm{rank, meeting};
+  *comm = new ncclComm;
+  (*comm)->rank = rank;
+  (*comm)->meeting = meeting;
   (*comm)->hand_over = [made = *comm] { made->error = static_cast<ncclResult_t>(state.fail_init); };
   ++state.alive;
   return ncclInProgress;

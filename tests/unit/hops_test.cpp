@@ -7,6 +7,7 @@
 
 #include "comm/local_transport.h"
 #include "engine/error.h"
+#include "runtime/error.h"
 #include "tests/device/fake_wires.h"
 
 namespace headrace {
@@ -83,6 +84,12 @@ TEST_F(ChooseHop, WithoutNcclOrWithTwoVersionsMpiIsTakenOrItIsRefused) {
 TEST_F(ChooseHop, RanksThatShareAGpuUseNcclOnlyWhereItIsAskedFor) {
   expect("auto", gpu("a"), gpu("a"), false, {"share a GPU"});
   expect("nccl", gpu("a"), gpu("a"), true, {"NCCL 2.28.9"});
+}
+
+TEST_F(ChooseHop, RanksMustAgreeOnTheLink) {
+  std::thread other([&] { EXPECT_THROW(choose_hops(*transports_[1], "nccl", gpu()), UsageError); });
+  EXPECT_THROW(choose_hops(*transports_[0], "auto", gpu()), UsageError);
+  other.join();
 }
 
 // What each of some ranks gets.

@@ -1,0 +1,213 @@
+// Whole runs, from options to the results file, of ranks that have devices and wires between them:
+// the same results as one CPU's, whatever becomes of the wires.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "comm/device_wire.h"
+#include "comm/error.h"
+#include "comm/local_transport.h"
+#include "engine/device/device_module.h"
+#include "engine/error.h"
+#include "runtime/run.h"
+#include "tests/device/fake_device.h"
+#include "tests/device/fake_wires.h"
+#include "tests/unit/model_files.h"
+
+namespace headrace {
+namespace {
+
+using nlohmann::json;
+
+// What the module gives.
+int devices = 3;
+test::FakeFaults faults;
+test::FakeNet* net = nullptr;
+std::atomic<uint64_t> seed = 1;
+
+class FakeModule final : public DeviceModule {
+ public:
+  int count() override { return devices; }
+  DeviceFacts facts(int device) override {
+    return {"fake", "bus " + std::to_string(device), 9, 0, uint64_t{8} << 30, uint64_t{8} << 30};
+  }
+  DeviceLinkRates measure_link(int) override { return {50e9, 50e9, 3e12}; }
+  std::unique_ptr<Device> open(int) override { return std::make_unique<test::FakeDevice>(++seed); }
+  std::string software() override { return "no CUDA"; }
+};
+
+}  // namespace
+}  // namespace headrace
+
+extern "C" headrace::DeviceModule* headrace_test_open_module() { return new headrace::FakeModule; }
+extern "C" headrace::DeviceWires* headrace_test_open_wires() {
+  return new headrace::test::FakeWires(*headrace::net, ++headrace::seed, headrace::faults);
+}
+
+namespace headrace {
+namespace {
+
+class DeviceRun : public testing::Test {
+ protected:
+  DeviceRun() {
+    devices = 3;
+    faults = {};
+    net = &net_;
+    std::string lines;
+    for (int i = 0; i < 12; ++i) {
+      json prompt = json::array();
+      for (int t = 0; t <= i * 7 % 20; ++t) prompt.push_back((i * 31 + t * 17) % 200 + 1);
+      lines += json{{"custom_id", std::to_string(i)},
+                    {"prompt", prompt},
+                    {"max_tokens", 6 + i},
+                    {"logprobs", 2},
+                    {"ignore_eos", true},
+                    {"temperature", i % 2},
+                    {"seed", i}}
+                   .dump() +
+               "\n";
+    }
+    test::write_file(folder_ / "in.jsonl", lines);
+  }
+
+  GenerateOptions options(const std::string& device, const std::string& link) const {
+    GenerateOptions options;
+    options.model = "synthetic:tiny-llama:f32";
+    options.input = folder_ / "in.jsonl";
+    options.output = folder_ / "out.jsonl";
+    options.token_ids = true;
+    options.max_batch = 4;
+    options.prefill_chunk = 8;
+    options.threads = 1;
+    options.host_memory = uint64_t{512} << 20;
+    options.device = device;
+    options.device_memory = uint64_t{2} << 30;
+    options.cuda_module = RUN_MODULE;
+    options.math = "f32";
+    options.link = link;
+    options.peer_timeout = 1;
+    options.progress = ProgressStyle::kNone;
+    return options;
+  }
+
+  // What each rank threw.
+  std::vector<std::exception_ptr> run(const GenerateOptions& options, int ranks) {
+    const auto transports = LocalTransport::create(ranks, std::chrono::seconds(5));
+    const std::atomic<bool> interrupted = false;
+    std::vector<std::exception_ptr> thrown(static_cast<size_t>(ranks));
+    std::vector<std::thread> threads;
+    for (size_t r = 0; r < thrown.size(); ++r) {
+      threads.emplace_back([&, r] {
+        try {
+          run_rank(options, {*transports[r], *transports[r]}, interrupted);
+        } catch (...) {
+          thrown[r] = std::current_exception();
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(net_.open_ends(), 0);
+    return thrown;
+  }
+
+  static std::string text_of(const std::exception_ptr& thrown) {
+    if (!thrown) return "";
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const PeerLost& e) {
+      return std::string("PeerLost ") + e.what();
+    } catch (const ResourceMissing& e) {
+      return std::string("ResourceMissing ") + e.what();
+    } catch (const std::exception& e) {
+      return std::string("other ") + e.what();
+    }
+  }
+
+  // Choices by request.
+  std::map<std::string, json> results() const {
+    std::map<std::string, json> all;
+    std::istringstream lines(test::read_file(folder_ / "out.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      const json record = json::parse(line);
+      EXPECT_TRUE(
+          all.emplace(record.at("custom_id"), record.at("response").at("body").at("choices"))
+              .second);
+    }
+    return all;
+  }
+
+  void forget_results() const {
+    for (const char* name : {"out.jsonl", "out.jsonl.manifest.json"}) {
+      std::filesystem::remove(folder_ / name);
+    }
+  }
+
+  std::map<std::string, json> good(const GenerateOptions& options, int ranks) {
+    forget_results();
+    for (const auto& thrown : run(options, ranks)) EXPECT_EQ(text_of(thrown), "");
+    return results();
+  }
+
+  test::FakeNet net_;
+  const test::TempDir folder_;
+};
+
+TEST_F(DeviceRun, GivesACpusResultsByWhateverLink) {
+  const auto expected = good(options("cpu", "auto"), 1);
+  ASSERT_EQ(expected.size(), 12U);
+  EXPECT_EQ(good(options("cuda", "auto"), 1), expected);
+  EXPECT_EQ(good(options("cuda", "mpi"), 2), expected);
+  EXPECT_EQ(net_.closed_ends(), 0);
+  EXPECT_EQ(good(options("cuda", "auto"), 2), expected);
+  EXPECT_EQ(net_.closed_ends(), 2);
+  EXPECT_EQ(good(options("cuda", "nccl"), 2), expected);
+  EXPECT_EQ(net_.closed_ends(), 4);
+  EXPECT_EQ(good(options("cuda", "nccl"), 3), expected);
+  EXPECT_EQ(net_.closed_ends(), 8);
+  EXPECT_EQ(net_.aborted_transfers(), 0);
+}
+
+TEST_F(DeviceRun, RanksThatShareADeviceHaveNoWireUnlessItIsAskedFor) {
+  devices = 1;
+  const auto expected = good(options("cuda", "auto"), 2);
+  EXPECT_EQ(net_.closed_ends(), 0);
+  EXPECT_EQ(good(options("cuda", "nccl"), 2), expected);
+  EXPECT_EQ(net_.closed_ends(), 2);
+}
+
+TEST_F(DeviceRun, WiresThatCannotBeConnectedAreDoneWithoutOrRefused) {
+  const auto expected = good(options("cuda", "mpi"), 2);
+  faults.cannot_connect = true;
+  EXPECT_EQ(good(options("cuda", "auto"), 2), expected);
+  EXPECT_EQ(net_.closed_ends(), 0);
+  forget_results();
+  for (const auto& thrown : run(options("cuda", "nccl"), 2)) {
+    const std::string text = text_of(thrown);
+    EXPECT_EQ(text.find("ResourceMissing stage 1 cannot send"), 0U) << text;
+    EXPECT_NE(text.find("fake: no interface"), std::string::npos) << text;
+  }
+}
+
+TEST_F(DeviceRun, AWireThatFailsEndsTheRunWhichCanBeResumed) {
+  const auto expected = good(options("cpu", "auto"), 1);
+  for (const bool stops : {false, true}) {
+    SCOPED_TRACE(stops);
+    forget_results();
+    (stops ? faults.stops_after : faults.fails_after) = 25;
+    GenerateOptions resumed = options("cuda", "nccl");
+    for (const auto& thrown : run(resumed, 2)) {
+      EXPECT_EQ(text_of(thrown).find("PeerLost"), 0U) << text_of(thrown);
+    }
+    EXPECT_LT(results().size(), expected.size());
+    faults = {};
+    resumed.resume = true;
+    for (const auto& thrown : run(resumed, 2)) EXPECT_EQ(text_of(thrown), "");
+    EXPECT_EQ(results(), expected);
+  }
+}
+
+}  // namespace
+}  // namespace headrace
