@@ -49,6 +49,7 @@ class Float32(Gpu):
             self.check_same(model, requests, expected, [
                 (*CUDA, "--math", "f32"),
                 (*CUDA, "--math", "f32", "--max-batch", 3, "--prefill-chunk", 7, "--device-weights", 0),
+                (*CUDA, "--math", "f32", "--max-batch", 7, "--device-kv", 0),
                 (2, *CUDA, "--math", "f32", "--max-batch", 5),
                 ([["--device", "cpu"], ["--device", "cuda"]], "--math", "f32"),
                 ([["--device", "cuda"], ["--device", "cpu"]], "--math", "f32", "--prefill-chunk", 9),
@@ -76,6 +77,8 @@ class Float16(Gpu):
             (*CUDA, "--max-batch", 5, "--prefill-chunk", 7),
             (*CUDA, "--max-batch", 7, "--device-weights", 0),
             (*CUDA, "--device-memory", little),
+            (*CUDA, "--device-kv", 0),
+            (*CUDA, "--device-kv", 0, "--device-weights", 0, "--max-batch", 5, "--prefill-chunk", 7),
             (2, *CUDA, "--max-batch", 6),
         ]
 
@@ -83,6 +86,7 @@ class Float16(Gpu):
         requests = requests_of(vocabulary)
         expected = self.generate(model, requests, *CUDA, *formats, limit=120)
         self.check_same(model, requests, expected, [(*way, *formats) for way in self.ways(little)])
+        return requests, expected
 
     def test_tiny_models(self):
         for model in TINY:
@@ -94,7 +98,13 @@ class Float16(Gpu):
 
     def test_larger_models(self):
         self.check("synthetic:qwen2.5-0.5b", LARGE_VOCABULARY, "1300MiB")
-        self.check("synthetic:opt-350m", LARGE_VOCABULARY, "1100MiB")
+        self.assertTrue(any("of them in host memory" in job.log() for job in self.jobs))
+        model = "synthetic:opt-350m"
+        requests, expected = self.check(model, LARGE_VOCABULARY, "1100MiB")
+        # Weights that come from disk pass through host memory and a GPU.
+        disk = (*CUDA, "--device-weights", 0, "--host-memory", "500MiB", "--disk", self.folder / "disk")
+        self.check_same(model, requests, expected, [disk, (*disk, "--device-kv", 0, "--max-batch", 4)])
+        self.assertIn("read per step through a ring", self.jobs[-1].log())
 
     def test_after_a_resume(self):
         model, requests = TINY[0], requests_of(300)
