@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -95,6 +96,17 @@ HEADRACE_BOTH inline Half to_half(float value) {
 #else
   return {f32_to_f16(saturated_to_f16(value))};
 #endif
+}
+
+// f16_to_f32(to_half(value).bits) without branches, for loops over many.
+inline float rounded_to_f16(float value) {
+  const float v = saturated_to_f16(value), magnitude = std::fabs(v);
+  const uint32_t bits = std::bit_cast<uint32_t>(v);
+  const uint32_t rounded = (bits + 0xFFFu + ((bits >> 13) & 1u)) & ~0x1FFFu;
+  // Below 2^-14 a multiple of 2^-24, which is what the sum with 0.75 has room for.
+  const float tiny = std::copysign((magnitude + 0.75f) - 0.75f, v);
+  const float finite = magnitude < 0x1p-14f ? tiny : std::bit_cast<float>(rounded);
+  return v == v ? finite : f16_to_f32(f32_to_f16(v));
 }
 
 }  // namespace headrace

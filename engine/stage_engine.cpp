@@ -106,30 +106,26 @@ void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_
   }
   // Where operands are f16 the tables are, too, wherever they lie.
   const bool rounds = ops_.operand_bytes() == sizeof(Half);
-  const auto look_up_row = [&](const PackedMatrix& matrix, int64_t row, float* x) {
-    unpack_row(cpu_, matrix, row, x);
-    if (!rounds) return;
-    for (int64_t i = 0; i < matrix.cols; ++i) x[i] = f16_to_f32(to_half(x[i]).bits);
-  };
-  // Projections share a scratch row.
-  ThreadPool* const threads = config_.has_projections() ? nullptr : &cpu_.threads;
-  host_weights_.look_up(tokens, threads,
-                        [&](size_t row, const PackedMatrix& matrix, int64_t matrix_row) {
-                          float* x = hidden + static_cast<int64_t>(row) * config_.d_model;
+  const auto row_of = [&](auto i) { return hidden + static_cast<int64_t>(i) * config_.d_model; };
+  host_weights_.look_up(tokens,
+                        [&](const PackedMatrix& matrix, std::span<const WeightStore::LookUp> rows) {
                           if (config_.has_projections()) {
-                            look_up_row(matrix, matrix_row, host_block_);
-                            linear(cpu_, host_block_, 1, w.project_in, nullptr, x);
-                          } else {
-                            look_up_row(matrix, matrix_row, x);
+                            for (const auto& [i, row] : rows) {
+                              unpack_rows(cpu_, matrix, {{row, host_block_}}, {.rounded = rounds});
+                              linear(cpu_, host_block_, 1, w.project_in, nullptr, row_of(i));
+                            }
+                            return;
                           }
+                          std::vector<RowTarget> targets;
+                          for (const auto& [i, row] : rows) targets.push_back({row, row_of(i)});
+                          unpack_rows(cpu_, matrix, std::move(targets), {.rounded = rounds});
                         });
   if (!config_.learned_positions) return;
-  cpu_.threads.parallel_for(std::ssize(positions), [&](int64_t row) {
-    std::vector<float> position(static_cast<size_t>(config_.d_model));
-    look_up_row(w.positions, positions[row] + config_.position_offset, position.data());
-    float* const x = hidden + row * config_.d_model;
-    for (int64_t i = 0; i < config_.d_model; ++i) x[i] += position[i];
-  });
+  std::vector<RowTarget> targets;
+  for (size_t i = 0; i < positions.size(); ++i) {
+    targets.push_back({positions[i] + config_.position_offset, row_of(i)});
+  }
+  unpack_rows(cpu_, w.positions, std::move(targets), {.rounded = rounds, .added = true});
 }
 
 void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {

@@ -218,27 +218,24 @@ std::vector<std::span<std::byte>> WeightStore::buffers() {
   return all;
 }
 
-void WeightStore::look_up(std::span<const int32_t> ids, ThreadPool* threads, const UseRow& use) {
+void WeightStore::look_up(std::span<const int32_t> ids, const UseRows& use) {
   const PackedMatrix tokens = view(0, Role::kTokenEmbedding);
   const int64_t streamed = placement_.embedding_streamed() ? tokens.split : 0;
-  std::vector<size_t> here, on_disk;
+  std::vector<LookUp> here;
+  std::vector<size_t> on_disk;
   for (size_t i = 0; i < ids.size(); ++i) {
-    (ids[i] / kPanelRows < streamed ? on_disk : here).push_back(i);
+    if (ids[i] / kPanelRows < streamed) {
+      on_disk.push_back(i);
+    } else {
+      here.push_back({i, ids[i]});
+    }
   }
-  const auto use_one = [&](int64_t n) {
-    const size_t i = here[static_cast<size_t>(n)];
-    use(i, tokens, ids[i]);
-  };
-  if (threads) {
-    threads->parallel_for(std::ssize(here), use_one);
-  } else {
-    for (int64_t n = 0; n < std::ssize(here); ++n) use_one(n);
-  }
+  if (!here.empty()) use(tokens, here);
   if (!on_disk.empty()) look_up_streamed(ids, on_disk, use);
 }
 
 void WeightStore::look_up_streamed(std::span<const int32_t> ids, const std::vector<size_t>& which,
-                                   const UseRow& use) {
+                                   const UseRows& use) {
   const PlacedMatrix& placed = layout_.units[0].matrices.front();
   const uint64_t room = placement_.lookup_bytes / kLookups;
   struct Panel {
@@ -273,7 +270,8 @@ void WeightStore::look_up_streamed(std::span<const int32_t> ids, const std::vect
       const int32_t id = ids[which[n]];
       const PackedMatrix one{placed.tensor->dtype, kPanelRows, placed.tensor->cols,
                              find(id / kPanelRows)->panel};
-      use(which[n], one, id % kPanelRows);
+      const LookUp row{which[n], id % kPanelRows};
+      use(one, {&row, 1});
     }
   }
 }

@@ -61,10 +61,14 @@ class WeightStore final : public WeightSource {
   Panels await(const Linear& linear, int64_t first) override;
   void done_with(const Linear& linear, int64_t end) override;
 
-  // Calls use(i, matrix, row) once for each i, on any thread and several at once where `threads`
-  // is not null: the embedding of ids[i] is this row of the matrix.
-  using UseRow = std::function<void(size_t i, const PackedMatrix& matrix, int64_t row)>;
-  void look_up(std::span<const int32_t> ids, ThreadPool* threads, const UseRow& use);
+  // Calls use() so that each i is once in a list: the embedding of ids[i] is this row of the
+  // matrix.
+  struct LookUp {
+    size_t i;
+    int64_t row;
+  };
+  using UseRows = std::function<void(const PackedMatrix& matrix, std::span<const LookUp> rows)>;
+  void look_up(std::span<const int32_t> ids, const UseRows& use);
 
   const EmbeddingWeights& embedding() const { return embedding_; }
   const HeadWeights& head() const { return head_; }
@@ -94,7 +98,7 @@ class WeightStore final : public WeightSource {
   Linear linear(size_t unit, Role weight, std::optional<Role> bias) const;
   LayerWeights layer_views(size_t unit) const;
   void look_up_streamed(std::span<const int32_t> ids, const std::vector<size_t>& which,
-                        const UseRow& use);
+                        const UseRows& use);
 
   WeightLayout layout_;
   WeightPlacement placement_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "engine/ops/packed_matrix.h"
 
@@ -26,5 +27,17 @@ void gate_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatri
 
 // out[w.cols] = row `row` of w in float32.
 void unpack_row(const Cpu& cpu, const PackedMatrix& w, int64_t row, float* out);
+
+struct RowTarget {
+  int64_t row;
+  float* out;
+};
+struct Unpacking {
+  bool rounded = false;  // to f16
+  bool added = false;    // to what is there
+};
+// The same for many rows, on all threads. A panel is expanded once for its rows.
+void unpack_rows(const Cpu& cpu, const PackedMatrix& w, std::vector<RowTarget> rows,
+                 const Unpacking& unpacking);
 
 }  // namespace headrace

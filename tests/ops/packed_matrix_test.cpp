@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 
+#include "engine/half.h"
 #include "engine/ops/linear.h"
 #include "tests/ops/op_test.h"
 #include "tests/ops/random_weights.h"
@@ -53,6 +54,34 @@ TEST_P(PackedMatrixOps, EveryElementOfEveryFormat) {
           ASSERT_TRUE(same_bits(expected, row)) << "row " << r;
         }
       }
+    }
+  }
+}
+
+TEST_P(PackedMatrixOps, ManyRowsAtOnce) {
+  constexpr int64_t kRows = 97, kMany = 300;
+  for (const DType dtype : all_dtypes()) {
+    SCOPED_TRACE(dtype_name(dtype));
+    const int64_t cols = some_cols(dtype).back();
+    const Weights w = random_weights(dtype, kRows, cols, 13);
+    for (const Unpacking& unpacking :
+         {Unpacking{}, Unpacking{true, false}, Unpacking{false, true}, Unpacking{true, true}}) {
+      Random random(5);
+      std::vector<float> all = random.floats(kMany * cols), expected = all;
+      std::vector<RowTarget> rows;
+      for (int64_t i = 0; i < kMany; ++i) {
+        // Most are of one panel, some of them several times.
+        const int64_t row = i % 4 == 0 ? random.below(kRows) : 32 + random.below(32);
+        rows.push_back({row, all.data() + i * cols});
+        for (int64_t k = 0; k < cols; ++k) {
+          float value = w.floats[static_cast<size_t>(row * cols + k)];
+          if (unpacking.rounded) value = f16_to_f32(to_half(value).bits);
+          float& to = expected[static_cast<size_t>(i * cols + k)];
+          to = unpacking.added ? to + value : value;
+        }
+      }
+      unpack_rows(cpu_, w.view(), rows, unpacking);
+      ASSERT_TRUE(same_bits(expected, all)) << unpacking.rounded << unpacking.added;
     }
   }
 }

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <random>
 #include <set>
 #include <string>
 #include <vector>
@@ -98,6 +99,25 @@ TEST(Half, EveryRoundingDecisionEqualsTheCompilers) {
   }
   for (uint64_t bits = 0; bits <= 0xFFFFFFFFu; bits += 4093) {
     expect_rounds_like_the_compiler(std::bit_cast<float>(static_cast<uint32_t>(bits)));
+  }
+}
+
+TEST(Half, RoundedWithoutBranchesIsTheSame) {
+  std::mt19937_64 random(1);
+  const auto check = [](float value) {
+    const float expected = f16_to_f32(to_half(value).bits), got = rounded_to_f16(value);
+    ASSERT_EQ(std::bit_cast<uint32_t>(expected), std::bit_cast<uint32_t>(got)) << value;
+  };
+  for (int i = 0; i < 2'000'000; ++i) check(std::bit_cast<float>(static_cast<uint32_t>(random())));
+  // Around every number of f16 and half way to the next.
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float at = f16_to_f32(static_cast<uint16_t>(bits));
+    const float half_way = at + 0.5f * (f16_to_f32(static_cast<uint16_t>(bits + 1)) - at);
+    for (const float value : {at, half_way}) {
+      check(value);
+      check(std::nextafter(value, 1e9f));
+      check(std::nextafter(value, -1e9f));
+    }
   }
 }
 

@@ -131,8 +131,7 @@ INSTANTIATE_TEST_SUITE_P(Models, WeightStoreTest,
 
 PackedMatrix embedding(WeightStore& store) {
   PackedMatrix found;
-  store.look_up(std::vector<int32_t>{0}, nullptr,
-                [&](size_t, const PackedMatrix& matrix, int64_t) { found = matrix; });
+  store.look_up(std::vector<int32_t>{0}, [&](const PackedMatrix& matrix, auto) { found = matrix; });
   return found;
 }
 

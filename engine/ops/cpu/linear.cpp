@@ -1,15 +1,18 @@
 #include "engine/ops/linear.h"
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
+#include "engine/half.h"
 #include "engine/ops/cpu/cpu.h"
 
 namespace headrace {
 namespace {
 
 constexpr int kRowBlock = 256;  // rows of x per pass over a panel: its accumulators are 32 KiB
-constexpr int kTileK = 128;     // columns expanded at a time: 16 KiB of float weights
+constexpr size_t kUnpackedRows = 64;  // of a panel, by one thread
+constexpr int kTileK = 128;           // columns expanded at a time: 16 KiB of float weights
 
 // Expands columns [k, k + count) of a panel, or points into it where it holds floats already.
 const float* expand(const Kernels& kernels, const PackedMatrix& w, const PanelLayout& layout,
@@ -66,6 +69,26 @@ void add_bias(const float* bias, int64_t n, int width, float* acc) {
   for (int i = 0; i < width; ++i) acc[i] += bias[n + i];
 }
 
+// Rows of one panel.
+void unpack_of_panel(const Kernels& kernels, const PackedMatrix& w, std::span<const RowTarget> rows,
+                     const Unpacking& unpacking) {
+  const PanelLayout layout = panel_layout(w.dtype);
+  const std::byte* const panel = w.panel(rows.front().row / kPanelRows);
+  alignas(64) float scratch[kTileK * kPanelRows];
+  float values[kTileK];
+  for (int64_t k = 0; k < w.cols; k += kTileK) {
+    const int count = static_cast<int>(std::min<int64_t>(kTileK, w.cols - k));
+    const float* const tile = expand(kernels, w, layout, panel, k, count, scratch);
+    for (const RowTarget& target : rows) {
+      const int64_t lane = target.row % kPanelRows;
+      for (int i = 0; i < count; ++i) values[i] = tile[i * kPanelRows + lane];
+      if (unpacking.rounded) std::transform(values, values + count, values, rounded_to_f16);
+      float* const out = target.out + k;
+      for (int i = 0; i < count; ++i) out[i] = unpacking.added ? out[i] + values[i] : values[i];
+    }
+  }
+}
+
 }  // namespace
 
 void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
@@ -90,15 +113,26 @@ void gate_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatri
 }
 
 void unpack_row(const Cpu& cpu, const PackedMatrix& w, int64_t row, float* out) {
-  const PanelLayout layout = panel_layout(w.dtype);
-  const std::byte* panel = w.panel(row / kPanelRows);
-  const int64_t lane = row % kPanelRows;
-  alignas(64) float scratch[kTileK * kPanelRows];
-  for (int64_t k = 0; k < w.cols; k += kTileK) {
-    const int count = static_cast<int>(std::min<int64_t>(kTileK, w.cols - k));
-    const float* tile = expand(cpu.kernels, w, layout, panel, k, count, scratch);
-    for (int i = 0; i < count; ++i) out[k + i] = tile[i * kPanelRows + lane];
+  const RowTarget one{row, out};
+  unpack_of_panel(cpu.kernels, w, {&one, 1}, {});
+}
+
+void unpack_rows(const Cpu& cpu, const PackedMatrix& w, std::vector<RowTarget> rows,
+                 const Unpacking& unpacking) {
+  std::sort(rows.begin(), rows.end(),
+            [](const RowTarget& a, const RowTarget& b) { return a.row < b.row; });
+  std::vector<std::span<const RowTarget>> parts;
+  for (size_t begin = 0, end = 0; begin < rows.size(); begin = end) {
+    const int64_t panel = rows[begin].row / kPanelRows;
+    while (end < rows.size() && end - begin < kUnpackedRows &&
+           rows[end].row / kPanelRows == panel) {
+      ++end;
+    }
+    parts.push_back(std::span<const RowTarget>(rows).subspan(begin, end - begin));
   }
+  cpu.threads.parallel_for(std::ssize(parts), [&](int64_t part) {
+    unpack_of_panel(cpu.kernels, w, parts[static_cast<size_t>(part)], unpacking);
+  });
 }
 
 }  // namespace headrace
