@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import unittest
+import unittest.mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "mp"))
 import harness  # noqa: E402
@@ -260,7 +261,7 @@ class Link(Gpu):
         # Where it is not asked for, MPI does it. Each rank has a host's name of its own, so that auto tries.
         if subprocess.run(["unshare", "-u", "true"], capture_output=True).returncode != 0:
             self.skipTest("no UTS namespaces: auto is not tried")
-        requests, way = requests_of(300), (*CUDA, "--device-memory", "4GiB")
+        requests, way = requests_of(300), (*CUDA, "--math", "f32", "--device-memory", "4GiB")
         expected = self.generate(TINY[0], requests, *way)
         for interface, says in (("nosuch0", "over MPI: "), ("lo", "over NCCL")):
             results = self.generate(TINY[0], requests, *way, "--peer-timeout", 10, ranks=2, limit=60,
@@ -279,30 +280,29 @@ class Link(Gpu):
         batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
         harness.write_requests(batch, requests)
         arguments = ("generate", "--model", model, "--input", batch, "--output", output, "--token-ids",
-                     *CUDA, *self.NCCL, "--max-batch", 4, "--peer-timeout", 10)
-        job = self.start(*arguments, ranks=2, prefix=self.wrapper())
+                     *CUDA, "--math", "f32", *self.NCCL, "--max-batch", 4, "--peer-timeout", 10)
+        # mpirun leaves the other rank alone, which must find out by itself; its own exit code says nothing then.
+        with unittest.mock.patch.dict(os.environ, OMPI_MCA_orte_enable_recovery="1"):
+            job = self.start(*arguments, ranks=2, prefix=self.wrapper())
         job.await_lines(output, 2, limit=60)
         strike(job)
-        code = job.wait(60)
+        job.wait(60)
         job.await_no_process()
-        print(f"exit code {code}\n{job.log()}")
+        print(job.log())
+        self.assertIn("rank 1 (host", job.log())
+        self.assertIn("with errorcode 75", job.log())
         self.assertLess(len(harness.read_results(output)), len(requests))
         self.run_program(*arguments, "--resume", ranks=2, limit=90, prefix=self.wrapper())
         if Link.undisturbed is None:
-            Link.undisturbed = self.generate(model, requests, *CUDA)
+            Link.undisturbed = self.generate(model, requests, "--device", "cpu")
         self.assert_same_results(Link.undisturbed, harness.read_results(output))
-        return code, job.log()
 
     def test_a_rank_that_is_killed(self):
-        """mpirun ends the other rank with it and may give a code of its own."""
-        code, _ = self.lose_a_rank(lambda job: os.kill(job.rank_process(1), signal.SIGKILL))
-        self.assertNotEqual(code, harness.DONE)
+        self.lose_a_rank(lambda job: os.kill(job.rank_process(1), signal.SIGKILL))
 
     def test_a_rank_that_is_stopped(self):
-        """NCCL never says so: the deadline does, and names the rank."""
-        code, log = self.lose_a_rank(lambda job: os.kill(job.rank_process(1), signal.SIGSTOP))
-        self.assertEqual(code, harness.TRY_AGAIN, log)
-        self.assertIn("rank 1", log)
+        """NCCL never says so: the deadline does."""
+        self.lose_a_rank(lambda job: os.kill(job.rank_process(1), signal.SIGSTOP))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,12 @@ class FakeModule final : public DeviceModule {
  public:
   int count() override { return 2; }
   DeviceFacts facts(int device) override {
-    return {"fake " + std::to_string(device), "0000:0" + std::to_string(device) + ":00.0", 9, 0, uint64_t{80} << 30, uint64_t{79} << 30};
+    return {"fake " + std::to_string(device),
+            "0000:0" + std::to_string(device) + ":00.0",
+            9,
+            0,
+            uint64_t{80} << 30,
+            uint64_t{79} << 30};
   }
   DeviceLinkRates measure_link(int) override { return {50e9, 51e9}; }
   std::unique_ptr<Device> open(int) override { return nullptr; }
