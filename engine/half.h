@@ -106,7 +106,9 @@ inline float rounded_to_f16(float value) {
   // Below 2^-14 a multiple of 2^-24, which is what the sum with 0.75 has room for.
   const float tiny = std::copysign((magnitude + 0.75f) - 0.75f, v);
   const float finite = magnitude < 0x1p-14f ? tiny : std::bit_cast<float>(rounded);
-  return v == v ? finite : f16_to_f32(f32_to_f16(v));
+  // Of a NaN the payload that f16 has room for stays, and it becomes quiet.
+  const float nan = std::bit_cast<float>((bits & ~0x1FFFu) | 0x400000u);
+  return v == v ? finite : nan;
 }
 
 }  // namespace headrace

@@ -82,7 +82,9 @@ void unpack_of_panel(const Kernels& kernels, const PackedMatrix& w, std::span<co
     for (const RowTarget& target : rows) {
       const int64_t lane = target.row % kPanelRows;
       for (int i = 0; i < count; ++i) values[i] = tile[i * kPanelRows + lane];
-      if (unpacking.rounded) std::transform(values, values + count, values, rounded_to_f16);
+      if (unpacking.rounded) {
+        for (int i = 0; i < count; ++i) values[i] = rounded_to_f16(values[i]);
+      }
       float* const out = target.out + k;
       for (int i = 0; i < count; ++i) out[i] = unpacking.added ? out[i] + values[i] : values[i];
     }
