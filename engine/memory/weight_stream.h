@@ -40,8 +40,8 @@ class WeightStream {
   const std::byte* memory(uint64_t at) { return memory_of(place_of(visit_) + at); }
   // The first `bytes` of the acquired piece are not used again.
   void done(uint64_t bytes);
-  // What pieces come into.
-  std::span<std::byte> buffer() { return {ring_.data(), ring_.size()}; }
+  // What pieces come into: the ring, and the ring once more, where what goes round its end goes on.
+  std::span<std::byte> buffer() { return {ring_.data(), 2 * ring_.size()}; }
   // No more than the ring may be left that is not done.
   void release(size_t piece);
 

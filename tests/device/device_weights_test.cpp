@@ -96,6 +96,8 @@ class DeviceWeightsTest : public testing::Test {
                                             int sweeps = 3) {
     const auto host = store(shape);
     const auto compute = device.make_stream();
+    std::vector<std::unique_ptr<DevicePin>> pins;
+    for (const std::span<std::byte> buffer : host->buffers()) pins.push_back(device.pin(buffer));
     const auto x = device.allocate(x_.size() * sizeof(float));
     device.copy_in(*compute, x->data(), std::as_bytes(std::span(x_)));
     std::vector<std::unique_ptr<DeviceBuffer>> results;

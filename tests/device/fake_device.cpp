@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "engine/error.h"
 #include "engine/ops/cuda/row_blocks.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
@@ -144,11 +145,13 @@ void FakeDevice::run_until(const std::function<bool()>& done) {
 
 void FakeDevice::copy_in(DeviceStream& stream, std::byte* to,
                          std::span<const std::byte> from_host) {
+  check_pinned(from_host);
   queue(stream, [=] { std::memcpy(to, from_host.data(), from_host.size()); });
 }
 
 void FakeDevice::copy_out(DeviceStream& stream, std::span<std::byte> to_host,
                           const std::byte* from) {
+  check_pinned(to_host);
   queue(stream, [=] { std::memcpy(to_host.data(), from, to_host.size()); });
 }
 
@@ -165,8 +168,32 @@ void FakeDevice::replay(DeviceStream& stream, DeviceRecording& recording) {
   for (const auto& run : static_cast<Recording&>(recording).work) queue(stream, run);
 }
 
-std::unique_ptr<DevicePin> FakeDevice::pin(std::span<std::byte>) {
-  return std::make_unique<DevicePin>();
+class FakeDevice::Pin final : public DevicePin {
+ public:
+  Pin(FakeDevice& device, std::span<std::byte> host) : device_(device), host_(host) {
+    device_.pinned_.push_back(host);
+  }
+  ~Pin() override {
+    std::erase_if(device_.pinned_,
+                  [this](const auto& other) { return other.data() == host_.data(); });
+  }
+
+ private:
+  FakeDevice& device_;
+  std::span<std::byte> host_;
+};
+
+std::unique_ptr<DevicePin> FakeDevice::pin(std::span<std::byte> host) {
+  return std::make_unique<Pin>(*this, host);
+}
+
+void FakeDevice::check_pinned(std::span<const std::byte> host) const {
+  const std::byte *const begin = host.data(), *const end = begin + host.size();
+  for (const auto& pinned : pinned_) {
+    const std::byte *const first = pinned.data(), *const last = first + pinned.size();
+    const bool overlaps = begin < last && first < end, is_inside = first <= begin && end <= last;
+    if (overlaps && !is_inside) throw ResourceMissing("a copy of memory that is pinned in part");
+  }
 }
 
 void FakeDevice::normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,

@@ -96,6 +96,10 @@ class FakeDevice final : public Device {
   bool held_ = false;
   uint64_t allocated_ = 0;
   std::unique_ptr<Recording> recording_;
+  class Pin;
+  // Throws ResourceMissing, as CUDA does, if only a part of it is pinned.
+  void check_pinned(std::span<const std::byte> host) const;
+  std::vector<std::span<std::byte>> pinned_;
   std::vector<std::shared_ptr<Queue>> queues_;
   ThreadPool threads_{1, 0};
   Cpu cpu_{threads_, kernels("auto")};

@@ -8,11 +8,14 @@
 namespace headrace::cuda {
 namespace {
 
+constexpr int kWarps = kThreads / 32;
+
 // A block for kWarps tiles of queries of one sequence and KV head, which share what they read.
-template <int kDim, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 3 : 1)
-    half_attention_kernel(Work work) {
+template <int kDim>
+__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 3 : 1) half_attention_kernel(Work work) {
+  using L = Layout<kDim>;
   extern __shared__ uint4 memory[];
+  __shared__ TilePages pages;
   auto* const shared = reinterpret_cast<char*>(memory);
   const KvPageShape& shape = work.shape;
   const AttentionSequence sequence = work.sequences[blockIdx.x / work.tiles];
@@ -23,45 +26,57 @@ __global__ void __launch_bounds__(kWarps * 32, kDim <= 128 ? 3 : 1)
   const int64_t queries = sequence.rows * group;
   if (first >= queries) return;
 
-  clear_pads<kDim>(shape, shared);
-  const int64_t last = min(first + kWarps * kWarpQueries, queries) - 1;
-  const int64_t end = sequence.first_position + last / group + 1;  // tokens that some query sees
-  const int64_t tiles = (end + kTileTokens - 1) / kTileTokens;
-  Queries<kDim> w;
+  // Tokens that some query of the block sees, that the first query of the warp sees, and its last.
   const int64_t mine = first + warp * kWarpQueries;
+  const auto tokens_of = [&](int64_t query) {
+    return static_cast<int>(sequence.first_position + min(query, queries - 1) / group + 1);
+  };
+  const int end = tokens_of(first + kWarps * kWarpQueries - 1);
   const bool works = mine < queries;
-  // Tokens that some query of the warp sees.
-  const int64_t seen =
-      works ? sequence.first_position + (min(mine + kWarpQueries, queries) - 1) / group + 1 : 0;
-  __shared__ TilePages pages;
-  put_page(pages, 0, my_page(sequence, 0, end));
-  put_page(pages, 1, my_page(sequence, 1, end));
+  const int all_see = works ? tokens_of(mine) : 0;
+  const int some_see = works ? tokens_of(mine + kWarpQueries - 1) : 0;
+  const int tiles = (end + kTileTokens - 1) / kTileTokens;
+  put_page(pages, 0, my_page(sequence.pages, 0, end));
+  put_page(pages, 1, my_page(sequence.pages, 1, end));
   __syncthreads();
-  load_tile<kDim>(shape, pages, kv_head, 0, end, shared);
-  load_queries(work, sequence, kv_head, mine, w);
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    char* const stage = shared + tile % kStages * Layout<kDim>::kStage;
-    const std::byte* const later = my_page(sequence, tile + 2, end);
-    if (tile + 1 < tiles) {
-      load_tile<kDim>(shape, pages, kv_head, tile + 1, end,
-                      shared + (tile + 1) % kStages * Layout<kDim>::kStage);
-      asm volatile("cp.async.wait_group 1;");
-    } else {
-      asm volatile("cp.async.wait_group 0;");
+  load_k<kDim>(shape, pages, kv_head, 0, end, shared);
+  load_v<kDim>(shape, pages, kv_head, 0, end, shared);
+  Queries<kDim> part;
+  load_queries(work, sequence, kv_head, mine, part);
+  // This warp's room: first its queries, each lane's part for itself, then what it writes.
+  char* const room = shared + L::kBytes + warp * kWarpQueries * L::kVRow;
+  uint4* const q = reinterpret_cast<uint4*>(room) + threadIdx.x % 32;
+#pragma unroll
+  for (int step = 0; step < kDim / 16; ++step) q[step * 32] = part.q[step];
+  Seen<kDim> w;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const std::byte* const later = my_page(sequence.pages, tile + 2, end);
+    const bool is_last = tile + 1 == tiles;
+    const int begin = tile * kTileTokens;
+    // Pages that some query of the warp sees.
+    const int here = max(0, min((some_see - begin + kPageTokens - 1) / kPageTokens, kTilePages));
+    is_last ? load_nothing() : load_k<kDim>(shape, pages, kv_head, tile + 1, end, shared);
+    wait_for_half();
+    __syncthreads();
+    float s[kTileTokens / 8][4] = {};
+    if (here > 0) score<kDim>(L::slot(shared, 2 * tile), here, q, s);
+    __syncthreads();
+    is_last ? load_nothing() : load_v<kDim>(shape, pages, kv_head, tile + 1, end, shared);
+    uint4 p[kTilePages];
+    if (here > 0) weigh(w, part.position, begin, here, begin + here * kPageTokens <= all_see, s, p);
+    wait_for_half();
+    char* const values = L::slot(shared, 2 * tile + 1);
+    if (is_last) {
       __syncthreads();
-      // What no query sees may not be a number.
-      clear_tokens<kDim>(shape, static_cast<int>(end - tile * kTileTokens), stage);
+      clear_tokens<kDim>(shape, end - begin, values);
     }
     __syncthreads();
-    const int64_t left = seen - tile * kTileTokens;
-    if (left > 0) {
-      const int64_t here = min((left + kPageTokens - 1) / kPageTokens, int64_t{kTilePages});
-      attend_tile(stage, tile * kTileTokens, static_cast<int>(here), w);
-    }
+    if (here > 0) add_values(values, here, p, w);
     put_page(pages, tile, later);
     __syncthreads();
   }
-  if (works) write_queries(work, w);
+  __syncwarp();
+  if (works) write_queries(work, part.position, part.at, w, room);
 }
 
 // Four warps for one tile of queries, where there is no more: each has the scores of a page of the
@@ -77,10 +92,12 @@ struct Together {
 };
 
 template <int kDim>
-__global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
+__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 4 : 1) together_kernel(Work work) {
   using T = Together<kDim>;
   using L = Layout<kDim>;
+  static_assert(kWarps == kTilePages);
   extern __shared__ uint4 memory[];
+  __shared__ TilePages pages;
   auto* const shared = reinterpret_cast<char*>(memory);
   auto* const maxima = reinterpret_cast<float*>(shared + T::kMax);
   auto* const sums = reinterpret_cast<float*>(shared + T::kSums);
@@ -89,38 +106,31 @@ __global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
   const auto kv_head = static_cast<int>(blockIdx.y), lane = static_cast<int>(threadIdx.x % 32);
   const auto page = static_cast<int>(threadIdx.x / 32);  // this warp's
   if (sequence.rows == 0) return;
-  clear_pads<kDim>(shape, shared);
 
-  const int64_t end = sequence.first_position + sequence.rows;
-  const int64_t tiles = (end + kTileTokens - 1) / kTileTokens;
-  Queries<kDim> w;  // of which o and sum are not used
-  load_queries(work, sequence, kv_head, 0, w);
-  float o[T::kSteps][2][4] = {}, sum[2] = {};
-  const int row = lane % 8 + lane / 8 % 2 * 8, half = lane / 16;
-  __shared__ TilePages pages;
-  put_page(pages, 0, my_page(sequence, 0, end));
-  put_page(pages, 1, my_page(sequence, 1, end));
+  const auto end = static_cast<int>(sequence.first_position + sequence.rows);
+  const int tiles = (end + kTileTokens - 1) / kTileTokens;
+  put_page(pages, 0, my_page(sequence.pages, 0, end));
+  put_page(pages, 1, my_page(sequence.pages, 1, end));
   __syncthreads();
-  load_tile<kDim>(shape, pages, kv_head, 0, end, shared);
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    char* const stage = shared + tile % kStages * L::kStage;
-    const std::byte* const later = my_page(sequence, tile + 2, end);
-    if (tile + 1 < tiles) {
-      load_tile<kDim>(shape, pages, kv_head, tile + 1, end,
-                      shared + (tile + 1) % kStages * L::kStage);
-      asm volatile("cp.async.wait_group 1;");
-    } else {
-      asm volatile("cp.async.wait_group 0;");
-      __syncthreads();
-      clear_tokens<kDim>(shape, static_cast<int>(end - tile * kTileTokens), stage);
-    }
+  load_k<kDim>(shape, pages, kv_head, 0, end, shared);
+  load_v<kDim>(shape, pages, kv_head, 0, end, shared);
+  Queries<kDim> w;
+  load_queries(work, sequence, kv_head, 0, w);
+  float o[T::kSteps][2][4] = {}, maximum[2] = {kNothing, kNothing}, sum[2] = {};
+  const int row = lane % 8 + lane / 8 % 2 * 8, half = lane / 16;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const std::byte* const later = my_page(sequence.pages, tile + 2, end);
+    const bool is_last = tile + 1 == tiles;
+    is_last ? load_nothing() : load_k<kDim>(shape, pages, kv_head, tile + 1, end, shared);
+    wait_for_half();
     __syncthreads();
 
+    const char* const keys = L::slot(shared, 2 * tile);
     float s[2][4] = {};
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
       uint32_t k[4];
-      load_turned(k, stage + L::k(page, step * 16 + row, half));
+      load_turned(k, keys + L::k(page, step * 16 + row, half));
       multiply_add(s[0], w.q[step], k[0], k[1]);
       multiply_add(s[1], w.q[step], k[2], k[3]);
     }
@@ -130,7 +140,7 @@ __global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float& score = s[i / 2][2 * r + i % 2];
-        const int64_t token =
+        const int token =
             tile * kTileTokens + page * kPageTokens + i / 2 * 8 + lane % 4 * 2 + i % 2;
         if (token > w.position[r]) score = -INFINITY;
         most = fmaxf(most, score);
@@ -139,15 +149,16 @@ __global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
       if (lane % 4 == 0) maxima[page * kWarpQueries + lane / 4 + 8 * r] = most;
     }
     __syncthreads();
+    is_last ? load_nothing() : load_v<kDim>(shape, pages, kv_head, tile + 1, end, shared);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float most = w.max[r];
+      float most = maximum[r];
 #pragma unroll
       for (int p = 0; p < kTilePages; ++p) {
         most = fmaxf(most, maxima[p * kWarpQueries + lane / 4 + 8 * r]);
       }
-      const float keep = exp2_of(w.max[r] - most);
-      w.max[r] = most;
+      const float keep = exp2_of(maximum[r] - most);
+      maximum[r] = most;
 #pragma unroll
       for (int n = 0; n < T::kSteps; ++n) {
 #pragma unroll
@@ -156,22 +167,27 @@ __global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
           o[n][i][2 * r + 1] *= keep;
         }
       }
-      weigh_page(s[0], s[1], r, most, keep, sum[r]);
+      sum[r] *= keep;
       char* const p = shared + T::kP + (lane / 4 + 8 * r) * T::kPRow + page * 32 + lane % 4 * 4;
-      *reinterpret_cast<uint32_t*>(p) = pack(s[0][2 * r], s[0][2 * r + 1]);
-      *reinterpret_cast<uint32_t*>(p + 16) = pack(s[1][2 * r], s[1][2 * r + 1]);
+      weigh_page(s[0], s[1], r, most, sum[r], *reinterpret_cast<uint32_t*>(p),
+                 *reinterpret_cast<uint32_t*>(p + 16));
+    }
+    wait_for_half();
+    char* const values = L::slot(shared, 2 * tile + 1);
+    if (is_last) {
+      __syncthreads();
+      clear_tokens<kDim>(shape, end - tile * kTileTokens, values);
     }
     __syncthreads();
 #pragma unroll
     for (int from = 0; from < kTilePages; ++from) {
-      uint32_t p[4];
-      load_straight(p, shared + T::kP + row * T::kPRow + from * 32 + half * 16);
+      const uint4 p = load_straight(shared + T::kP + row * T::kPRow + from * 32 + half * 16);
 #pragma unroll
       for (int n = 0; n < T::kSteps; ++n) {
         const int step = n * kTilePages + page;
         if (step >= kDim / 16) continue;
         uint32_t v[4];
-        load_turned(v, stage + L::v(from, row, step * 16 + half * 8));
+        load_turned(v, values + L::v(from, row, step * 16 + half * 8));
         multiply_add(o[n][0], p, v[0], v[1]);
         multiply_add(o[n][1], p, v[2], v[3]);
       }
@@ -194,9 +210,7 @@ __global__ void __launch_bounds__(kTilePages * 32) together_kernel(Work work) {
       for (int i = 0; i < 2; ++i) {
         const int d = (n * kTilePages + page) * 16 + i * 8 + lane % 4 * 2;
         if (d >= shape.head_dim) continue;
-        Half* const to = work.out + w.at[r] + d;
-        to[0] = to_half(o[n][i][2 * r] / all);
-        to[1] = to_half(o[n][i][2 * r + 1] / all);
+        store_pair(work.out + w.at[r] + d, o[n][i][2 * r] / all, o[n][i][2 * r + 1] / all);
       }
     }
   }
@@ -208,23 +222,24 @@ void start_together(cudaStream_t stream, const Work& work, int64_t count) {
   const auto kernel = together_kernel<kDim>;
   allow_shared("attention", kernel, kShared,
                "heads of " + std::to_string(work.shape.head_dim) + " elements are larger");
-  kernel<<<dim3(static_cast<unsigned>(count), static_cast<unsigned>(work.shape.kv_heads)),
-           kTilePages * 32, kShared, stream>>>(work);
+  kernel<<<dim3(static_cast<unsigned>(count), static_cast<unsigned>(work.shape.kv_heads)), kThreads,
+           kShared, stream>>>(work);
   check_start("attention");
 }
 
-template <int kDim, int kWarps>
-void start(cudaStream_t stream, Work work, int64_t count, int64_t most_rows) {
+template <int kDim>
+void start_apart(cudaStream_t stream, Work work, int64_t count, int64_t most_rows) {
   const int group = work.heads / work.shape.kv_heads;
   constexpr int64_t kQueries = kWarps * kWarpQueries;
   work.tiles = (most_rows * group + kQueries - 1) / kQueries;
-  constexpr size_t kShared = Layout<kDim>::kBytes;
-  const auto kernel = half_attention_kernel<kDim, kWarps>;
+  constexpr size_t kShared =
+      Layout<kDim>::kBytes + size_t{kWarps} * kWarpQueries * Layout<kDim>::kVRow;
+  const auto kernel = half_attention_kernel<kDim>;
   allow_shared("attention", kernel, kShared,
                "heads of " + std::to_string(work.shape.head_dim) + " elements are larger");
   kernel<<<dim3(static_cast<unsigned>(count * work.tiles),
                 static_cast<unsigned>(work.shape.kv_heads)),
-           kWarps * 32, kShared, stream>>>(work);
+           kThreads, kShared, stream>>>(work);
   check_start("attention");
 }
 
@@ -233,7 +248,7 @@ void start(cudaStream_t stream, const Work& work, int64_t count, int64_t most_ro
   if (most_rows * (work.heads / work.shape.kv_heads) <= kWarpQueries) {
     start_together<kDim>(stream, work, count);
   } else {
-    start<kDim, 4>(stream, work, count, most_rows);
+    start_apart<kDim>(stream, work, count, most_rows);
   }
 }
 
@@ -243,6 +258,10 @@ void half_attention(cudaStream_t stream, const KvPageShape& shape,
                     const AttentionSequence* sequences, int64_t count, int64_t most_rows, int heads,
                     float scale, const float* q, Half* out) {
   if (count == 0 || most_rows == 0) return;
+  if (shape.head_dim % 2 != 0) {
+    throw DoesNotFit("attention: heads of " + std::to_string(shape.head_dim) +
+                     " elements, an odd number; use --math f32");
+  }
   const Work work{shape, sequences, 0, heads, scale * kLog2E, q, out};
   const int dim = shape.v_stride();
   if (dim <= 16) return start<16>(stream, work, count, most_rows);

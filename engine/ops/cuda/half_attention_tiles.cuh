@@ -14,7 +14,8 @@ namespace headrace::cuda {
 constexpr int kTilePages = 4;
 constexpr int kTileTokens = kTilePages * kPageTokens;
 constexpr int kWarpQueries = 16;
-constexpr int kStages = 2;          // tiles in shared memory: one is used, the next one comes in
+constexpr int kSlots = 3;           // halves of tiles in shared memory, K and V in turn
+constexpr int kThreads = 128;       // of a block
 constexpr float kNothing = -1e30f;  // the maximum before the first token
 
 struct Work {
@@ -27,23 +28,27 @@ struct Work {
   Half* out;
 };
 
-// Where tiles lie in shared memory. K: [page][d][16 tokens], whose two 16-byte halves change places
-// in every other four rows. V: [token][kDim], rows 16 bytes apart. So eight rows that are read at
-// once are in different banks.
+// Where the K or V of a tile lies in its slot of shared memory. K: [page][d][16 tokens], whose two
+// 16-byte halves change places in every other four rows. V: [token][kDim], rows 16 bytes apart. So
+// eight rows that are read at once are in different banks.
 template <int kDim>
 struct Layout {
   static constexpr int kVRow = kDim * 2 + 16;
   static constexpr int kPageK = kDim * 32;
   static constexpr int kPageV = kPageTokens * kVRow;
-  static constexpr int kV = kTilePages * kPageK;
-  static constexpr int kStage = kV + kTilePages * kPageV;
-  static constexpr int kBytes = kStages * kStage;
+  static constexpr int kSlot = kTilePages * kPageV;
+  static constexpr int kBytes = kSlots * kSlot;
+  static constexpr int kChunks = kDim * 2;  // of 16 bytes, of a page's K or V
 
   __device__ static int k(int page, int d, int half) {
     return page * kPageK + d * 32 + (half ^ ((d >> 2) & 1)) * 16;
   }
   __device__ static int v(int page, int token, int d) {
-    return kV + page * kPageV + token * kVRow + d * 2;
+    return page * kPageV + token * kVRow + d * 2;
+  }
+  // Halves come in the order K of tile 0, V of tile 0, K of tile 1, ...
+  __device__ static char* slot(char* shared, int half_tile) {
+    return shared + half_tile % kSlots * kSlot;
   }
 };
 
@@ -63,20 +68,21 @@ inline __device__ void load_turned(uint32_t (&to)[4], const char* row) {
 }
 
 // The same, not turned.
-inline __device__ void load_straight(uint32_t (&to)[4], const char* row) {
+inline __device__ uint4 load_straight(const char* row) {
+  uint4 to;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
                : "r"(shared_address(row)));
+  return to;
 }
 
 // c += a * b, 16 x 8 from 16 x 16 and 16 x 8.
-inline __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                    uint32_t b1) {
+inline __device__ void multiply_add(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
 // Nothing of a weight is left in f16 where this has become 0.
@@ -95,66 +101,85 @@ inline __device__ uint32_t pack(float low, float high) {
 using TilePages = const std::byte* [2][kTilePages];
 
 // The page of a tile that this thread looks up for all, if it has tokens before `end`.
-inline __device__ const std::byte* my_page(const AttentionSequence& sequence, int64_t tile,
-                                           int64_t end) {
-  const int64_t number = tile * kTilePages + threadIdx.x;
-  return threadIdx.x < kTilePages && number * kPageTokens < end ? sequence.pages[number] : nullptr;
+inline __device__ const std::byte* my_page(std::byte* const* pages, int tile, int end) {
+  const int number = tile * kTilePages + static_cast<int>(threadIdx.x);
+  return threadIdx.x < kTilePages && number * kPageTokens < end ? pages[number] : nullptr;
 }
 
-inline __device__ void put_page(TilePages& pages, int64_t tile, const std::byte* page) {
+inline __device__ void put_page(TilePages& pages, int tile, const std::byte* page) {
   if (threadIdx.x < kTilePages) pages[tile % 2][threadIdx.x] = page;
 }
 
-// Tokens [64 * tile, ...) of which those before `end` are wanted; what is missing of V is zero.
+// K of tokens [64 * tile, ...), of the pages with tokens before `end`; rows that no head has are
+// zero, since they meet zeros of q.
 template <int kDim>
-__device__ void load_tile(const KvPageShape& shape, const TilePages& pages, int kv_head,
-                          int64_t tile, int64_t end, char* stage) {
+__device__ void load_k(const KvPageShape& shape, const TilePages& pages, int kv_head, int tile,
+                       int end, char* shared) {
   using L = Layout<kDim>;
-  const int k_chunks = shape.head_dim * 2, v_chunks = shape.v_stride() / 8;
+  char* const slot = L::slot(shared, 2 * tile);
+  const auto t = static_cast<int>(threadIdx.x);
+  const int left = (end - tile * kTileTokens + kPageTokens - 1) / kPageTokens;
+#pragma unroll 1
   for (int page = 0; page < kTilePages; ++page) {
-    const int64_t number = tile * kTilePages + page;
-    const auto t = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    if (number * kPageTokens >= end) {
-      for (int i = t; i < kPageTokens * v_chunks; i += threads) {
-        *reinterpret_cast<uint4*>(stage + L::v(page, i / v_chunks, i % v_chunks * 8)) = uint4{};
+    if (page >= left) break;
+    const std::byte* const from = pages[tile % 2][page] + shape.k_offset(kv_head);
+#pragma unroll
+    for (int i = t; i < L::kChunks; i += kThreads) {
+      char* const to = slot + L::k(page, i / 2, i % 2);
+      if (i / 2 < shape.head_dim) {
+        copy_16(to, from + i * 16);
+      } else {
+        *reinterpret_cast<uint4*>(to) = uint4{};
       }
-      continue;
-    }
-    const std::byte* const memory = pages[tile % 2][page];
-    const std::byte* const k = memory + shape.k_offset(kv_head);
-    const std::byte* const v = memory + shape.v_offset(kv_head);
-    for (int i = t; i < k_chunks; i += threads) {
-      copy_16(stage + L::k(page, i / 2, i % 2), k + i * 16);
-    }
-    for (int i = t; i < kPageTokens * v_chunks; i += threads) {
-      copy_16(stage + L::v(page, i / v_chunks, i % v_chunks * 8), v + i * 16);
     }
   }
   asm volatile("cp.async.commit_group;");
 }
 
+// V of the same; what is missing is zero.
 template <int kDim>
-__device__ void clear_tokens(const KvPageShape& shape, int first, char* stage) {
+__device__ void load_v(const KvPageShape& shape, const TilePages& pages, int kv_head, int tile,
+                       int end, char* shared) {
   using L = Layout<kDim>;
-  const int chunks = shape.v_stride() / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < (kTileTokens - first) * chunks;
-       i += static_cast<int>(blockDim.x)) {
-    const int token = first + i / chunks;
-    *reinterpret_cast<uint4*>(
-        stage + L::v(token / kPageTokens, token % kPageTokens, i % chunks * 8)) = uint4{};
+  constexpr int kRowChunks = kDim / 8;
+  char* const slot = L::slot(shared, 2 * tile + 1);
+  const auto t = static_cast<int>(threadIdx.x);
+  const int left = (end - tile * kTileTokens + kPageTokens - 1) / kPageTokens;
+  const int stride = shape.v_stride();
+#pragma unroll 1
+  for (int page = 0; page < kTilePages; ++page) {
+    const std::byte* const from =
+        page < left ? pages[tile % 2][page] + shape.v_offset(kv_head) : nullptr;
+#pragma unroll
+    for (int i = t; i < L::kChunks; i += kThreads) {
+      const int token = i / kRowChunks, d = i % kRowChunks * 8;
+      if (d >= stride) continue;
+      char* const to = slot + L::v(page, token, d);
+      if (from) {
+        copy_16(to, from + (token * stride + d) * 2);
+      } else {
+        *reinterpret_cast<uint4*>(to) = uint4{};
+      }
+    }
   }
+  asm volatile("cp.async.commit_group;");
 }
 
-// Rows of K that no head has meet zeros of q, and must be numbers.
+// Where nothing comes any more; so that waits count alike.
+inline __device__ void load_nothing() { asm volatile("cp.async.commit_group;"); }
+
+// The half of a tile that was loaded before the last two is there, for this thread.
+inline __device__ void wait_for_half() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
+
+// V of tokens from `first` on, which no query sees and which may not be numbers.
 template <int kDim>
-__device__ void clear_pads(const KvPageShape& shape, char* shared) {
-  const int pad = kDim - shape.head_dim;
-  for (int i = static_cast<int>(threadIdx.x); i < kStages * kTilePages * pad * 2;
-       i += static_cast<int>(blockDim.x)) {
-    const int row = i / 2, page = row / pad % kTilePages;
-    char* const stage = shared + row / pad / kTilePages * Layout<kDim>::kStage;
-    *reinterpret_cast<uint4*>(stage + Layout<kDim>::k(page, shape.head_dim + row % pad, i % 2)) =
-        uint4{};
+__device__ void clear_tokens(const KvPageShape& shape, int first, char* slot) {
+  using L = Layout<kDim>;
+  const int chunks = shape.v_stride() / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < (kTileTokens - first) * chunks; i += kThreads) {
+    const int token = first + i / chunks;
+    *reinterpret_cast<uint4*>(
+        slot + L::v(token / kPageTokens, token % kPageTokens, i % chunks * 8)) = uint4{};
   }
 }
 
@@ -162,13 +187,17 @@ __device__ void clear_pads(const KvPageShape& shape, char* shared) {
 // of every eight.
 template <int kDim>
 struct Queries {
-  static constexpr int kSteps = kDim / 16;
-  uint32_t q[kSteps][4];
+  uint4 q[kDim / 16];  // as a product reads them
+  int position[2];     // -1: there is no such query
+  int64_t at[2];       // of the query's first element
+};
+
+// What they have seen so far.
+template <int kDim>
+struct Seen {
   float o[kDim / 8][4] = {};
   float max[2] = {kNothing, kNothing};
   float sum[2][kTilePages] = {};  // of weights, by the page's place in its tile
-  int64_t position[2];            // -1: there is no such query
-  int64_t at[2];                  // of the query's first element
 };
 
 template <int kDim>
@@ -176,34 +205,38 @@ __device__ void load_queries(const Work& work, const AttentionSequence& sequence
                              int64_t first, Queries<kDim>& w) {
   const int group = work.heads / work.shape.kv_heads, dim = work.shape.head_dim;
   const auto lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int64_t query = first + lane / 4 + 8 * r, row = query / group;
     const bool is_there = row < sequence.rows;
-    w.position[r] = is_there ? sequence.first_position + row : -1;
+    w.position[r] = is_there ? static_cast<int>(sequence.first_position + row) : -1;
     w.at[r] = ((sequence.first_row + row) * work.heads + kv_head * group + query % group) * dim;
+    const auto pair = [&](int d) {
+      if (!is_there || d >= dim) return 0u;
+      const float2 from = *reinterpret_cast<const float2*>(work.q + w.at[r] + d);
+      return pack(from.x * work.scale, from.y * work.scale);
+    };
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int d = step * 16 + half * 8 + lane % 4 * 2;
-        const bool inside = is_there && d < dim;
-        const float* const from = work.q + w.at[r] + d;
-        w.q[step][half * 2 + r] = inside ? pack(from[0] * work.scale, from[1] * work.scale) : 0u;
-      }
+      const int d = step * 16 + lane % 4 * 2;
+      (r == 0 ? w.q[step].x : w.q[step].y) = pair(d);
+      (r == 0 ? w.q[step].z : w.q[step].w) = pair(d + 8);
     }
   }
 }
 
-// Scores of 16 tokens become weights.
-inline __device__ void weigh_page(float (&low)[4], float (&high)[4], int r, float most, float keep,
-                                  float& sum) {
-  sum *= keep;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float& weight = (i < 2 ? low : high)[2 * r + i % 2];
-    weight = __half2float(__float2half_rn(exp2_of(weight - most)));
-    sum += weight;
-  }
+// Scores of 16 tokens become weights of query r, as a product reads them.
+inline __device__ void weigh_page(const float (&low)[4], const float (&high)[4], int r, float most,
+                                  float& sum, uint32_t& p_low, uint32_t& p_high) {
+  const __half2 a = __floats2half2_rn(exp2_of(low[2 * r] - most), exp2_of(low[2 * r + 1] - most)),
+                b = __floats2half2_rn(exp2_of(high[2 * r] - most), exp2_of(high[2 * r + 1] - most));
+  p_low = *reinterpret_cast<const uint32_t*>(&a);
+  p_high = *reinterpret_cast<const uint32_t*>(&b);
+  const float2 first = __half22float2(a), second = __half22float2(b);
+  sum += first.x;
+  sum += first.y;
+  sum += second.x;
+  sum += second.y;
 }
 
 inline __device__ float row_max(float value) {
@@ -220,95 +253,129 @@ inline __device__ float row_sum(const float (&sums)[kTilePages]) {
   return sum + __shfl_xor_sync(~0u, sum, 2);
 }
 
-// The softmax step of the first `pages` pages of a tile; s becomes the weights.
+// Scores of the first `pages` pages of a tile. `q`: this lane's part of the queries, 32 apart.
 template <int kDim>
-__device__ void weigh(Queries<kDim>& w, int64_t first_token, int pages,
-                      float (&s)[kTileTokens / 8][4]) {
+__device__ void score(const char* slot, int pages, const uint4* q, float (&s)[kTileTokens / 8][4]) {
+  using L = Layout<kDim>;
   const auto lane = static_cast<int>(threadIdx.x % 32);
+  const int row = lane % 8 + lane / 8 % 2 * 8, half = lane / 16;
+#pragma unroll
+  for (int step = 0; step < kDim / 16; ++step) {
+    const uint4 queries = q[step * 32];
+#pragma unroll
+    for (int page = 0; page < kTilePages; ++page) {
+      if (page >= pages) break;
+      uint32_t k[4];
+      load_turned(k, slot + L::k(page, step * 16 + row, half));
+      multiply_add(s[2 * page], queries, k[0], k[1]);
+      multiply_add(s[2 * page + 1], queries, k[2], k[3]);
+    }
+  }
+}
+
+// The softmax step of the first `pages` pages of a tile. `sees_all`: each query does.
+template <int kDim>
+__device__ void weigh(Seen<kDim>& w, const int (&position)[2], int first_token, int pages,
+                      bool sees_all, float (&s)[kTileTokens / 8][4], uint4 (&p)[kTilePages]) {
+  const auto lane = static_cast<int>(threadIdx.x % 32);
+  float keep[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     // Of the tile's tokens, the last one that the query sees.
-    const int seen = static_cast<int>(min(w.position[r] - first_token, int64_t{kTileTokens}));
+    const int seen = position[r] - first_token;
     float most = kNothing;
 #pragma unroll
     for (int n = 0; n < kTileTokens / 8; ++n) {
-      if (n / 2 >= pages) continue;
+      if (n / 2 >= pages) break;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float& score = s[n][2 * r + i];
-        if (n * 8 + lane % 4 * 2 + i > seen) score = -INFINITY;
+        if (!sees_all && n * 8 + lane % 4 * 2 + i > seen) score = -INFINITY;
         most = fmaxf(most, score);
       }
     }
     most = fmaxf(row_max(most), w.max[r]);
-    const float keep = exp2_of(w.max[r] - most);
+    keep[r] = exp2_of(w.max[r] - most);
     w.max[r] = most;
+  }
+  // Times one changes nothing.
+  if (__any_sync(~0u, keep[0] != 1.0f || keep[1] != 1.0f)) {
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-      w.o[n][2 * r] *= keep;
-      w.o[n][2 * r + 1] *= keep;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) w.o[n][i] *= keep[i / 2];
     }
 #pragma unroll
     for (int page = 0; page < kTilePages; ++page) {
-      if (page < pages) {
-        weigh_page(s[2 * page], s[2 * page + 1], r, most, keep, w.sum[r][page]);
-      } else {
-        w.sum[r][page] *= keep;
-      }
+      w.sum[0][page] *= keep[0];
+      w.sum[1][page] *= keep[1];
     }
+  }
+#pragma unroll
+  for (int page = 0; page < kTilePages; ++page) {
+    if (page >= pages) break;
+    weigh_page(s[2 * page], s[2 * page + 1], 0, w.max[0], w.sum[0][page], p[page].x, p[page].z);
+    weigh_page(s[2 * page], s[2 * page + 1], 1, w.max[1], w.sum[1][page], p[page].y, p[page].w);
   }
 }
 
-// Only the first `pages` pages have tokens that a query of the warp sees.
+// o += weights * V of the first `pages` pages.
 template <int kDim>
-__device__ void attend_tile(const char* stage, int64_t first_token, int pages, Queries<kDim>& w) {
+__device__ void add_values(const char* slot, int pages, const uint4 (&p)[kTilePages],
+                           Seen<kDim>& w) {
   using L = Layout<kDim>;
   const auto lane = static_cast<int>(threadIdx.x % 32);
   const int row = lane % 8 + lane / 8 % 2 * 8, half = lane / 16;
-  float s[kTileTokens / 8][4] = {};
 #pragma unroll
   for (int page = 0; page < kTilePages; ++page) {
     if (page >= pages) break;
-#pragma unroll
-    for (int step = 0; step < kDim / 16; ++step) {
-      uint32_t k[4];
-      load_turned(k, stage + L::k(page, step * 16 + row, half));
-      multiply_add(s[2 * page], w.q[step], k[0], k[1]);
-      multiply_add(s[2 * page + 1], w.q[step], k[2], k[3]);
-    }
-  }
-  weigh(w, first_token, pages, s);
-#pragma unroll
-  for (int page = 0; page < kTilePages; ++page) {
-    if (page >= pages) break;
-    const float(&low)[4] = s[2 * page], (&high)[4] = s[2 * page + 1];
-    const uint32_t p[4] = {pack(low[0], low[1]), pack(low[2], low[3]), pack(high[0], high[1]),
-                           pack(high[2], high[3])};
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
       uint32_t v[4];
-      load_turned(v, stage + L::v(page, row, step * 16 + half * 8));
-      multiply_add(w.o[2 * step], p, v[0], v[1]);
-      multiply_add(w.o[2 * step + 1], p, v[2], v[3]);
+      load_turned(v, slot + L::v(page, row, step * 16 + half * 8));
+      multiply_add(w.o[2 * step], p[page], v[0], v[1]);
+      multiply_add(w.o[2 * step + 1], p[page], v[2], v[3]);
     }
   }
 }
 
+inline __device__ void store_pair(Half* to, float low, float high) {
+  *reinterpret_cast<uint32_t*>(to) =
+      static_cast<uint32_t>(to_half(low).bits) | static_cast<uint32_t>(to_half(high).bits) << 16;
+}
+
+// By way of `room`, this warp's [16][kDim * 2 + 16] bytes, so that whole rows are written at once.
 template <int kDim>
-__device__ void write_queries(const Work& work, Queries<kDim>& w) {
+__device__ void write_queries(const Work& work, const int (&position)[2], int64_t (&at)[2],
+                              const Seen<kDim>& w, char* room) {
+  constexpr int kRow = Layout<kDim>::kVRow, kRowChunks = kDim / 8;
   const auto lane = static_cast<int>(threadIdx.x % 32);
+  const int dim = work.shape.head_dim;
+  const bool by_rows = dim % 8 == 0;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float sum = row_sum(w.sum[r]);
-    if (w.position[r] < 0) continue;
+    const bool is_there = position[r] >= 0;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const int d = n * 8 + lane % 4 * 2;
-      if (d >= work.shape.head_dim) continue;
-      Half* const to = work.out + w.at[r] + d;
-      to[0] = to_half(w.o[n][2 * r] / sum);
-      to[1] = to_half(w.o[n][2 * r + 1] / sum);
+      if (d >= dim || !is_there) continue;
+      Half* const to = by_rows ? reinterpret_cast<Half*>(room + (lane / 4 + 8 * r) * kRow) + d
+                               : work.out + at[r] + d;
+      store_pair(to, w.o[n][2 * r] / sum, w.o[n][2 * r + 1] / sum);
     }
+    if (!is_there) at[r] = -1;
+  }
+  if (!by_rows) return;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kWarpQueries * kRowChunks / 32; ++i) {
+    const int chunk = i * 32 + lane, row = chunk / kRowChunks, d = chunk % kRowChunks * 8;
+    const int64_t low = __shfl_sync(~0u, at[0], row % 8 * 4),
+                  high = __shfl_sync(~0u, at[1], row % 8 * 4), first = row < 8 ? low : high;
+    if (first < 0 || d >= dim) continue;
+    *reinterpret_cast<uint4*>(work.out + first + d) =
+        *reinterpret_cast<const uint4*>(room + row * kRow + d * 2);
   }
 }
 
