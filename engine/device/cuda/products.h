@@ -47,7 +47,7 @@ class Products {
            const Algorithm& algorithm, void* y) const;
 
   cublasLtHandle_t handle_ = nullptr;
-  DeviceMemory workspace_, trial_, half_bias_;
+  DeviceMemory workspace_, trial_, half_bias_, differing_;
   std::map<std::pair<Shape, int64_t>, Algorithm> algorithms_;  // by power of two of rows
   std::map<std::pair<Shape, int64_t>, std::unique_ptr<Problem>> problems_;  // by rows
   std::map<Shape, Algorithm> references_;

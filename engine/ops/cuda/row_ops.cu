@@ -331,7 +331,24 @@ void start_rows(const char* op, cudaStream_t stream, Kernel kernel, int64_t rows
   check_start(op);
 }
 
+__global__ void count_differing_kernel(const uint16_t* a, const uint16_t* b, int64_t count,
+                                       uint32_t* differing) {
+  each_element(count, [=](int64_t i) {
+    if (a[i] != b[i]) atomicAdd(differing, 1u);
+  });
+}
+
 }  // namespace
+
+void count_differing(cudaStream_t stream, const void* a, const void* b, size_t bytes,
+                     uint32_t* differing) {
+  const auto count = static_cast<int64_t>(bytes / sizeof(uint16_t));
+  check_cuda(cudaMemsetAsync(differing, 0, sizeof *differing, stream), "clearing");
+  if (count == 0) return;
+  count_differing_kernel<<<blocks_for(count), kThreads, 0, stream>>>(
+      static_cast<const uint16_t*>(a), static_cast<const uint16_t*>(b), count, differing);
+  check_start("comparing");
+}
 
 void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t rows, float* y) {
   if (norm.bias) {

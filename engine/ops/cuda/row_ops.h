@@ -30,4 +30,8 @@ void silu_multiply(cudaStream_t stream, const float* gate, const float* up, int6
 // Panels [first, end) of w as rows of f16.
 void unpack(cudaStream_t stream, const PackedMatrix& w, int64_t first, int64_t end, Half* rows);
 
+// *differing = how many of the 16-bit parts of `bytes` bytes (even) are not the same.
+void count_differing(cudaStream_t stream, const void* a, const void* b, size_t bytes,
+                     uint32_t* differing);
+
 }  // namespace headrace::cuda
