@@ -67,6 +67,27 @@ uint64_t DeviceWeights::expanded_bytes(const WeightLayout& layout,
   return most;
 }
 
+DeviceWeights::Expansions DeviceWeights::expansions(const WeightLayout& layout,
+                                                    const DevicePlacement& placement) {
+  Expansions all;
+  if (!placement.half_rows) return all;
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    const bool is_head = layout.range.is_last && layout.head_unit() == u;
+    const bool is_layer = layout.units[u].kind == WeightUnit::Kind::kLayer;
+    if (!is_layer && !is_head) continue;
+    const auto matrices = std::span(layout.units[u].matrices);
+    for (const PlacedMatrix& placed : is_layer ? matrices : matrices.first(1)) {
+      const bool is_plain = becomes_rows(placed.tensor->dtype);
+      if (placement.has(u) && is_plain) continue;
+      Expansion& expansion = is_plain ? all.plain : all.low_bit;
+      expansion.packed += placed.bytes();
+      expansion.rows +=
+          static_cast<uint64_t>(placed.tensor->rows * placed.tensor->cols) * sizeof(Half);
+    }
+  }
+  return all;
+}
+
 uint64_t DeviceWeights::resident_bytes(const WeightLayout& layout,
                                        const DevicePlacement& placement) {
   uint64_t bytes = 0;

@@ -61,6 +61,15 @@ class DeviceWeights final : public WeightSource {
   // Of device memory.
   static uint64_t expanded_bytes(const WeightLayout& layout, const DevicePlacement& placement);
   static uint64_t resident_bytes(const WeightLayout& layout, const DevicePlacement& placement);
+  // What is expanded in every sweep, layers and head: from formats of 16 bits and more, and from
+  // those of fewer. Bytes before it, and as rows of f16.
+  struct Expansion {
+    uint64_t packed = 0, rows = 0;
+  };
+  struct Expansions {
+    Expansion plain, low_bit;
+  };
+  static Expansions expansions(const WeightLayout& layout, const DevicePlacement& placement);
   static uint64_t bytes_needed(const WeightLayout& layout, const DevicePlacement& placement);
 
  private:

@@ -20,6 +20,8 @@ constexpr uint64_t kReadAhead = 256 << 20;  // of a ring, where there is room
 constexpr int64_t kLeastRows = 512;         // of a step, where the user wants as many
 constexpr int kSlots = 3;                   // layers on the device that pass through
 constexpr uint64_t kWindow = 512 << 20;     // for KV pages that come from the host
+// Of the memory's rate, with which weights are expanded to f16; measured (tests/perf/gpu.md).
+constexpr double kPlainExpansion = 0.8, kLowBitExpansion = 0.45;
 
 class DevicePlanner {
  public:
@@ -231,8 +233,15 @@ class DevicePlanner {
                           static_cast<double>(page_);
     const double kv = (1 + share) / 2 * all_kv;
     const double streamed = static_cast<double>(device.streamed);
-    // What comes over is written, expanded to f16 and read.
-    const double weights = static_cast<double>(device.weights) + (device_.half ? 4 : 2) * streamed;
+    // What comes over is written; what is not rows of f16 is expanded; all is read.
+    const auto expanded = DeviceWeights::expansions(layout_, device.sizes.weights);
+    const auto expansion = [](const DeviceWeights::Expansion& e, double rate) {
+      return static_cast<double>(e.packed + e.rows) / rate + static_cast<double>(e.rows);
+    };
+    const double weights = static_cast<double>(device.weights) + streamed +
+                           (device_.half ? expansion(expanded.plain, kPlainExpansion) +
+                                               expansion(expanded.low_bit, kLowBitExpansion)
+                                         : streamed);
     const double host_share = static_cast<double>(device.sizes.kv_host_pages) /
                               static_cast<double>(device.sizes.kv_pages);
     const double page_each =

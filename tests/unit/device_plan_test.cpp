@@ -252,6 +252,18 @@ TEST_F(DevicePlanTest, PredictsTheSlowestPath) {
   EXPECT_NE(plan_table(none, rates()).find("GPU"), std::string::npos);
 }
 
+TEST_F(DevicePlanTest, PredictsThatLowBitWeightsAreExpanded) {
+  workload_ = {1, true, 2, 1, 2, 1};  // hardly any KV pages
+  open("synthetic:smollm2-135m");
+  const StagePlan plain = plan(uint64_t{8} << 30);
+  open("synthetic:smollm2-135m:q4");
+  const StagePlan q4 = plan(uint64_t{8} << 30);
+  // 134 million weights: read once, or read, written and read.
+  EXPECT_NEAR(plain.compute_s, 2 * 134e6 / 3e12, 0.15 * plain.compute_s);
+  const double packed = 134e6 * 4.5 / 8, rows = 134e6 * 2;
+  EXPECT_NEAR(q4.compute_s, (packed + (packed + rows) / 0.45 + rows) / 3e12, 0.15 * q4.compute_s);
+}
+
 TEST_F(DevicePlanTest, FewerSequencesWhereTheirPagesWouldCostMore) {
   open("synthetic:smollm2-135m");
   workload_.exact = false;
