@@ -17,7 +17,14 @@ import harness  # noqa: E402
 import same_tokens_test  # noqa: E402
 
 RESOURCE_MISSING = 69
-CUDA = ("--device", "cuda")
+
+
+def on_gpu(memory):
+    return ("--device", "cuda", "--device-memory", memory) if memory else ("--device", "cuda")
+
+
+# HEADRACE_GPU_MEMORY: what each rank may take, so that several classes of tests can share a GPU.
+CUDA = on_gpu(os.environ.get("HEADRACE_GPU_MEMORY"))
 TINY = [harness.TINY / name for name in ("llama-gqa", "qwen2-tied", "opt-pre", "opt-post")]
 LARGE_VOCABULARY = 40000
 
@@ -77,7 +84,7 @@ class Float16(Gpu):
         return [(*CUDA, "--max-batch", batch) for batch in (1, 4, 16, 64)] + [
             (*CUDA, "--max-batch", 5, "--prefill-chunk", 7),
             (*CUDA, "--max-batch", 7, "--device-weights", 0),
-            (*CUDA, "--device-memory", little),
+            on_gpu(little),
             (*CUDA, "--device-kv", 0),
             (*CUDA, "--device-kv", 0, "--device-weights", 0, "--max-batch", 5, "--prefill-chunk", 7),
             (2, *CUDA, "--max-batch", 6),
@@ -161,7 +168,7 @@ class BadInput(Gpu):
         self.assertIn("cuda:99", job.log())
 
     def test_too_little_device_memory(self):
-        job = self.run_program("bench", "--model", "synthetic:opt-1.3b", *CUDA, "--device-memory", "300MiB",
+        job = self.run_program("bench", "--model", "synthetic:opt-1.3b", *on_gpu("300MiB"),
                                "--batch", 4, expect=harness.DOES_NOT_FIT)
         self.assertIn("--device-memory", job.log())
 
@@ -261,7 +268,7 @@ class Link(Gpu):
         # Where it is not asked for, MPI does it. Each rank has a host's name of its own, so that auto tries.
         if subprocess.run(["unshare", "-u", "true"], capture_output=True).returncode != 0:
             self.skipTest("no UTS namespaces: auto is not tried")
-        requests, way = requests_of(300), (*CUDA, "--math", "f32", "--device-memory", "4GiB")
+        requests, way = requests_of(300), (*on_gpu("4GiB"), "--math", "f32")
         expected = self.generate(TINY[0], requests, *way)
         for interface, says in (("nosuch0", "over MPI: "), ("lo", "over NCCL")):
             results = self.generate(TINY[0], requests, *way, "--peer-timeout", 10, ranks=2, limit=60,

@@ -9,6 +9,7 @@ export HEADRACE=$PWD/bin/headrace HEADRACE_CUDA_MODULE=$PWD/bin/libheadrace_cuda
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PYTHONDONTWRITEBYTECODE=1
 failed=0
 table=()
+parts=()
 
 # check NAME COMMAND...
 check() {
@@ -23,6 +24,14 @@ check() {
   table+=("$(printf '%-28s %-20s %4d s' "$name" "$result" $((SECONDS - begin)))")
 }
 
+# await NAME PROCESS: its exit code, with what it printed.
+await() {
+  local code=0
+  wait "$2" || code=$?
+  cat "log.part-$1"
+  return $code
+}
+
 bench() {  # NAME then arguments of headrace bench
   local name=$1
   shift
@@ -33,7 +42,12 @@ bench() {  # NAME then arguments of headrace bench
 if [[ ${1:-} != --bench ]]; then
   check ops bin/device_ops_test --gtest_brief=1
   check weights bin/device_weights_test --gtest_brief=1
-  check runs python3 tests/gpu/gpu_test.py
+  # At once, each with a part of the GPU.
+  for part in Float16 "Float32 BadInput" RealModels Link; do
+    HEADRACE_GPU_MEMORY=10GiB python3 tests/gpu/gpu_test.py $part >"log.part-${part%% *}" 2>&1 &
+    parts+=("${part%% *} $!")
+  done
+  for part in "${parts[@]}"; do check "runs-${part% *}" await ${part}; done
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
       check "$tool" compute-sanitizer --tool $tool --error-exitcode 9 bin/device_ops_test \
