@@ -114,6 +114,9 @@ class Mistakes(CommandTest):
         self.refused(69, "bench", "--model", TINY, "--device", "cuda:999", says=["--device"])
         self.refused(harness.USAGE, "bench", "--model", TINY, "--math", "bf16", says=["--math", "f16"])
         self.refused(harness.USAGE, "bench", "--model", TINY, "--link", "tcp", says=["--link", "nccl"])
+        for wrong in ("sometimes", "1.5", "-1"):
+            self.refused(harness.USAGE, "bench", "--model", TINY, f"--host-attention={wrong}",
+                         says=["--host-attention", wrong, "auto, off, on"])
         for option in ("--device-memory", "--device-weights", "--device-kv"):
             self.refused(harness.USAGE, "bench", "--model", TINY, option, "much", says=[option, "900MiB"])
 
