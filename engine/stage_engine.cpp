@@ -404,12 +404,9 @@ int64_t StageEngine::pages_for_the_host(std::span<const BatchItem> batch) const 
   return std::llround(host_attention_.share * static_cast<double>(pages));
 }
 
-// The rows of a visit lie together.
 void StageEngine::add_to(MicroBatch& batch, const BatchItem& item) const {
   const int64_t pages = kv_.visiting_pages(item.slot);
-  const bool adjoins = !batch.items.empty() &&
-                       batch.sequences.back().first_row + batch.sequences.back().rows == batch.rows;
-  if (!adjoins || batch.last_visit_pages + pages > kv_.visit_pages()) {
+  if (batch.items.empty() || batch.last_visit_pages + pages > kv_.visit_pages()) {
     batch.visit_ends.push_back(batch.items.size());
     batch.last_visit_pages = 0;
   }

@@ -26,8 +26,9 @@ class HostRows {
                     const float* v) = 0;
   // Waits for them, but not for what was queued since.
   virtual Rows receive() = 0;
-  // `out` of the rows that came is there for ops that are queued from now on. The host's must stay
-  // as it is until the next rows come.
+  // `out` of the rows that came is there for ops that are queued from now on, whatever those that
+  // were queued before have left in its place. The host's must stay as it is until the next rows
+  // come.
   virtual void send_back(Operand* out) = 0;
 };
 

@@ -358,6 +358,12 @@ class Config(CommandTest):
         self.assertEqual(3, self.tokens(self.run_config(text, ranks=2)))
         self.assertEqual(3, self.tokens(self.run_config(text.replace("[1, 2]", '"1,2"'), ranks=2)))
 
+    def test_host_attention(self):
+        for value in ("0.5", '"0.5"', '"on"'):
+            self.run_config(f'model = "{TINY}"\nhost-attention = {value}\n')
+        self.refused(harness.USAGE, "generate", "--config", self.config('host-attention = "much"\n'),
+                     "--model", TINY, "--prompt", "x", says=["host-attention", "much"])
+
     def test_the_command_line_wins_before_and_after(self):
         text = 'model = "/nowhere"\ntoken-ids = true\nsplit = "9"\n'
         job = self.run_config(text, "--model", TINY, "--split", "3", "--token-ids=false")

@@ -29,7 +29,8 @@ struct StageRun {
   int64_t host_pages = 0;
   int64_t window = 9;
   double host_share = 0;
-  int helped = 0;  // single rows that the CPU attends to, of all; -1: some
+  int helped = 0;      // single rows that the CPU attends to, of all; -1: some
+  int slots = kSlots;  // of the plan, which says how long sequences are
 };
 
 constexpr StageRun kRuns[] = {
@@ -43,10 +44,11 @@ constexpr StageRun kRuns[] = {
     {"room for one sequence's pages at a time", 16, 16, 0, kPages - 1, 3},
 };
 
-constexpr int kAllRows = 4 * kSingle + 1;  // the first prompt is a single row, too
+constexpr int kAllRows = 4 * kSingle + 1;  // one prompt is a single row, too
 constexpr StageRun kHelpedRuns[] = {
     {"the CPU attends to all", 16, kMostRows, 100, kPages, 9, 1.0, kAllRows},
     {"the CPU attends to some", 16, kMostRows, 100, kPages, 9, 0.5, -1},
+    {"the CPU attends to what is between others", 16, kMostRows, 100, kPages, 9, 0.25, -1},
     {"all there, nothing to help with", 16, kMostRows, 100, 0, 9, 1.0, 0},
     {"a share too small for a sequence", 16, kMostRows, 100, kPages, 9, 0.01, 0},
     {"weights pass through", 16, 16, 0, kPages, 9, 0.6, -1},
@@ -55,6 +57,7 @@ constexpr StageRun kHelpedRuns[] = {
     {"micro-batches of one row", 7, 1, 50, kPages, 5, 1.0, kAllRows},
     {"too few pages on the device for a sequence", 7, 16, 50, kPages - 5, 9, 1.0, kAllRows},
     {"pages on the device for two sequences", 7, 16, 50, kPages - 13, 9, 1.0, 2 * kSingle},
+    {"a sequence in both", 7, 16, 50, kPages - 2, 9, 1.0, 2 * kSingle, kPages},
 };
 
 // Counts rows on their way.
@@ -85,7 +88,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
         range_{0, config_.n_layers, true, true},
         weights_(*checkpoint_, range_, budget_, threads_) {
     std::mt19937_64 random(3);
-    for (const int length : {6, 21, 40, 33}) {
+    for (const int length : {40, 6, 33, 21}) {
       auto& tokens = sequences_.emplace_back();
       for (int i = 0; i < length; ++i) {
         tokens.push_back(
@@ -156,7 +159,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     sizes.kv_host_pages = run.host_pages;
     sizes.kv_window = run.window;
     sizes.host_share = run.host_share;
-    sizes.slots = kSlots;
+    sizes.slots = run.slots;
     sizes.step_rows = kSlots * kMostRows;
     sizes.micro_batch_rows = run.micro_batch_rows;
     sizes.logit_rows = kSlots;
