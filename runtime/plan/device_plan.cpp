@@ -224,11 +224,12 @@ class DevicePlanner {
   // The CPU attends to as many pages as makes a round shortest, by a percent at least.
   void share_attention(StagePlan& plan, int sequences) const {
     DeviceStage::Sizes& sizes = plan.device->sizes;
-    const bool is_known = sizes.kv_host_pages > 0 && rates_.attention_s > 0;
+    const bool has_pages = sizes.kv_host_pages > 0;
+    const double least = has_pages ? device_.least_host_share : 0,
+                 most = has_pages && rates_.attention_s > 0 ? device_.most_host_share : least;
     std::optional<StagePlan> best;
-    for (int i = 0; i <= (is_known ? kShares : 0); ++i) {
-      const double part = static_cast<double>(i) / kShares;
-      sizes.host_share = std::lerp(device_.least_host_share, device_.most_host_share, part);
+    for (int i = 0; i <= (most > least ? kShares : 0); ++i) {
+      sizes.host_share = std::lerp(least, most, static_cast<double>(i) / kShares);
       predict(plan, sequences);
       if (!best || plan.round_s < 0.99 * best->round_s) best = plan;
     }

@@ -318,11 +318,15 @@ TEST_F(HostAttentionPlanTest, NothingForACpuThatIsSlowOrHasNoPages) {
   open_with_pages_on_the_host();
   EXPECT_EQ(share(with_pages_read(1e-3)), 0.0);
   kv_ = UINT64_MAX;
-  const StagePlan all_there = with_pages_read(3);
-  EXPECT_EQ(all_there.device->sizes.kv_host_pages, 0);
-  EXPECT_EQ(all_there.host_s, 0.0);
-  EXPECT_EQ(describe(all_there).find("the CPU attends"), std::string::npos);
-  build(all_there);
+  for (const double least : {0.0, 0.5}) {
+    least_share_ = least;
+    const StagePlan all_there = with_pages_read(3);
+    EXPECT_EQ(all_there.device->sizes.kv_host_pages, 0);
+    EXPECT_EQ(share(all_there), 0.0);
+    EXPECT_EQ(all_there.host_s, 0.0);
+    EXPECT_EQ(describe(all_there).find("the CPU attends"), std::string::npos);
+    build(all_there);
+  }
 }
 
 TEST_F(HostAttentionPlanTest, TheUserMaySayHowMuch) {
