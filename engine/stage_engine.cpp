@@ -53,7 +53,8 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStor
 
 StageEngine::StageEngine(const ModelConfig& config, WeightStore& host_weights,
                          WeightSource& weights, KvStore& kv, Ops& ops, std::span<float> scratch,
-                         const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows)
+                         const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows,
+                         const HostAttention& host_attention)
     : config_(config),
       host_weights_(host_weights),
       weights_(weights),
@@ -61,6 +62,7 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& host_weights,
       cpu_(cpu),
       host_ops_(cpu),
       ops_(ops),
+      host_attention_(host_attention),
       micro_batch_rows_(micro_batch_rows),
       block_floats_(ops_.block_floats()),
       scratch_(scratch),
@@ -232,8 +234,31 @@ void StageEngine::attention_block(const LayerWeights& w, int layer, MicroBatch& 
   project_and_add(w.o, reinterpret_cast<Operand*>(mixed_), rows, x);
 }
 
+// The CPU computes while ops do what was queued before: their own visits, and what comes over the
+// link for those and for the layers after this one.
 void StageEngine::attend(int layer, MicroBatch& batch) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  const bool is_shared = !batch.home_items.empty();
+  if (is_shared) host_attention_.rows->send(batch.home_sequences, q_, k_, v_);
+  visit(layer, batch, scale);
+  if (is_shared) attend_at_home(layer, batch, scale);
+}
+
+void StageEngine::attend_at_home(int layer, MicroBatch& batch, float scale) {
+  kv_.acquire_at_home(layer, batch.home_items);
+  std::vector<AttentionSequence> sequences = batch.home_sequences;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    sequences[i].first_row = static_cast<int64_t>(i);
+    sequences[i].pages = kv_.pages(batch.home_items[i].slot, layer);
+  }
+  const HostRows::Rows rows = host_attention_.rows->receive();
+  const Span span(Track::kCompute, "attention by the CPU", {Arg::kRows, std::ssize(sequences)});
+  host_ops_.attend(kv_.shape(layer), sequences, config_.n_heads, scale, rows.q, rows.k, rows.v,
+                   reinterpret_cast<Operand*>(rows.out));
+  host_attention_.rows->send_back(reinterpret_cast<Operand*>(mixed_));
+}
+
+void StageEngine::visit(int layer, MicroBatch& batch, float scale) {
   size_t begin = 0;
   for (size_t v = 0; v < batch.visit_ends.size(); ++v) {
     const size_t end = batch.visit_ends[v];
@@ -341,7 +366,7 @@ void StageEngine::best_of_panels(const Panels& panels, const Operand* x, int64_t
 
 std::vector<StageEngine::MicroBatch> StageEngine::cut(std::span<const BatchItem> batch) const {
   std::vector<MicroBatch> micro_batches;
-  int64_t next_row = 0;
+  int64_t next_row = 0, pages_left = pages_for_the_host(batch);
   for (const BatchItem& item : batch) {
     for (int64_t done = 0; done < item.rows;) {
       if (micro_batches.empty() || micro_batches.back().rows == micro_batch_rows_) {
@@ -349,12 +374,30 @@ std::vector<StageEngine::MicroBatch> StageEngine::cut(std::span<const BatchItem>
       }
       MicroBatch& current = micro_batches.back();
       const int64_t rows = std::min(item.rows - done, micro_batch_rows_ - current.rows);
-      add_to(current, {item.slot, item.first_position + done, rows});
+      if (const int64_t pages = kv_.visiting_pages(item.slot);
+          item.rows == 1 && kv_.is_at_home(item.slot) && pages <= pages_left) {
+        pages_left -= pages;
+        current.home_items.push_back(item);
+        current.home_sequences.push_back({current.rows, 1, item.first_position, nullptr});
+        current.rows += 1;
+      } else {
+        add_to(current, {item.slot, item.first_position + done, rows});
+      }
       next_row += rows;
       done += rows;
     }
   }
   return micro_batches;
+}
+
+// Of the pages that single rows bring over the link, those that the host shall attend to.
+int64_t StageEngine::pages_for_the_host(std::span<const BatchItem> batch) const {
+  if (!host_attention_.rows) return 0;
+  int64_t pages = 0;
+  for (const BatchItem& item : batch) {
+    if (item.rows == 1) pages += kv_.visiting_pages(item.slot);
+  }
+  return std::llround(host_attention_.share * static_cast<double>(pages));
 }
 
 void StageEngine::add_to(MicroBatch& batch, const BatchItem& item) const {

@@ -10,6 +10,7 @@
 #include "engine/memory/weight_store.h"
 #include "engine/model/config.h"
 #include "engine/ops/cpu/cpu_ops.h"
+#include "engine/ops/host_attention.h"
 #include "engine/ops/rope.h"
 
 namespace headrace {
@@ -23,10 +24,11 @@ class StageEngine {
   StageEngine(const ModelConfig& config, WeightStore& weights, KvStore& kv, const Cpu& cpu,
               MemoryBudget& budget, int64_t micro_batch_rows, int64_t logit_rows = 1);
   // The same with layers and head computed by `ops`, out of `weights`, KV pages and `scratch` in
-  // their memory (scratch_bytes()). Embeddings, the final norm and projections are the host's.
+  // their memory (scratch_bytes()). Embeddings, the final norm and projections are the host's, and
+  // attention as far as `host_attention` says: with the CPU's bits, whatever those of `ops`.
   StageEngine(const ModelConfig& config, WeightStore& host_weights, WeightSource& weights,
               KvStore& kv, Ops& ops, std::span<float> scratch, const Cpu& cpu, MemoryBudget& budget,
-              int64_t micro_batch_rows);
+              int64_t micro_batch_rows, const HostAttention& host_attention = {});
   StageEngine(const StageEngine&) = delete;
   StageEngine& operator=(const StageEngine&) = delete;
 
@@ -65,9 +67,13 @@ class StageEngine {
     size_t first_visit = 0;          // of the sweep
     std::vector<size_t> visit_ends;  // one past the last item of each
     int64_t last_visit_pages = 0;    // that come for it, of a layer
+    // What the CPU attends to where its pages lie, one row each.
+    std::vector<BatchItem> home_items;
+    std::vector<AttentionSequence> home_sequences;
   };
   std::vector<MicroBatch> cut(std::span<const BatchItem> batch) const;
   void add_to(MicroBatch& batch, const BatchItem& item) const;
+  int64_t pages_for_the_host(std::span<const BatchItem> batch) const;
   void begin_visits(std::vector<MicroBatch>& micro_batches);
 
   void expect(MicroBatch& batch);
@@ -78,6 +84,8 @@ class StageEngine {
   void attention_block(const LayerWeights& w, int layer, MicroBatch& batch, const Operand* in,
                        float* x);
   void attend(int layer, MicroBatch& batch);
+  void visit(int layer, MicroBatch& batch, float scale);
+  void attend_at_home(int layer, MicroBatch& batch, float scale);
   void mlp_block(const LayerWeights& w, int64_t rows, const Operand* in, float* x);
   RowNorm row_norm(const Norm& norm) const;
   void project(const Linear& w, const Operand* x, int64_t rows, float* y);
@@ -98,6 +106,7 @@ class StageEngine {
   Cpu cpu_;
   CpuOps host_ops_;
   Ops& ops_;
+  HostAttention host_attention_;
   int64_t micro_batch_rows_, block_floats_;
   float* embedded_ = nullptr;  // where ops have the rows that embed() was called for
   bool last_use_ = true;       // no other micro-batch of the sweep needs the layer after this one

@@ -44,6 +44,32 @@ CLI::Validator is_device() {
       "");
 }
 
+CLI::Validator is_host_attention() {
+  return CLI::Validator(
+      [](const std::string& text) -> std::string {
+        try {
+          parse_host_attention(text);
+          return "";
+        } catch (const UsageError& e) {
+          return e.what();
+        }
+      },
+      "");
+}
+
+std::optional<HostShare> parse_host_attention(const std::string& text) {
+  if (text == "auto") return std::nullopt;
+  if (text == "off") return HostShare{0, 0};
+  if (text == "on") return HostShare{0, 1};
+  double share = -1;
+  const char* end = text.data() + text.size();
+  const auto [next, error] = std::from_chars(text.data(), end, share);
+  if (error != std::errc() || next != end || !(share >= 0 && share <= 1)) {
+    throw UsageError(text + " is not a way of host attention; write auto, off, on or a share, 0.5");
+  }
+  return HostShare{share, share};
+}
+
 uint64_t parse_size(const std::string& option, const std::string& text) {
   static const std::map<std::string, double> kUnits = {
       {"", 1},        {"B", 1},         {"K", 1024},       {"KiB", 1024},

@@ -3,11 +3,13 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/checkpoint/quantized_checkpoint.h"
 #include "engine/ops/cpu/kernels.h"
+#include "runtime/run.h"
 
 namespace headrace {
 
@@ -22,6 +24,10 @@ CLI::Validator number_from_0();
 CLI::Validator number_from_0_to_1();
 // "auto", "cpu", "cuda" or "cuda:0".
 CLI::Validator is_device();
+// auto, off, on, or a share from 0 to 1.
+CLI::Validator is_host_attention();
+// Nothing for auto. Throws UsageError.
+std::optional<HostShare> parse_host_attention(const std::string& text);
 
 // Options that several subcommands have; the value must outlive the app.
 void add_weights_option(CLI::App& sub, WeightFormat& format);

@@ -52,6 +52,14 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
   sub.add_option("--device-kv", arguments.device_kv,
                  "Part of it for KV pages, as 4GiB, or 0: the others stay in host memory (default: "
                  "what is fastest)");
+  sub.add_option(
+         "--host-attention", arguments.host_attention,
+         "Attention by the CPU to sequences whose KV pages are in host memory, beside a GPU: "
+         "off, on (as many as is fastest), or a share of those pages, as 0.5. The CPU computes "
+         "in f32: with --math f16 a result then depends on where its pages were. auto: on with "
+         "--math f32, which has the same bits, else off")
+      ->check(is_host_attention())
+      ->capture_default_str();
   sub.add_option("--math", run.math,
                  "Arithmetic of a GPU's linear layers and attention: f16 with f32 sums, or f32, "
                  "which gives the tokens of a CPU bit for bit; auto: f16")
@@ -79,6 +87,7 @@ void finish_run_options(RunOptions& run, const RunArguments& arguments) {
   };
   part("--device-weights", arguments.device_weights, run.device_weights);
   part("--device-kv", arguments.device_kv, run.device_kv);
+  run.host_share = parse_host_attention(arguments.host_attention);
   if (!arguments.split.empty()) run.split = parse_list("--split", arguments.split);
   if (!arguments.host_memory.empty()) {
     run.host_memory = parse_size("--host-memory", arguments.host_memory);

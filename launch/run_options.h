@@ -13,7 +13,7 @@ inline constexpr double kDefaultPeerTimeout = 60.0;  // seconds
 // Values as the command line writes them, until finish_run_options.
 struct RunArguments {
   std::string split, host_memory, kv_memory, disk_budget, prefill_chunk = "128";
-  std::string device_memory, device_weights, device_kv;
+  std::string device_memory, device_weights, device_kv, host_attention = "auto";
   std::string schedule = "overlapped";
   double peer_timeout = kDefaultPeerTimeout;
 };

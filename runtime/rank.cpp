@@ -28,6 +28,8 @@ constexpr int64_t kDeviceMicroRows = 4096;
 // Tokens of a sequence where the input cannot be looked at beforehand.
 constexpr int64_t kUsualTokens = 1024;
 constexpr int64_t kLongestTokens = 4096;
+// More than all cores of a machine with a GPU have caches.
+constexpr uint64_t kManyPages = 256 << 20;
 // Transfers under way.
 constexpr int kWeightReads = 64;
 constexpr int kKvTransfers = 1024;
@@ -113,7 +115,7 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   choose_hops();
   if (!device_choice_) refuse_what_does_not_fit(wanted);
   budget_.set_aside(other_.sum(), "tokenizer, requests and trace");
-  if (!device_choice_) measure_computing();
+  measure_computing();
   settle(wanted, build);
   say_plan();
 }
@@ -153,7 +155,10 @@ std::string Rank::target() const {
 }
 
 std::string Rank::math() const {
-  return device_choice_ && device_limits_.half ? "f16 on " + device_name_ : "f32";
+  if (!device_choice_ || !device_limits_.half) return "f32";
+  // Which sequences a CPU attends to is not the same in another run.
+  const bool is_shared = device_limits_.most_host_share > 0;
+  return "f16 on " + device_name_ + (is_shared ? " with host attention" : "");
 }
 
 void Rank::choose_device() {
@@ -175,6 +180,10 @@ void Rank::choose_device() {
   device_limits_.weights = options_.device_weights;
   device_limits_.kv = options_.device_kv;
   device_limits_.half = options_.math != "f32";
+  const HostShare by_itself{0, device_limits_.half ? 0.0 : 1.0};
+  const HostShare share = options_.host_share.value_or(by_itself);
+  device_limits_.least_host_share = share.least;
+  device_limits_.most_host_share = share.most;
 }
 
 void Rank::choose_hops() {
@@ -213,8 +222,12 @@ HopWires Rank::connect() {
 void Rank::measure_computing() {
   const Communicator::Idle measuring(wires_.communicator);  // takes as long as others slow it down
   const Cpu cpu{threads_, kernels_};
-  measure_compute(*checkpoint_, layout_, cpu, budget_, rates_);
-  measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_);
+  if (!device_choice_) {
+    measure_compute(*checkpoint_, layout_, cpu, budget_, rates_);
+    measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_);
+  } else if (device_limits_.most_host_share > 0) {
+    measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_, kManyPages);
+  }
 }
 
 Workload Rank::workload(const RequestSizes& requests) const {

@@ -79,7 +79,8 @@ class Rank {
   HopWires connect();
   ActivationLink& link() { return link_ ? *link_ : wires_.link; }
   Stage::Sizes stage_sizes() const;
-  std::string math() const;  // of this rank: "f32", or "f16 on NVIDIA H100 80GB HBM3"
+  // Of this rank: "f32", "f16 on NVIDIA H100 80GB HBM3", or the same "with host attention".
+  std::string math() const;
   void measure_computing();
   PlanLimits plan_limits() const;
   StagePlan make_plan(const Workload& workload, bool build);

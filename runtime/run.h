@@ -14,6 +14,12 @@
 
 namespace headrace {
 
+// Of the attention to KV pages in host memory, what a rank with a GPU may leave to its CPU; see
+// DeviceLimits.
+struct HostShare {
+  double least = 0, most = 0;
+};
+
 // What every run over the pipeline needs. All ranks have the same.
 struct RunOptions {
   std::string model;
@@ -35,6 +41,7 @@ struct RunOptions {
   uint64_t device_memory = 0;            // bytes; 0: what is free, but a margin
   uint64_t device_weights = UINT64_MAX;  // of them, for weights that stay there
   uint64_t device_kv = UINT64_MAX;       // and for KV pages
+  std::optional<HostShare> host_share;   // nothing: what is fastest where bits stay, else none
   std::string math = "auto";             // f32; auto: f16 on a GPU
   std::string link = "auto";             // mpi or nccl between GPUs; auto: what is best
   double peer_timeout = 60;              // seconds; within them NCCL must connect

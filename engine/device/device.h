@@ -140,6 +140,7 @@ class Device {
 
   // Arithmetic in f16 with f32 sums. A row's bits do not depend on other rows, but are not the
   // CPU's.
+  // x may be pinned host memory.
   virtual void to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) = 0;
   virtual void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
                          Half* y) = 0;

@@ -22,7 +22,8 @@ KvWindow::Sizes window_sizes(const ModelConfig& config, const StageRange& range,
                              const DeviceStage::Sizes& sizes) {
   const size_t stride = DeviceStage::page_shape(config, sizes.kv_format).page_bytes();
   return {stride, range.layers(), KvWindow::homes_for(sizes.kv_host_pages, sizes.slots, stride),
-          sizes.kv_host_pages > 0 ? sizes.kv_window : 0};
+          sizes.kv_host_pages > 0 ? sizes.kv_window : 0,
+          sizes.host_share > 0 ? (sizes.kv_pages + sizes.slots - 1) / sizes.slots : 0};
 }
 
 // The system gives memory when it is touched, which pinning would do page by page.
@@ -57,6 +58,12 @@ uint64_t tile_bytes(const WeightLayout& layout, const DevicePlacement& placement
                  : static_cast<uint64_t>(std::min(head.rows, kTileRows) * head.cols) * sizeof(Half);
 }
 
+StagedRows::Sizes host_rows_sizes(const ModelConfig& config, const DeviceStage::Sizes& sizes) {
+  const int64_t rows = std::min<int64_t>(sizes.slots, sizes.micro_batch_rows);
+  const bool some = sizes.host_share > 0 && sizes.kv_host_pages > 0;
+  return {some ? rows : 0, config.q_rows(), config.kv_rows(), sizes.half};
+}
+
 HalfOps::Sizes half_sizes(const ModelConfig& config, const WeightLayout& layout,
                           const DeviceStage::Sizes& sizes) {
   HalfOps::Sizes half;
@@ -84,6 +91,10 @@ std::unique_ptr<Ops> make_ops(Device& device, DeviceStream& stream, const ModelC
 uint64_t DeviceStage::host_kv_bytes(const ModelConfig& config, const StageRange& range,
                                     const Sizes& sizes) {
   return KvWindow::host_bytes(window_sizes(config, range, sizes));
+}
+
+uint64_t DeviceStage::host_rows_bytes(const ModelConfig& config, const Sizes& sizes) {
+  return StagedRows::host_bytes(host_rows_sizes(config, sizes));
 }
 
 uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout& layout,
@@ -118,6 +129,9 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
     pin({kv_host_.data(), kv_host_.size()});
     window_.emplace(*device_, *compute_, kv_host_.data(),
                     window_sizes(checkpoint.config(), host.range(), sizes));
+  }
+  if (const auto rows = host_rows_sizes(checkpoint.config(), sizes); rows.rows > 0) {
+    host_rows_.emplace(*device_, *compute_, budget, rows);
   }
   weights_.load(checkpoint, threads, budget, kLoadBytes);
 }

@@ -10,6 +10,7 @@
 #include "engine/device/device_ops.h"
 #include "engine/device/device_weights.h"
 #include "engine/device/kv_window.h"
+#include "engine/device/staged_rows.h"
 #include "engine/memory/kv_store.h"
 
 namespace headrace {
@@ -22,6 +23,7 @@ class DeviceStage {
     int64_t kv_pages = 0;       // of each layer
     int64_t kv_host_pages = 0;  // of them, in host memory
     int64_t kv_window = 0;  // pages of a layer for which those come; most that a sequence may have
+    double host_share = 0;  // of the pages on the host, attended to by the CPU; see HostAttention
     int slots = 1;          // sequences
     int64_t step_rows = 0, micro_batch_rows = 0;
     int link_buffers = 0;    // for hidden states that come from or go to another device
@@ -37,6 +39,8 @@ class DeviceStage {
   // Bytes of KV pages in host memory, which come out of its budget.
   static uint64_t host_kv_bytes(const ModelConfig& config, const StageRange& range,
                                 const Sizes& sizes);
+  // Host memory for rows that the CPU attends to.
+  static uint64_t host_rows_bytes(const ModelConfig& config, const Sizes& sizes);
   // Device memory that all of it takes.
   static uint64_t bytes_needed(const ModelConfig& config, const WeightLayout& layout,
                                const Sizes& sizes);
@@ -56,6 +60,9 @@ class DeviceStage {
   KvArena kv_on_device() { return {kv_->data(), sizes_.kv_pages - sizes_.kv_host_pages}; }
   // Of the pages on the host; null if there are none.
   KvPassage* kv_window() { return window_ ? &*window_ : nullptr; }
+  HostAttention host_attention() {
+    return {host_rows_ ? &*host_rows_ : nullptr, sizes_.host_share};
+  }
   // The link buffers, of step_rows rows.
   std::vector<std::byte*> link_memory() const;
   std::span<float> scratch() { return {scratch_->as<float>(), scratch_->size() / sizeof(float)}; }
@@ -70,6 +77,7 @@ class DeviceStage {
   DeviceWeights weights_;
   std::unique_ptr<DeviceBuffer> kv_, scratch_;
   std::optional<KvWindow> window_;
+  std::optional<StagedRows> host_rows_;
   std::vector<std::unique_ptr<DeviceBuffer>> link_;
   std::unique_ptr<Ops> ops_;
 };

@@ -105,7 +105,7 @@ void HalfOps::attend(const KvPageShape& shape, std::span<const AttentionSequence
   }
   auto* const attended = attended_->as<float>();
   device_.attention(stream_, shape, on_device, count, most, heads, scale, q, attended);
-  // The rows of a visit lie together.
+  // The rows of a visit lie together, but for the host's between them, which come back later.
   const int64_t width = int64_t{heads} * shape.head_dim;
   const int64_t begin = sequences.front().first_row * width;
   const int64_t end = (sequences.back().first_row + sequences.back().rows) * width;

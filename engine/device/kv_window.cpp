@@ -29,7 +29,8 @@ KvWindow::KvWindow(Device& device, DeviceStream& compute, std::byte* host, const
       sizes_(sizes),
       ring_(device.allocate(device_bytes(sizes))),
       copies_(device.make_stream(Track::kKvToGpu)),
-      used_(device.make_event()) {}
+      used_(device.make_event()),
+      written_(device.make_event()) {}
 
 KvWindow::~KvWindow() {
   try {
@@ -62,6 +63,7 @@ void KvWindow::begin_sweep(std::vector<std::vector<Page>> visits) {
   }
   next_ = 0;
   brought_ = freed_ = 0;
+  device_.record(*copies_, *written_);
   bring_ahead();
 }
 

@@ -20,7 +20,8 @@ class KvWindow final : public KvPassage {
     size_t stride = 0;  // bytes of a page
     int layers = 0;
     int64_t homes = 0;
-    int64_t room = 0;  // pages
+    int64_t room = 0;   // pages
+    int64_t whole = 0;  // see KvPassage
   };
   // `compute`: the stream that visits are used in. `host`: host_bytes(), pinned. All must outlive
   // it. Throws DoesNotFit, ResourceMissing.
@@ -42,11 +43,14 @@ class KvWindow final : public KvPassage {
 
   int64_t homes() const override { return sizes_.homes; }
   int64_t run() const override { return run_of(sizes_.stride); }
+  int64_t whole() const override { return sizes_.whole; }
   int64_t room() const override { return sizes_.room; }
   void begin_sweep(std::vector<std::vector<Page>> visits) override;
   void acquire(int layer, size_t visit) override;
   std::byte* page(int64_t index) override { return place(freed_ + index); }
   void release() override;
+  std::byte* at_home(int layer, int64_t number) override { return home(layer, number); }
+  void await_homes() override { written_->synchronize(); }
 
  private:
   struct Visit {
@@ -77,6 +81,7 @@ class KvWindow final : public KvPassage {
   std::unique_ptr<DeviceBuffer> ring_;    // [room][stride]; visits go round in it
   std::unique_ptr<DeviceStream> copies_;  // goes before the memory it copies to
   std::unique_ptr<DeviceEvent> used_;     // by the visit that was released last
+  std::unique_ptr<DeviceEvent> written_;  // by earlier sweeps, all homes
   std::vector<Visit> visits_;             // of a layer
   uint64_t next_ = 0;                     // visit of the sweep to be acquired or released
   // Of visits from next_ on whose pages are on their way, when they are there.

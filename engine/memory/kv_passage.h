@@ -1,4 +1,5 @@
-// KV pages that live where kernels do not compute with them: for a visit they are where kernels do.
+// KV pages that live in host memory, where a device does not compute with them: for a visit they
+// are where it does, and the host may use them at home.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +23,9 @@ class KvPassage {
   virtual int64_t homes() const = 0;
   // Consecutive homes that are best given to one sequence.
   virtual int64_t run() const = 0;
+  // The host computes with sequences that have all of their pages here, so that one of about so
+  // many pages should have all or none here. 0: it computes with none.
+  virtual int64_t whole() const = 0;
   // Pages of a layer that are there at once, the most that a visit may have.
   virtual int64_t room() const = 0;
 
@@ -33,6 +37,11 @@ class KvPassage {
   virtual void acquire(int layer, size_t visit) = 0;
   virtual std::byte* page(int64_t index) = 0;
   virtual void release() = 0;
+
+  // Host memory of a page that no visit of the sweep has. Who uses it waits before, once in a
+  // sweep, until all is there that earlier sweeps have written.
+  virtual std::byte* at_home(int layer, int64_t home) = 0;
+  virtual void await_homes() = 0;
 };
 
 }  // namespace headrace

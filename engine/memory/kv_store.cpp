@@ -76,7 +76,7 @@ void KvStore::reserve(int slot, int64_t tokens) {
   settle();
   Sequence& sequence = sequences_[slot];
   while (static_cast<int64_t>(sequence.memory.size()) < pages_for(tokens)) {
-    if (free_.empty() && passage_) {
+    if (passage_ && (free_.empty() || belongs_at_home(sequence))) {
       add_passing(sequence);
       for (auto& table : tables_[slot]) table.push_back(nullptr);
       continue;
@@ -89,6 +89,18 @@ void KvStore::reserve(int slot, int64_t tokens) {
     for (int layer = 0; layer < tables; ++layer)
       tables_[slot][layer].push_back(address(layer, page));
   }
+}
+
+// Where the host computes with whole sequences: one that has begun at home stays there, and of
+// those that begin so many do so in the arena as will have room in it.
+bool KvStore::belongs_at_home(const Sequence& sequence) const {
+  const bool has_room = std::ssize(sequence.passing) < std::ssize(sequence.runs) * passage_->run();
+  if (passage_->whole() == 0 || (!has_room && free_runs_.empty())) return false;
+  if (!sequence.memory.empty()) return !sequence.passing.empty();
+  const auto in_arena = std::count_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) {
+    return !s.memory.empty() && s.memory.front() >= 0;
+  });
+  return (in_arena + 1) * passage_->whole() > page_count_;
 }
 
 void KvStore::add_passing(Sequence& sequence) {
@@ -116,6 +128,11 @@ void KvStore::release(int slot) {
 
 int64_t KvStore::visiting_pages(int slot) const {
   return disk_ ? disk_->count(slot) : std::ssize(sequences_[slot].passing);
+}
+
+bool KvStore::is_at_home(int slot) const {
+  const Sequence& sequence = sequences_[slot];
+  return passage_ && sequence.passing.size() == sequence.memory.size();
 }
 
 int64_t KvStore::visit_pages() const {
@@ -202,6 +219,17 @@ void KvStore::release(int layer, size_t visit) {
   // No row of this layer is missing now.
   for (const Leaving& page : leaving_) {
     disk_->write(page.slot, page.index, layer, {tables_[page.slot][layer][page.page], stride_});
+  }
+}
+
+void KvStore::acquire_at_home(int layer, std::span<const BatchItem> items) {
+  passage_->await_homes();
+  for (const BatchItem& item : items) {
+    const Sequence& sequence = sequences_[item.slot];
+    std::vector<std::byte*>& table = tables_[item.slot][layer];
+    for_passing(item, [&](int64_t index, int64_t page) {
+      table[page] = passage_->at_home(layer, home(sequence, index));
+    });
   }
 }
 

@@ -68,6 +68,8 @@ class KvStore {
   // several sequences should have, so that those of the next one come meanwhile.
   int64_t visiting_pages(int slot) const;
   int64_t visit_pages() const;
+  // All pages of this sequence have their homes in host memory, beside a device.
+  bool is_at_home(int slot) const;
   // All pages are where they are for good.
   bool is_fixed() const { return !disk_ && !passage_; }
 
@@ -77,6 +79,9 @@ class KvStore {
   void begin_sweep(std::vector<KvVisit> visits);
   void acquire(int layer, size_t visit);
   void release(int layer, size_t visit);
+  // The host computes with the pages of these sequences at home, which no visit of the sweep has.
+  // Waits for what earlier sweeps have written.
+  void acquire_at_home(int layer, std::span<const BatchItem> items);
 
   // Page addresses of a slot in a layer, for pages of shape(layer), in token order. Valid until the
   // slot's next reserve or release where is_fixed(), else until the visit is released.
@@ -105,6 +110,7 @@ class KvStore {
   int64_t home(const Sequence& sequence, int64_t index) const {
     return sequence.runs[index / passage_->run()] + index % passage_->run();
   }
+  bool belongs_at_home(const Sequence& sequence) const;
   void add_passing(Sequence& sequence);
   void begin_passing();
   // Calls use(index in `passing`, page) for those that have tokens when the item's rows have been

@@ -60,7 +60,7 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& devic
       kv_(page_shape(config, sizes.kv_format), range_.layers(), sizes.slots, device.kv_on_device(),
           device.kv_window()),
       engine_(config, weights, device.weights(), kv_, device.ops(), device.scratch(), cpu, budget,
-              sizes.micro_batch_rows),
+              sizes.micro_batch_rows, device.host_attention()),
       sizes_(sizes),
       prompt_tokens_(static_cast<size_t>(sizes.slots)) {
   if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);

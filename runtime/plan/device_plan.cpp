@@ -22,6 +22,7 @@ constexpr int kSlots = 3;                   // layers on the device that pass th
 constexpr uint64_t kWindow = 512 << 20;     // for KV pages that come from the host
 // Of the memory's rate, with which weights are expanded to f16; measured (tests/perf/gpu.md).
 constexpr double kPlainExpansion = 0.8, kLowBitExpansion = 0.45;
+constexpr int kShares = 64;  // what the CPU attends to, in steps
 
 class DevicePlanner {
  public:
@@ -68,6 +69,7 @@ class DevicePlanner {
     DeviceStage::Sizes sizes;
     sizes.half = device_.half;
     sizes.kv_format = sizes_.kv_format;
+    sizes.host_share = device_.most_host_share;
     sizes.kv_pages = pages_wanted(config_, workload_, sequences);
     sizes.micro_batch_rows = sizes_.micro_batch_rows;
     sizes.step_rows = sizes_.step_rows;
@@ -189,7 +191,8 @@ class DevicePlanner {
     const uint64_t hidden = link_buffer_bytes(config_, sizes.step_rows) + kRounding;
     const uint64_t block = static_cast<uint64_t>(std::max(config_.d_model, config_.d_embed)) *
                            static_cast<uint64_t>(sizes.micro_batch_rows) * sizeof(float);
-    plan.activations = (buffers + 1) * hidden + block + kRounding;
+    plan.activations = (buffers + 1) * hidden + block + kRounding +
+                       DeviceStage::host_rows_bytes(config_, sizes) + kRounding;
     plan.other = limits_.other;
     plan.all_weights = layout_.image_bytes() + vectors;
     std::vector<bool> elsewhere = sizes.weights.resident;
@@ -216,13 +219,29 @@ class DevicePlanner {
       if (unit.kind == WeightUnit::Kind::kLayer) device.streamed += unit.image_bytes;
       if (is_head(u)) device.streamed += unit.matrices.front().bytes();
     }
-    predict(plan, sequences);
+    share_attention(plan, sequences);
     return plan;
   }
 
+  // The CPU attends to as many pages as makes a round shortest, by a percent at least.
+  void share_attention(StagePlan& plan, int sequences) const {
+    DeviceStage::Sizes& sizes = plan.device->sizes;
+    const bool has_pages = sizes.kv_host_pages > 0;
+    const double least = has_pages ? device_.least_host_share : 0,
+                 most = has_pages && rates_.attention_s > 0 ? device_.most_host_share : least;
+    std::optional<StagePlan> best;
+    for (int i = 0; i <= (most > least ? kShares : 0); ++i) {
+      sizes.host_share = std::lerp(least, most, static_cast<double>(i) / kShares);
+      predict(plan, sequences);
+      if (!best || plan.round_s < 0.99 * best->round_s) best = plan;
+    }
+    plan = *best;
+  }
+
   // A round in the middle of the sequences' lives: weights and KV pages through the device's
-  // memory, what is not there over the link, and some weights off the disk. Of prompts, what they
-  // bring over the link.
+  // memory, what is not there over the link, and some weights off the disk. The CPU attends to its
+  // pages while the device does so to the others; that both read the host's memory then is left
+  // out. Of prompts, what they bring over the link.
   void predict(StagePlan& plan, int sequences) const {
     if (rates_.link == 0 || rates_.device_memory == 0) return;
     const double groups = std::min(workload_.groups, sequences);
@@ -242,20 +261,24 @@ class DevicePlanner {
                            (device_.half ? expansion(expanded.plain, kPlainExpansion) +
                                                expansion(expanded.low_bit, kLowBitExpansion)
                                          : streamed);
-    const double host_share = static_cast<double>(device.sizes.kv_host_pages) /
-                              static_cast<double>(device.sizes.kv_pages);
+    const double on_host = static_cast<double>(device.sizes.kv_host_pages) /
+                           static_cast<double>(device.sizes.kv_pages);
+    const double cpus = on_host * device.sizes.host_share;
     const double page_each =
         sequences * static_cast<double>(page_);  // goes back with a token in it
     const double read = static_cast<double>(plan.streamed);
-    plan.compute_s = (groups * weights + kv) / rates_.device_memory;
-    plan.link_s = (groups * streamed + host_share * (kv + page_each)) / rates_.link;
+    plan.host_s =
+        cpus * kv / static_cast<double>(page_) * layout_.range.layers() * rates_.attention_s;
+    plan.compute_s = groups * weights / rates_.device_memory +
+                     std::max(plan.host_s, (1 - cpus) * kv / rates_.device_memory);
+    plan.link_s = (groups * streamed + (on_host - cpus) * (kv + page_each)) / rates_.link;
     if (rates_.disk > 0) plan.disk_s = groups * read / rates_.disk;
     plan.round_s = std::max({plan.compute_s, plan.link_s, plan.disk_s});
     plan.tokens_per_s = sequences / plan.round_s;
 
     const double steps =
         std::ceil(sequences * prompt / static_cast<double>(device.sizes.step_rows));
-    double prompts_s = (steps * streamed + host_share * share * all_kv) / rates_.link;
+    double prompts_s = (steps * streamed + on_host * share * all_kv) / rates_.link;
     if (rates_.disk > 0) prompts_s = std::max(prompts_s, steps * read / rates_.disk);
     const auto answer = static_cast<double>(workload_.tokens) - prompt;
     plan.served_per_s = sequences * answer / (answer * plan.round_s + prompts_s);

@@ -395,6 +395,11 @@ std::string layers_of(const StageRange& range) {
          (range.is_first ? ", embedding" : "") + (range.is_last ? ", head" : "");
 }
 
+std::string by_the_cpu(const DevicePlan& device) {
+  return text_of("the CPU attends to %.0f %%", 100 * device.sizes.host_share) +
+         " of the KV pages in host memory";
+}
+
 std::string on_device(const DevicePlan& device) {
   std::string text = ", on the GPU " + format_bytes(device.all) + ": " +
                      format_bytes(device.weights) + " of weights, KV cache " +
@@ -407,6 +412,7 @@ std::string on_device(const DevicePlan& device) {
   if (device.streamed > 0) {
     text += ", " + format_bytes(device.streamed) + " of weights copied to it per step";
   }
+  if (device.sizes.host_share > 0) text += ", " + by_the_cpu(device);
   return text;
 }
 
@@ -469,6 +475,7 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
                     format_bytes(device.weights) + " of weights, KV cache " +
                     format_bytes(device.kv) + ", room for " +
                     std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens");
+    if (device.sizes.host_share > 0) line("attention", by_the_cpu(device));
     line("link", format_bytes(device.streamed) + " of weights per step" +
                      text_of(", measured at %.1f GB/s", rates.link / 1e9));
   }
@@ -498,6 +505,7 @@ std::string describe_prediction(const StagePlan& plan) {
       std::to_string(static_cast<int>(plan.tokens_per_s * plan.round_s + 0.5));
   std::string text = "a token for each of " + sequences + " sequences: computing " +
                      text_of("%.3f s", plan.compute_s);
+  if (plan.host_s > 0) text += text_of(" (attention by the CPU %.3f s)", plan.host_s);
   if (plan.link_s > 0) text += ", copying to the GPU " + text_of("%.3f s", plan.link_s);
   if (plan.needs_disk()) text += ", reading " + text_of("%.3f s", plan.disk_s);
   return text + text_of(", %.1f tokens/s", plan.tokens_per_s);

@@ -64,6 +64,7 @@ struct StagePlan {
   uint64_t disk = 0;         // bytes taken there
   // A round: every sequence in flight gets a token. Nothing where rates are not known.
   double compute_s = 0, link_s = 0, disk_s = 0;
+  double host_s = 0;  // of compute_s, on the CPU of a stage on a device
   double round_s = 0;
   double tokens_per_s = 0;
   // Tokens generated per second, prompts included.

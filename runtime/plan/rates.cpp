@@ -134,11 +134,11 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
 }
 
 void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cpu,
-                       MemoryBudget& budget, Rates& rates) {
+                       MemoryBudget& budget, Rates& rates, uint64_t most_bytes) {
   const KvPageShape shape{config.n_kv_heads, config.head_dim, format};
   const size_t page_bytes = shape.page_bytes();
-  const auto pages = static_cast<int64_t>(
-      std::max<uint64_t>(1, std::min(kSampleBytes, room(budget)) / page_bytes));
+  const auto pages =
+      static_cast<int64_t>(std::max<uint64_t>(1, std::min(most_bytes, room(budget)) / page_bytes));
   Buffer memory = budget.allocate(static_cast<size_t>(pages) * page_bytes, "measuring");
   std::memset(memory.data(), 0, memory.size());
   std::vector<std::byte*> addresses;

@@ -34,9 +34,9 @@ struct Rates {
 // layers and head have, and takes the mean by their bytes. Tens of milliseconds per format.
 void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, const Cpu& cpu,
                      MemoryBudget& budget, Rates& rates);
-// Times attention of a token to long sequences. Tens of milliseconds.
+// Times attention of a token to long sequences, together of so many bytes. Tens of milliseconds.
 void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cpu,
-                       MemoryBudget& budget, Rates& rates);
+                       MemoryBudget& budget, Rates& rates, uint64_t most_bytes = 48 << 20);
 
 // How the disk is read: `part` bytes at a time (a multiple of kIoAlignment), from one end to the
 // other or here and there, with as many under way as make up 16 MiB.

@@ -114,6 +114,9 @@ class Mistakes(CommandTest):
         self.refused(69, "bench", "--model", TINY, "--device", "cuda:999", says=["--device"])
         self.refused(harness.USAGE, "bench", "--model", TINY, "--math", "bf16", says=["--math", "f16"])
         self.refused(harness.USAGE, "bench", "--model", TINY, "--link", "tcp", says=["--link", "nccl"])
+        for wrong in ("sometimes", "1.5", "-1"):
+            self.refused(harness.USAGE, "bench", "--model", TINY, f"--host-attention={wrong}",
+                         says=["--host-attention", wrong, "auto, off, on"])
         for option in ("--device-memory", "--device-weights", "--device-kv"):
             self.refused(harness.USAGE, "bench", "--model", TINY, option, "much", says=[option, "900MiB"])
 
@@ -354,6 +357,12 @@ class Config(CommandTest):
         text = f'# tiny\nmodel = "{TINY}"  # a string\ntoken-ids = true\nthreads = 1\nsplit = [1, 2]\n'
         self.assertEqual(3, self.tokens(self.run_config(text, ranks=2)))
         self.assertEqual(3, self.tokens(self.run_config(text.replace("[1, 2]", '"1,2"'), ranks=2)))
+
+    def test_host_attention(self):
+        for value in ("0.5", '"0.5"', '"on"'):
+            self.run_config(f'model = "{TINY}"\nhost-attention = {value}\n')
+        self.refused(harness.USAGE, "generate", "--config", self.config('host-attention = "much"\n'),
+                     "--model", TINY, "--prompt", "x", says=["host-attention", "much"])
 
     def test_the_command_line_wins_before_and_after(self):
         text = 'model = "/nowhere"\ntoken-ids = true\nsplit = "9"\n'

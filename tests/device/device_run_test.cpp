@@ -209,5 +209,49 @@ TEST_F(DeviceRun, AWireThatFailsEndsTheRunWhichCanBeResumed) {
   }
 }
 
+TEST_F(DeviceRun, GivesACpusResultsWithTheHelpOfOne) {
+  const auto expected = good(options("cpu", "auto"), 1);
+  GenerateOptions helped = options("cuda", "auto");
+  helped.device_kv = 0;
+  for (const HostShare share : {HostShare{1, 1}, HostShare{0.5, 0.5}, HostShare{0, 1}}) {
+    helped.host_share = share;
+    EXPECT_EQ(good(helped, 1), expected);
+    EXPECT_EQ(good(helped, 2), expected);
+  }
+  helped.host_share.reset();  // as it likes
+  EXPECT_EQ(good(helped, 1), expected);
+}
+
+// Where bits depend on what the CPU attends to it is part of the run's arithmetic.
+TEST_F(DeviceRun, AResumeWithOtherArithmeticIsRefused) {
+  GenerateOptions helped = options("cuda", "auto"), alone = helped;
+  helped.device_kv = alone.device_kv = 0;
+  helped.math = alone.math = "f16";
+  helped.host_share = {1, 1};
+  const auto numerics = [&] {
+    return json::parse(test::read_file(folder_ / "out.jsonl.manifest.json"))
+        .at("numerics")
+        .get<std::string>();
+  };
+  const auto resumed = [&](GenerateOptions options) {
+    options.resume = true;
+    return text_of(run(options, 1).front());
+  };
+  good(alone, 1);
+  EXPECT_NE(numerics().find("math=f16 on fake wire"), std::string::npos) << numerics();
+  EXPECT_NE(resumed(helped).find("with host attention"), std::string::npos) << resumed(helped);
+  EXPECT_EQ(resumed(alone), "");
+  const auto results = good(helped, 1);
+  EXPECT_EQ(results.size(), 12U);
+  EXPECT_NE(numerics().find("math=f16 on fake with host attention"), std::string::npos);
+  EXPECT_NE(resumed(alone), "");
+  helped.host_share = {0, 1};  // how much is not
+  EXPECT_EQ(resumed(helped), "");
+  // With float32 nothing of it is.
+  alone.math = helped.math = "f32";
+  good(helped, 1);
+  EXPECT_EQ(resumed(alone), "");
+}
+
 }  // namespace
 }  // namespace headrace

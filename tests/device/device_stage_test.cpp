@@ -1,5 +1,6 @@
 // A whole stage on a device that does its work in any order that streams and events allow: in
 // float32 it has the CPU's bits, in f16 the same bits however it is placed and cut, and near those.
+// So it is with the CPU's help, but that f16 is then only near.
 #include "engine/device/device_stage.h"
 
 #include <gtest/gtest.h>
@@ -27,6 +28,9 @@ struct StageRun {
   int resident = 100;  // percent of the layers; the head, too, if all of them
   int64_t host_pages = 0;
   int64_t window = 9;
+  double host_share = 0;
+  int helped = 0;      // single rows that the CPU attends to, of all; -1: some
+  int slots = kSlots;  // of the plan, which says how long sequences are
 };
 
 constexpr StageRun kRuns[] = {
@@ -40,6 +44,40 @@ constexpr StageRun kRuns[] = {
     {"room for one sequence's pages at a time", 16, 16, 0, kPages - 1, 3},
 };
 
+constexpr int kAllRows = 4 * kSingle + 1;  // one prompt is a single row, too
+constexpr StageRun kHelpedRuns[] = {
+    {"the CPU attends to all", 16, kMostRows, 100, kPages, 9, 1.0, kAllRows},
+    {"the CPU attends to some", 16, kMostRows, 100, kPages, 9, 0.5, -1},
+    {"the CPU attends to what is between others", 16, kMostRows, 100, kPages, 9, 0.25, -1},
+    {"all there, nothing to help with", 16, kMostRows, 100, 0, 9, 1.0, 0},
+    {"a share too small for a sequence", 16, kMostRows, 100, kPages, 9, 0.01, 0},
+    {"weights pass through", 16, 16, 0, kPages, 9, 0.6, -1},
+    {"a small window", 16, 16, 50, kPages, 3, 0.4, -1},
+    {"micro-batches of three rows", 5, 3, 0, kPages, 3, 0.7, -1},
+    {"micro-batches of one row", 7, 1, 50, kPages, 5, 1.0, kAllRows},
+    {"too few pages on the device for a sequence", 7, 16, 50, kPages - 5, 9, 1.0, kAllRows},
+    {"pages on the device for two sequences", 7, 16, 50, kPages - 13, 9, 1.0, 2 * kSingle},
+    {"a sequence in both", 7, 16, 50, kPages - 2, 9, 1.0, 2 * kSingle, kPages},
+};
+
+// Counts rows on their way.
+class CountedRows final : public HostRows {
+ public:
+  explicit CountedRows(HostRows* rows) : rows_(rows) {}
+  void send(std::span<const AttentionSequence> sequences, const float* q, const float* k,
+            const float* v) override {
+    sent_ += std::ssize(sequences);
+    rows_->send(sequences, q, k, v);
+  }
+  Rows receive() override { return rows_->receive(); }
+  void send_back(Operand* out) override { rows_->send_back(out); }
+  int64_t sent() const { return sent_; }
+
+ private:
+  HostRows* rows_;
+  int64_t sent_ = 0;
+};
+
 class DeviceStageTest : public testing::TestWithParam<const char*> {
  protected:
   DeviceStageTest()
@@ -50,7 +88,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
         range_{0, config_.n_layers, true, true},
         weights_(*checkpoint_, range_, budget_, threads_) {
     std::mt19937_64 random(3);
-    for (const int length : {6, 21, 40, 33}) {
+    for (const int length : {40, 6, 33, 21}) {
       auto& tokens = sequences_.emplace_back();
       for (int i = 0; i < length; ++i) {
         tokens.push_back(
@@ -112,14 +150,16 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     return logits(engine, 16);
   }
 
-  std::vector<float> on_device(const StageRun& run, bool half, KvFormat format) {
+  std::vector<float> on_device(const StageRun& run, bool half, KvFormat format,
+                               test::FakeDevice::Fault fault = test::FakeDevice::Fault::kNone) {
     DeviceStage::Sizes sizes;
     sizes.half = half;
     sizes.kv_format = format;
     sizes.kv_pages = kPages;
     sizes.kv_host_pages = run.host_pages;
     sizes.kv_window = run.window;
-    sizes.slots = kSlots;
+    sizes.host_share = run.host_share;
+    sizes.slots = run.slots;
     sizes.step_rows = kSlots * kMostRows;
     sizes.micro_batch_rows = run.micro_batch_rows;
     sizes.logit_rows = kSlots;
@@ -130,13 +170,34 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
       sizes.weights.resident[layout.layer_unit(l)] = l * 100 < run.resident * config_.n_layers;
     }
     sizes.weights.slots = run.resident == 100 ? 0 : 2;
-    auto device = std::make_unique<test::FakeDevice>(random_());
+    auto device = std::make_unique<test::FakeDevice>(random_(), fault);
     DeviceStage stage(std::move(device), *checkpoint_, weights_, threads_, budget_, sizes);
     KvStore kv(page(format), config_.n_layers, kSlots, stage.kv_on_device(), stage.kv_window());
+    HostAttention host = stage.host_attention();
+    CountedRows rows(host.rows);
+    if (host.rows) host.rows = &rows;
     StageEngine engine(config_, weights_, stage.weights(), kv, stage.ops(), stage.scratch(), cpu_,
-                       budget_, run.micro_batch_rows);
+                       budget_, run.micro_batch_rows, host);
     logits(engine, run.chunk);  // nothing is left of it, but what can be repeated
-    return logits(engine, run.chunk);
+    std::vector<float> all = logits(engine, run.chunk);
+    const int64_t helped = rows.sent() / config_.n_layers / 2;
+    if (run.helped >= 0) {
+      EXPECT_EQ(helped, run.helped);
+    } else {
+      EXPECT_GT(helped, 0);
+      EXPECT_LT(helped, kAllRows);
+    }
+    return all;
+  }
+  // How far they are from what is exact, by the length of that.
+  static double distance(std::span<const float> exact, std::span<const float> near) {
+    EXPECT_EQ(exact.size(), near.size());
+    double squares = 0, differences = 0;
+    for (size_t i = 0; i < exact.size(); ++i) {
+      squares += std::pow(static_cast<double>(exact[i]), 2);
+      differences += std::pow(static_cast<double>(exact[i]) - static_cast<double>(near[i]), 2);
+    }
+    return std::sqrt(differences / squares);
   }
 
   std::mt19937_64 random_{5};
@@ -168,15 +229,31 @@ TEST_P(DeviceStageTest, HalfHasTheSameBitsHoweverItRuns) {
       SCOPED_TRACE(run.name);
       ASSERT_TRUE(same_bits(expected, on_device(run, true, format)));
     }
-    ASSERT_EQ(exact.size(), expected.size());
-    double squares = 0, differences = 0;
-    for (size_t i = 0; i < exact.size(); ++i) {
-      squares += std::pow(static_cast<double>(exact[i]), 2);
-      differences += std::pow(static_cast<double>(exact[i]) - static_cast<double>(expected[i]), 2);
-    }
-    EXPECT_LT(std::sqrt(differences / squares), 0.02);
-    EXPECT_GT(differences, 0);
+    EXPECT_LT(distance(exact, expected), 0.02);
+    EXPECT_GT(distance(exact, expected), 0);
   }
+}
+
+TEST_P(DeviceStageTest, Float32HasTheBitsOfTheCpuThatHelps) {
+  for (const KvFormat format : {KvFormat::kF16, KvFormat::kQ8}) {
+    const std::vector<float> expected = on_cpu(format);
+    for (const StageRun& run : kHelpedRuns) {
+      SCOPED_TRACE(run.name);
+      ASSERT_TRUE(same_bits(expected, on_device(run, false, format)));
+    }
+  }
+}
+
+TEST_P(DeviceStageTest, HalfIsNearTheCpuThatHelps) {
+  const std::vector<float> exact = on_cpu(KvFormat::kF16);
+  for (const StageRun& run : kHelpedRuns) {
+    SCOPED_TRACE(run.name);
+    EXPECT_LT(distance(exact, on_device(run, true, KvFormat::kF16)), 0.02);
+  }
+  const StageRun& some = kHelpedRuns[1];
+  const std::vector<float> q8 = on_device(some, true, KvFormat::kQ8);
+  EXPECT_LT(distance(on_cpu(KvFormat::kQ8), q8), 0.02);
+  EXPECT_TRUE(same_bits(q8, on_device(some, true, KvFormat::kQ8))) << "the same rows, twice";
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, DeviceStageTest,

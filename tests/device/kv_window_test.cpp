@@ -1,5 +1,6 @@
 // KV pages that pass through a window on a device, on one that does its work in any order that
-// streams and events allow: visits find what was written before, and homes end up with all of it.
+// streams and events allow: visits find what was written before, whether by visits or by the host
+// at home, and homes end up with all of it.
 #include "engine/device/kv_window.h"
 
 #include <gtest/gtest.h>
@@ -45,21 +46,43 @@ std::vector<std::vector<Page>> random_visits(Random& random, std::vector<bool>& 
   return visits;
 }
 
+// Pages with tokens that no visit has.
+std::vector<int64_t> pages_at_home(Random& random, const std::vector<std::vector<Page>>& visits,
+                                   const std::vector<bool>& had_tokens) {
+  std::vector<int64_t> homes;
+  for (int64_t home = 0; home < kHomes; ++home) {
+    bool is_free = had_tokens[static_cast<size_t>(home)] && random.below(2) == 0;
+    for (const auto& visit : visits) {
+      for (const Page& page : visit) is_free &= page.home != home;
+    }
+    if (is_free) homes.push_back(home);
+  }
+  return homes;
+}
+
 struct Outcome {
-  Contents seen;   // what visits found, page by page
+  Contents seen;   // what visits and the host found, page by page
   Contents homes;  // at the end
   bool operator==(const Outcome&) const = default;
 };
 
 // A visit doubles what it finds in pages that it writes and adds one; new ones begin at nothing.
+// The host adds two.
 Outcome expected(uint64_t seed) {
   Random random(seed);
   Outcome outcome;
   outcome.homes.assign(kLayers * kHomes, std::vector<float>(kFloats, -1.0f));
   std::vector<bool> has_tokens(kHomes, false);
   for (int sweep = 0; sweep < 4; ++sweep) {
+    const std::vector<bool> had_tokens = has_tokens;
     const auto visits = random_visits(random, has_tokens);
+    const auto at_home = pages_at_home(random, visits, had_tokens);
     for (int layer = 0; layer < kLayers; ++layer) {
+      for (const int64_t number : at_home) {
+        auto& home = outcome.homes[static_cast<size_t>(layer * kHomes + number)];
+        outcome.seen.push_back(home);
+        for (float& x : home) x += 2;
+      }
       for (const auto& visit : visits) {
         for (const Page& page : visit) {
           auto& home = outcome.homes[static_cast<size_t>(layer * kHomes + page.home)];
@@ -86,15 +109,24 @@ Outcome on_device(uint64_t seed, FakeDevice::Fault fault = FakeDevice::Fault::kN
   const auto compute = device.make_stream();
   const auto ones = device.allocate(kStride);
   device.copy_in(*compute, ones->data(), std::as_bytes(std::span(layers)).last(kStride));
-  std::vector<std::vector<float>> seen(4 * kLayers * 5 * kRoom, std::vector<float>(kFloats));
+  std::vector<std::vector<float>> seen(4 * kLayers * (5 * kRoom + kHomes),
+                                       std::vector<float>(kFloats));
   size_t looked = 0;
   {
     KvWindow window(device, *compute, reinterpret_cast<std::byte*>(host.data()), kSizes);
     std::vector<bool> has_tokens(kHomes, false);
     for (int sweep = 0; sweep < 4; ++sweep) {
+      const std::vector<bool> had_tokens = has_tokens;
       const auto visits = random_visits(random, has_tokens);
+      const auto at_home = pages_at_home(random, visits, had_tokens);
       window.begin_sweep(visits);
       for (int layer = 0; layer < kLayers; ++layer) {
+        window.await_homes();
+        for (const int64_t number : at_home) {
+          auto* const x = reinterpret_cast<float*>(window.at_home(layer, number));
+          std::copy_n(x, kFloats, seen[looked++].begin());
+          for (int64_t i = 0; i < kFloats; ++i) x[i] += 2;
+        }
         for (size_t visit = 0; visit < visits.size(); ++visit) {
           window.acquire(layer, visit);
           for (size_t i = 0; i < visits[visit].size(); ++i) {
@@ -136,6 +168,11 @@ TEST(KvWindow, NothingWorksWithoutWaits) {
   bool differs = false;
   for (uint64_t seed = 0; seed < 20 && !differs; ++seed) {
     differs = expected(seed) != on_device(seed, FakeDevice::Fault::kStreamsDoNotWait);
+  }
+  EXPECT_TRUE(differs);
+  differs = false;
+  for (uint64_t seed = 0; seed < 100 && !differs; ++seed) {
+    differs = expected(seed) != on_device(seed, FakeDevice::Fault::kHostDoesNotWait);
   }
   EXPECT_TRUE(differs);
 }

@@ -1,7 +1,8 @@
 """Whole runs on a GPU. Skipped where there is none.
 
-With --math f32 every bit is a CPU's: tokens, log-probabilities, what is sampled. With f16, the
-default, it is the same however it runs, and near the goldens.
+With --math f32 every bit is a CPU's: tokens, log-probabilities, what is sampled, also where a CPU
+helps with attention. With f16, the default, it is the same however it runs, and near the goldens; with
+the help of a CPU it is near that.
 """
 import os
 import pathlib
@@ -27,6 +28,11 @@ def on_gpu(memory):
 CUDA = on_gpu(os.environ.get("HEADRACE_GPU_MEMORY"))
 TINY = [harness.TINY / name for name in ("llama-gqa", "qwen2-tied", "opt-pre", "opt-post")]
 LARGE_VOCABULARY = 40000
+
+
+def host_attention(share, *options):
+    """KV pages in host memory, where the CPU attends to some of them."""
+    return (*CUDA, "--device-kv", 0, "--host-attention", share, *options)
 
 
 def requests_of(vocabulary, count=12):
@@ -58,6 +64,10 @@ class Float32(Gpu):
                 (*CUDA, "--math", "f32"),
                 (*CUDA, "--math", "f32", "--max-batch", 3, "--prefill-chunk", 7, "--device-weights", 0),
                 (*CUDA, "--math", "f32", "--max-batch", 7, "--device-kv", 0),
+                (*host_attention("auto"), "--math", "f32"),
+                (*host_attention(1), "--math", "f32", "--max-batch", 7),
+                (*host_attention(0.5), "--math", "f32", "--max-batch", 5, "--device-weights", 0),
+                (2, *host_attention(0.4), "--math", "f32", "--prefill-chunk", 7),
                 (2, *CUDA, "--math", "f32", "--max-batch", 5),
                 ([["--device", "cpu"], ["--device", "cuda"]], "--math", "f32"),
                 ([["--device", "cuda"], ["--device", "cpu"]], "--math", "f32", "--prefill-chunk", 9),
@@ -69,12 +79,16 @@ class Float32(Gpu):
                         ("--weights", "q8")):
             requests = requests_of(300, 7)
             expected = self.generate(model, requests, "--device", "cpu", *formats)
-            self.check_same(model, requests, expected, [(*CUDA, "--math", "f32", *formats)])
+            self.check_same(model, requests, expected, [(*CUDA, "--math", "f32", *formats),
+                                                        (*host_attention(0.5), "--math", "f32", *formats)])
 
     def test_a_larger_model(self):
         model, requests = "synthetic:qwen2.5-0.5b", requests_of(LARGE_VOCABULARY, 6)
         expected = self.generate(model, requests, "--device", "cpu", limit=240)
-        self.check_same(model, requests, expected, [(*CUDA, "--math", "f32")])
+        self.check_same(model, requests, expected, [
+            (*CUDA, "--math", "f32"), (*host_attention(1), "--math", "f32"),
+            (*host_attention(0.5), "--math", "f32", "--device-weights", 0, "--max-batch", 4)])
+        self.assertIn("the CPU attends to 50 % of the KV pages in host memory", self.jobs[-1].log())
 
 
 class Float16(Gpu):
@@ -134,6 +148,43 @@ class Float16(Gpu):
                 common = [abs(new[token] - value) for token, value in old.items() if token in new]
                 self.assertGreaterEqual(len(common), 4, f"{model.name} {name}: {old} became {new}")
                 self.assertLess(max(common), 0.05, f"{model.name} {name}")
+
+
+class HostAttention(Gpu):
+    """In f16 the CPU's part has other bits, near those of the GPU."""
+
+    def check_near(self, expected, results, what):
+        same = all_tokens = 0
+        for name, record in expected.items():
+            old, new = (harness.token_ids(r) for r in (record, results[name]))
+            common = next((i for i, pair in enumerate(zip(old, new)) if pair[0] != pair[1]), len(old))
+            same, all_tokens = same + common, all_tokens + len(old)
+            logprobs = [harness.choices(r)[0]["logprobs"]["token_logprobs"][:common] for r in (record, results[name])]
+            for a, b in zip(*logprobs):
+                self.assertLess(abs(a - b), 0.05, f"{what} {name}: {logprobs}")
+        print(f"{what}: {same} of {all_tokens} tokens before the first that differs")
+        self.assertGreater(same, all_tokens / 2, what)
+
+    def test_near_the_gpu(self):
+        for model, vocabulary in (*((model, 300) for model in TINY), ("synthetic:opt-350m", LARGE_VOCABULARY)):
+            requests = [{"custom_id": str(i), "prompt": r["prompt"], "max_tokens": 24, "ignore_eos": True, "logprobs": 1}
+                        for i, r in enumerate(requests_of(vocabulary))]
+            expected = self.generate(model, requests, *CUDA, "--device-kv", 0, limit=120)
+            for way in (host_attention(1), host_attention(0.5, "--device-weights", 0), host_attention("on"),
+                        host_attention(1, "--kv", "q8"), host_attention(0.5, "--max-batch", 5, "--prefill-chunk", 7)):
+                alone = expected
+                if "--kv" in way:
+                    alone = self.generate(model, requests, *CUDA, "--device-kv", 0, "--kv", "q8", limit=120)
+                results = self.generate(model, requests, *way, limit=120)
+                self.check_near(alone, results, f"{getattr(model, 'name', model)} {way}")
+
+    def test_another_arithmetic_than_the_gpus(self):
+        requests, output = requests_of(300), self.folder / "resumed.jsonl"
+        self.generate(TINY[0], requests[:5], *host_attention(1), output=output)
+        harness.write_requests(self.folder / "in.jsonl", requests)
+        job = self.run_program("generate", "--model", TINY[0], "--input", self.folder / "in.jsonl", "--output", output,
+                               "--resume", *CUDA, "--device-kv", 0, expect=harness.USAGE)
+        self.assertIn("with host attention", job.log())
 
 
 class RealModels(Gpu):

@@ -38,8 +38,9 @@ class DevicePlanTest : public testing::Test {
   }
 
   StagePlan plan(uint64_t device_memory) const {
-    return plan_device_stage(checkpoint_->config(), layout_, sizes_, workload_, limits_,
-                             {device_memory, weights_, kv_, half_, wires_}, rates());
+    return plan_device_stage(
+        checkpoint_->config(), layout_, sizes_, workload_, limits_,
+        {device_memory, weights_, kv_, half_, wires_, least_share_, most_share_}, rates_);
   }
 
   std::string refusal(uint64_t device_memory) const {
@@ -93,6 +94,8 @@ class DevicePlanTest : public testing::Test {
   uint64_t weights_ = UINT64_MAX, kv_ = UINT64_MAX;
   bool half_ = true;
   int wires_ = 0;
+  double least_share_ = 0, most_share_ = 0;
+  Rates rates_ = rates();
 };
 
 TEST_F(DevicePlanTest, AllOfASmallModelIsOnTheDevice) {
@@ -249,7 +252,7 @@ TEST_F(DevicePlanTest, PredictsTheSlowestPath) {
   EXPECT_NEAR(none.tokens_per_s, 16 / none.round_s, 1e-3);
   EXPECT_NE(describe(none).find("copied to it per step"), std::string::npos);
   EXPECT_NE(describe_prediction(none).find("copying to the GPU"), std::string::npos);
-  EXPECT_NE(plan_table(none, rates()).find("GPU"), std::string::npos);
+  EXPECT_NE(plan_table(none, rates_).find("GPU"), std::string::npos);
 }
 
 TEST_F(DevicePlanTest, PredictsThatLowBitWeightsAreExpanded) {
@@ -275,6 +278,98 @@ TEST_F(DevicePlanTest, FewerSequencesWhereTheirPagesWouldCostMore) {
   EXPECT_LT(some.sizes.slots, 256);
   EXPECT_GE(some.sizes.kv_pages, some.sizes.slots * KvStore::pages_for(4096));
   build(some);
+}
+
+class HostAttentionPlanTest : public DevicePlanTest {
+ protected:
+  // All KV pages are in host memory; weights pass through as far as wanted.
+  void open_with_pages_on_the_host() {
+    open("synthetic:smollm2-135m");
+    workload_.tokens = workload_.longest = 2048;
+    workload_.prompt = 1024;
+    kv_ = 0;
+    half_ = false;
+    most_share_ = 1;
+    page_s_ =
+        static_cast<double>(Stage::page_shape(checkpoint_->config(), KvFormat::kF16).page_bytes()) /
+        rates_.link;
+  }
+  StagePlan with_pages_read(double times_as_fast_as_the_link) {
+    rates_.attention_s = page_s_ / times_as_fast_as_the_link;
+    return plan(uint64_t{8} << 30);
+  }
+  static double share(const StagePlan& plan) { return plan.device->sizes.host_share; }
+
+  double page_s_ = 0;  // that the link takes for a page of a layer
+};
+
+TEST_F(HostAttentionPlanTest, LinkAndCpuTakeAboutAsLong) {
+  open_with_pages_on_the_host();
+  most_share_ = 0;
+  const StagePlan without = with_pages_read(3);
+  EXPECT_EQ(share(without), 0.0);
+  EXPECT_EQ(without.host_s, 0.0);
+  most_share_ = 1;
+  const StagePlan three = with_pages_read(3);
+  EXPECT_NEAR(share(three), 0.75, 0.03);
+  EXPECT_NEAR(three.host_s, three.link_s, 0.1 * three.link_s);
+  EXPECT_LT(three.round_s, 0.3 * without.round_s);
+  EXPECT_GT(three.served_per_s, 1.5 * without.served_per_s);
+  EXPECT_DOUBLE_EQ(three.round_s, std::max(three.compute_s, three.link_s));
+  build(three);
+  const StagePlan half = with_pages_read(0.5);
+  EXPECT_NEAR(share(half), 1.0 / 3, 0.03);
+  // The link has weights to bring as well.
+  weights_ = 0;
+  const StagePlan weights = with_pages_read(0.5);
+  EXPECT_GT(share(weights), share(half) + 0.02);
+  build(weights);
+}
+
+TEST_F(HostAttentionPlanTest, NothingForACpuThatIsSlowOrHasNoPages) {
+  open_with_pages_on_the_host();
+  EXPECT_EQ(share(with_pages_read(1e-3)), 0.0);
+  kv_ = UINT64_MAX;
+  for (const double least : {0.0, 0.5}) {
+    least_share_ = least;
+    const StagePlan all_there = with_pages_read(3);
+    EXPECT_EQ(all_there.device->sizes.kv_host_pages, 0);
+    EXPECT_EQ(share(all_there), 0.0);
+    EXPECT_EQ(all_there.host_s, 0.0);
+    EXPECT_EQ(describe(all_there).find("the CPU attends"), std::string::npos);
+    build(all_there);
+  }
+}
+
+TEST_F(HostAttentionPlanTest, TheUserMaySayHowMuch) {
+  open_with_pages_on_the_host();
+  least_share_ = most_share_ = 0.25;
+  for (const double fast : {1e-3, 3.0}) {
+    const StagePlan fixed = with_pages_read(fast);
+    EXPECT_EQ(share(fixed), 0.25);
+    build(fixed);
+  }
+  const StagePlan fixed = with_pages_read(3);
+  EXPECT_NE(describe(fixed).find("the CPU attends to 25 % of the KV pages in host memory"),
+            std::string::npos);
+  EXPECT_NE(plan_table(fixed, rates_).find("attends to 25 %"), std::string::npos);
+  EXPECT_NE(describe_prediction(fixed).find("attention by the CPU"), std::string::npos);
+}
+
+TEST_F(HostAttentionPlanTest, RowsForTheCpuAreInTheBudget) {
+  open_with_pages_on_the_host();
+  const StagePlan with = with_pages_read(3);
+  most_share_ = 0;
+  const StagePlan without = with_pages_read(3);
+  const ModelConfig& config = checkpoint_->config();
+  const auto rows = static_cast<uint64_t>(16 * 2 * (config.q_rows() + config.kv_rows()));
+  EXPECT_EQ(DeviceStage::host_rows_bytes(config, with.device->sizes), rows * sizeof(float));
+  EXPECT_EQ(DeviceStage::host_rows_bytes(config, without.device->sizes), 0U);
+  EXPECT_GE(with.activations, without.activations + rows * sizeof(float));
+  // No more host memory than that, to the byte.
+  limits_.host_memory = with.weights + with.kv + with.activations + with.other + (97 << 20);
+  most_share_ = 1;
+  build(with_pages_read(3));
 }
 
 }  // namespace

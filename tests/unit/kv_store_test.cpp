@@ -237,5 +237,104 @@ TEST(KvStore, EveryTokenIsReadAsItWasWrittenFromMemoryAndDisk) {
   }
 }
 
+// Homes and nothing else.
+class Homes final : public KvPassage {
+ public:
+  explicit Homes(int64_t homes, int64_t whole) : homes_(homes), whole_(whole) {}
+  int64_t homes() const override { return homes_; }
+  int64_t run() const override { return 2; }
+  int64_t whole() const override { return whole_; }
+  int64_t room() const override { return 9; }
+  void begin_sweep(std::vector<std::vector<Page>> visits) override { visits_ = std::move(visits); }
+  void acquire(int, size_t) override {}
+  std::byte* page(int64_t) override { return nullptr; }
+  void release() override {}
+  std::byte* at_home(int layer, int64_t home) override {
+    EXPECT_TRUE(awaited_);
+    return memory_ + layer * homes_ + home;
+  }
+  void await_homes() override { awaited_ = true; }
+
+  std::byte memory_[kLayers * 20];  // a byte for a page
+  std::vector<std::vector<Page>> visits_;
+
+ private:
+  int64_t homes_, whole_;
+  bool awaited_ = false;
+};
+
+struct BesideADevice {
+  static constexpr int64_t kArena = 8;
+  explicit BesideADevice(int64_t homes, int64_t whole = 3)
+      : passage(homes, whole), store(kShape, kLayers, 8, KvArena{arena, kArena}, &passage) {}
+  void reserve(int slot, int64_t pages) { store.reserve(slot, pages * kPageTokens); }
+
+  std::byte arena[1];  // only ever pointed to
+  Homes passage;
+  KvStore store;
+};
+
+TEST(KvStore, SequencesAreAllAtHomeOrNotAtAllWhereTheHostComputesWithThem) {
+  BesideADevice kv(20);
+  for (const int slot : {0, 1, 2, 3}) kv.reserve(slot, 1);
+  // The arena has room for two of three pages.
+  EXPECT_FALSE(kv.store.is_at_home(0) || kv.store.is_at_home(1));
+  EXPECT_TRUE(kv.store.is_at_home(2) && kv.store.is_at_home(3));
+  for (const int slot : {2, 3, 0, 1}) kv.reserve(slot, 3);
+  EXPECT_EQ(kv.store.free_pages(), 2);
+  EXPECT_EQ(kv.store.visiting_pages(0), 0);
+  EXPECT_TRUE(kv.store.is_at_home(2) && kv.store.is_at_home(3));
+  // Pages that are given back are for one that begins.
+  kv.store.release(0);
+  kv.reserve(2, 4);
+  EXPECT_TRUE(kv.store.is_at_home(2));
+  kv.reserve(4, 1);
+  EXPECT_FALSE(kv.store.is_at_home(4));
+  EXPECT_EQ(kv.store.free_pages(), 4);
+}
+
+TEST(KvStore, AllPagesAreOfUseWhereTheHostComputesWithSequences) {
+  BesideADevice kv(4);
+  kv.reserve(0, 3);
+  kv.reserve(1, 3);
+  kv.reserve(2, 3);
+  EXPECT_TRUE(kv.store.is_at_home(2));
+  kv.reserve(2, 6);
+  EXPECT_FALSE(kv.store.is_at_home(2));
+  EXPECT_EQ(kv.store.visiting_pages(2), 4);
+  EXPECT_EQ(kv.store.free_pages(), 0);
+  EXPECT_THROW(kv.reserve(3, 1), std::logic_error);
+}
+
+TEST(KvStore, PagesAreInTheArenaFirstWhereTheHostComputesWithNone) {
+  BesideADevice kv(20, 0);
+  for (const int slot : {0, 1, 2, 3}) kv.reserve(slot, 2);
+  EXPECT_EQ(kv.store.free_pages(), 0);
+  kv.reserve(0, 3);
+  EXPECT_EQ(kv.store.visiting_pages(0), 1);
+  EXPECT_FALSE(kv.store.is_at_home(0));
+}
+
+TEST(KvStore, TheHostFindsPagesAtHome) {
+  BesideADevice kv(20, 100);
+  kv.reserve(0, 1);
+  kv.reserve(1, 3);
+  const std::vector<BatchItem> visited = {{0, 3, 1}}, at_home = {{1, 40, 1}};
+  kv.store.begin_sweep({visited});
+  EXPECT_EQ(kv.passage.visits_.size(), 1U);
+  for (int layer = 0; layer < kLayers; ++layer) {
+    kv.store.acquire_at_home(layer, at_home);
+    std::byte* const* const pages = kv.store.pages(1, layer);
+    std::set<int64_t> homes;
+    for (int page = 0; page < 3; ++page) {
+      const int64_t home = pages[page] - kv.passage.memory_ - layer * kv.passage.homes();
+      EXPECT_TRUE(home >= 0 && home < kv.passage.homes());
+      EXPECT_NE(home, kv.passage.visits_[0][0].home);
+      homes.insert(home);
+    }
+    EXPECT_EQ(homes.size(), 3U);
+  }
+}
+
 }  // namespace
 }  // namespace headrace

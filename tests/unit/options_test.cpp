@@ -62,5 +62,21 @@ TEST(ParseList, WhatIsNoListIsRefusedWithTheOptionsName) {
   }
 }
 
+TEST(ParseHostAttention, IsASwitchOrAShare) {
+  EXPECT_FALSE(parse_host_attention("auto"));
+  const auto is = [](const std::string& text, double least, double most) {
+    const std::optional<HostShare> share = parse_host_attention(text);
+    return share && share->least == least && share->most == most;
+  };
+  EXPECT_TRUE(is("off", 0, 0));
+  EXPECT_TRUE(is("on", 0, 1));
+  EXPECT_TRUE(is("0.25", 0.25, 0.25));
+  EXPECT_TRUE(is("1", 1, 1));
+  EXPECT_TRUE(is("0", 0, 0));
+  for (const char* wrong : {"", "yes", "-0.1", "1.1", "nan", "0.5x", "50%"}) {
+    EXPECT_THROW(parse_host_attention(wrong), UsageError) << wrong;
+  }
+}
+
 }  // namespace
 }  // namespace headrace
