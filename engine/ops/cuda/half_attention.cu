@@ -2,218 +2,25 @@
 
 #include <string>
 
-#include "engine/ops/cuda/half_attention_tiles.cuh"
 #include "engine/ops/cuda/start.h"
+#include "engine/ops/cuda/warp_instructions.cuh"
+
+// After the instructions.
+#include "engine/ops/cuda/half_attention_blocks.cuh"
 
 namespace headrace::cuda {
 namespace {
 
-constexpr int kWarps = kThreads / 32;
-
-// A block for kWarps tiles of queries of one sequence and KV head, which share what they read.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 3 : 1) half_attention_kernel(Work work) {
-  using L = Layout<kDim>;
+__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 3 : 1) apart_kernel(Work work) {
   extern __shared__ uint4 memory[];
-  __shared__ TilePages pages;
-  auto* const shared = reinterpret_cast<char*>(memory);
-  const KvPageShape& shape = work.shape;
-  const AttentionSequence sequence = work.sequences[blockIdx.x / work.tiles];
-  const int group = work.heads / shape.kv_heads;
-  const auto kv_head = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x / 32);
-  // The longest first, so that no SM begins one when the others end.
-  const int64_t first = (work.tiles - 1 - blockIdx.x % work.tiles) * kWarps * kWarpQueries;
-  const int64_t queries = sequence.rows * group;
-  if (first >= queries) return;
-
-  // Tokens that some query of the block sees, that the first query of the warp sees, and its last.
-  const int64_t mine = first + warp * kWarpQueries;
-  const auto tokens_of = [&](int64_t query) {
-    return static_cast<int>(sequence.first_position + min(query, queries - 1) / group + 1);
-  };
-  const int end = tokens_of(first + kWarps * kWarpQueries - 1);
-  const bool works = mine < queries;
-  const int all_see = works ? tokens_of(mine) : 0;
-  const int some_see = works ? tokens_of(mine + kWarpQueries - 1) : 0;
-  const int tiles = (end + kTileTokens - 1) / kTileTokens;
-  put_page(pages, 0, my_page(sequence.pages, 0, end));
-  put_page(pages, 1, my_page(sequence.pages, 1, end));
-  __syncthreads();
-  load_k<kDim>(shape, pages, kv_head, 0, end, shared);
-  load_v<kDim>(shape, pages, kv_head, 0, end, shared);
-  Queries<kDim> part;
-  load_queries(work, sequence, kv_head, mine, part);
-  // This warp's room: first its queries, each lane's part for itself, then what it writes.
-  char* const room = shared + L::kBytes + warp * kWarpQueries * L::kVRow;
-  uint4* const q = reinterpret_cast<uint4*>(room) + threadIdx.x % 32;
-#pragma unroll
-  for (int step = 0; step < kDim / 16; ++step) q[step * 32] = part.q[step];
-  Seen<kDim> w;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const std::byte* const later = my_page(sequence.pages, tile + 2, end);
-    const bool is_last = tile + 1 == tiles;
-    const int begin = tile * kTileTokens;
-    // Pages that some query of the warp sees.
-    const int here = max(0, min((some_see - begin + kPageTokens - 1) / kPageTokens, kTilePages));
-    is_last ? load_nothing() : load_k<kDim>(shape, pages, kv_head, tile + 1, end, shared);
-    wait_for_half();
-    __syncthreads();
-    float s[kTileTokens / 8][4] = {};
-    if (here > 0) score<kDim>(L::slot(shared, 2 * tile), here, q, s);
-    __syncthreads();
-    is_last ? load_nothing() : load_v<kDim>(shape, pages, kv_head, tile + 1, end, shared);
-    uint4 p[kTilePages];
-    if (here > 0) weigh(w, part.position, begin, here, begin + here * kPageTokens <= all_see, s, p);
-    wait_for_half();
-    char* const values = L::slot(shared, 2 * tile + 1);
-    if (is_last) {
-      __syncthreads();
-      clear_tokens<kDim>(shape, end - begin, values);
-    }
-    __syncthreads();
-    if (here > 0) add_values(values, here, p, w);
-    put_page(pages, tile, later);
-    __syncthreads();
-  }
-  __syncwarp();
-  if (works) write_queries(work, part.position, part.at, w, room);
+  attend_apart<kDim>(work, reinterpret_cast<char*>(memory));
 }
-
-// Four warps for one tile of queries, where there is no more: each has the scores of a page of the
-// tile, then some columns of the output. The same sums in the same order as above.
-template <int kDim>
-struct Together {
-  static constexpr int kSteps = (kDim / 16 + kTilePages - 1) / kTilePages;  // of a warp, at most
-  static constexpr int kPRow = kTileTokens * 2 + 16;                        // bytes
-  static constexpr int kP = Layout<kDim>::kBytes;                           // f16 weights [16][64]
-  static constexpr int kMax = kP + kWarpQueries * kPRow;                    // [page][16]
-  static constexpr int kSums = kMax + kTilePages * kWarpQueries * 4;        // [page][2][32]
-  static constexpr int kBytes = kSums + kTilePages * 64 * 4;
-};
 
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 4 : 1) together_kernel(Work work) {
-  using T = Together<kDim>;
-  using L = Layout<kDim>;
-  static_assert(kWarps == kTilePages);
   extern __shared__ uint4 memory[];
-  __shared__ TilePages pages;
-  auto* const shared = reinterpret_cast<char*>(memory);
-  auto* const maxima = reinterpret_cast<float*>(shared + T::kMax);
-  auto* const sums = reinterpret_cast<float*>(shared + T::kSums);
-  const KvPageShape& shape = work.shape;
-  const AttentionSequence sequence = work.sequences[blockIdx.x];
-  const auto kv_head = static_cast<int>(blockIdx.y), lane = static_cast<int>(threadIdx.x % 32);
-  const auto page = static_cast<int>(threadIdx.x / 32);  // this warp's
-  if (sequence.rows == 0) return;
-
-  const auto end = static_cast<int>(sequence.first_position + sequence.rows);
-  const int tiles = (end + kTileTokens - 1) / kTileTokens;
-  put_page(pages, 0, my_page(sequence.pages, 0, end));
-  put_page(pages, 1, my_page(sequence.pages, 1, end));
-  __syncthreads();
-  load_k<kDim>(shape, pages, kv_head, 0, end, shared);
-  load_v<kDim>(shape, pages, kv_head, 0, end, shared);
-  Queries<kDim> w;
-  load_queries(work, sequence, kv_head, 0, w);
-  float o[T::kSteps][2][4] = {}, maximum[2] = {kNothing, kNothing}, sum[2] = {};
-  const int row = lane % 8 + lane / 8 % 2 * 8, half = lane / 16;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const std::byte* const later = my_page(sequence.pages, tile + 2, end);
-    const bool is_last = tile + 1 == tiles;
-    is_last ? load_nothing() : load_k<kDim>(shape, pages, kv_head, tile + 1, end, shared);
-    wait_for_half();
-    __syncthreads();
-
-    const char* const keys = L::slot(shared, 2 * tile);
-    float s[2][4] = {};
-#pragma unroll
-    for (int step = 0; step < kDim / 16; ++step) {
-      uint32_t k[4];
-      load_turned(k, keys + L::k(page, step * 16 + row, half));
-      multiply_add(s[0], w.q[step], k[0], k[1]);
-      multiply_add(s[1], w.q[step], k[2], k[3]);
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float most = kNothing;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& score = s[i / 2][2 * r + i % 2];
-        const int token =
-            tile * kTileTokens + page * kPageTokens + i / 2 * 8 + lane % 4 * 2 + i % 2;
-        if (token > w.position[r]) score = -INFINITY;
-        most = fmaxf(most, score);
-      }
-      most = row_max(most);
-      if (lane % 4 == 0) maxima[page * kWarpQueries + lane / 4 + 8 * r] = most;
-    }
-    __syncthreads();
-    is_last ? load_nothing() : load_v<kDim>(shape, pages, kv_head, tile + 1, end, shared);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float most = maximum[r];
-#pragma unroll
-      for (int p = 0; p < kTilePages; ++p) {
-        most = fmaxf(most, maxima[p * kWarpQueries + lane / 4 + 8 * r]);
-      }
-      const float keep = exp2_of(maximum[r] - most);
-      maximum[r] = most;
-#pragma unroll
-      for (int n = 0; n < T::kSteps; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          o[n][i][2 * r] *= keep;
-          o[n][i][2 * r + 1] *= keep;
-        }
-      }
-      sum[r] *= keep;
-      char* const p = shared + T::kP + (lane / 4 + 8 * r) * T::kPRow + page * 32 + lane % 4 * 4;
-      weigh_page(s[0], s[1], r, most, sum[r], *reinterpret_cast<uint32_t*>(p),
-                 *reinterpret_cast<uint32_t*>(p + 16));
-    }
-    wait_for_half();
-    char* const values = L::slot(shared, 2 * tile + 1);
-    if (is_last) {
-      __syncthreads();
-      clear_tokens<kDim>(shape, end - tile * kTileTokens, values);
-    }
-    __syncthreads();
-#pragma unroll
-    for (int from = 0; from < kTilePages; ++from) {
-      const uint4 p = load_straight(shared + T::kP + row * T::kPRow + from * 32 + half * 16);
-#pragma unroll
-      for (int n = 0; n < T::kSteps; ++n) {
-        const int step = n * kTilePages + page;
-        if (step >= kDim / 16) continue;
-        uint32_t v[4];
-        load_turned(v, values + L::v(from, row, step * 16 + half * 8));
-        multiply_add(o[n][0], p, v[0], v[1]);
-        multiply_add(o[n][1], p, v[2], v[3]);
-      }
-    }
-    put_page(pages, tile, later);
-    __syncthreads();
-  }
-
-  for (int r = 0; r < 2; ++r) sums[page * 64 + r * 32 + lane] = sum[r];
-  __syncthreads();
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float of_pages[kTilePages];
-    for (int p = 0; p < kTilePages; ++p) of_pages[p] = sums[p * 64 + r * 32 + lane];
-    const float all = row_sum(of_pages);
-    if (w.position[r] < 0) continue;
-#pragma unroll
-    for (int n = 0; n < T::kSteps; ++n) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int d = (n * kTilePages + page) * 16 + i * 8 + lane % 4 * 2;
-        if (d >= shape.head_dim) continue;
-        store_pair(work.out + w.at[r] + d, o[n][i][2 * r] / all, o[n][i][2 * r + 1] / all);
-      }
-    }
-  }
+  attend_together<kDim>(work, reinterpret_cast<char*>(memory));
 }
 
 template <int kDim>
@@ -232,9 +39,8 @@ void start_apart(cudaStream_t stream, Work work, int64_t count, int64_t most_row
   const int group = work.heads / work.shape.kv_heads;
   constexpr int64_t kQueries = kWarps * kWarpQueries;
   work.tiles = (most_rows * group + kQueries - 1) / kQueries;
-  constexpr size_t kShared =
-      Layout<kDim>::kBytes + size_t{kWarps} * kWarpQueries * Layout<kDim>::kVRow;
-  const auto kernel = half_attention_kernel<kDim>;
+  constexpr size_t kShared = Apart<kDim>::kBytes;
+  const auto kernel = apart_kernel<kDim>;
   allow_shared("attention", kernel, kShared,
                "heads of " + std::to_string(work.shape.head_dim) + " elements are larger");
   kernel<<<dim3(static_cast<unsigned>(count * work.tiles),

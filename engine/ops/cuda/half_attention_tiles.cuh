@@ -1,8 +1,7 @@
-// Pieces of the attention kernels in half_attention.cu: tiles of K and V in shared memory, a warp's
-// queries, and the softmax step.
+// Pieces of the attention kernels in half_attention_blocks.cuh: tiles of K and V in shared memory,
+// a warp's queries, and the softmax step. Comes after warp_instructions.cuh, or what stands for it
+// where there is no GPU (tests/ops/emulated_gpu.h).
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <cstdint>
 
@@ -52,51 +51,6 @@ struct Layout {
   }
 };
 
-inline __device__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-inline __device__ void copy_16(char* to, const std::byte* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from));
-}
-
-// Four 8 x 8 matrices whose rows the lanes point to, turned.
-inline __device__ void load_turned(uint32_t (&to)[4], const char* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(shared_address(row)));
-}
-
-// The same, not turned.
-inline __device__ uint4 load_straight(const char* row) {
-  uint4 to;
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
-               : "r"(shared_address(row)));
-  return to;
-}
-
-// c += a * b, 16 x 8 from 16 x 16 and 16 x 8.
-inline __device__ void multiply_add(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-// Nothing of a weight is left in f16 where this has become 0.
-inline __device__ float exp2_of(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-inline __device__ uint32_t pack(float low, float high) {
-  const __half2 both = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&both);
-}
-
 // Where the pages of two tiles are, in shared memory: it takes as long to find out as to read them.
 using TilePages = const std::byte* [2][kTilePages];
 
@@ -133,7 +87,7 @@ __device__ void load_k(const KvPageShape& shape, const TilePages& pages, int kv_
       }
     }
   }
-  asm volatile("cp.async.commit_group;");
+  end_copies();
 }
 
 // V of the same; what is missing is zero.
@@ -162,14 +116,8 @@ __device__ void load_v(const KvPageShape& shape, const TilePages& pages, int kv_
       }
     }
   }
-  asm volatile("cp.async.commit_group;");
+  end_copies();
 }
-
-// Where nothing comes any more; so that waits count alike.
-inline __device__ void load_nothing() { asm volatile("cp.async.commit_group;"); }
-
-// The half of a tile that was loaded before the last two is there, for this thread.
-inline __device__ void wait_for_half() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
 
 // V of tokens from `first` on, which no query sees and which may not be numbers.
 template <int kDim>
@@ -228,11 +176,9 @@ __device__ void load_queries(const Work& work, const AttentionSequence& sequence
 // Scores of 16 tokens become weights of query r, as a product reads them.
 inline __device__ void weigh_page(const float (&low)[4], const float (&high)[4], int r, float most,
                                   float& sum, uint32_t& p_low, uint32_t& p_high) {
-  const __half2 a = __floats2half2_rn(exp2_of(low[2 * r] - most), exp2_of(low[2 * r + 1] - most)),
-                b = __floats2half2_rn(exp2_of(high[2 * r] - most), exp2_of(high[2 * r + 1] - most));
-  p_low = *reinterpret_cast<const uint32_t*>(&a);
-  p_high = *reinterpret_cast<const uint32_t*>(&b);
-  const float2 first = __half22float2(a), second = __half22float2(b);
+  p_low = pack(exp2_of(low[2 * r] - most), exp2_of(low[2 * r + 1] - most));
+  p_high = pack(exp2_of(high[2 * r] - most), exp2_of(high[2 * r + 1] - most));
+  const float2 first = unpack(p_low), second = unpack(p_high);
   sum += first.x;
   sum += first.y;
   sum += second.x;
