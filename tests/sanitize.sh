@@ -8,9 +8,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 files=(checkpoint_test offload_test)
 rest=(bench_test device_link_test device_pipeline_test device_plan_test device_run_test
-  device_stage_test device_weights_test engine_test file_test io_test ops_test options_test
-  pipeline_test report_test request_test results_durability_test results_test sampler_test
-  schedule_test text_test)
+  device_stage_test device_weights_test engine_test file_test io_test kv_window_test ops_test
+  options_test pipeline_test report_test request_test results_durability_test results_test
+  sampler_test schedule_test text_test timed_device_test)
 asan=("${files[@]}" "${rest[@]}" headrace)
 filter='*'
 tsan=(device_link_test device_pipeline_test device_run_test engine_test file_test io_test offload_test
