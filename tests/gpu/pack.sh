@@ -7,7 +7,8 @@ folder=${2:?folder to fill}
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 mkdir -p "$folder/bin" "$folder/lib" "$folder/tests"
 cp "$build/headrace" "$build/libheadrace_cuda.so" "$folder/bin/"
-cp "$build/tests/device_ops_test" "$build/tests/device_weights_test" "$folder/bin/"
+cmake --build "$build" --target device_bench >/dev/null  # no part of a usual build
+cp "$build"/tests/{device_ops_test,device_weights_test,device_bench} "$folder/bin/"
 strip "$folder"/bin/*
 ldd "$folder"/bin/headrace "$folder"/bin/*_test | awk '/=> \//{print $3}' | sort -u |
   grep -Ev '/(libc|libm|libdl|libpthread|librt|ld-linux[^/]*|libgcc_s|libstdc\+\+|libmpi|libopen-[a-z]*|libhwloc|libevent[^/]*|libudev|libz|libcu[a-z]*|libnccl)\.so' |
@@ -15,5 +16,5 @@ ldd "$folder"/bin/headrace "$folder"/bin/*_test | awk '/=> \//{print $3}' | sort
 cp -r "$source/tests/mp" "$source/tests/gpu" "$folder/tests/"
 mkdir -p "$folder/tests/data"
 cp -r "$source/tests/data/models" "$folder/tests/data/"
-cp "$source/tests/gpu/run.sh" "$folder/"
+cp "$source/tests/gpu/run.sh" "$source/tests/perf/trace_table.py" "$folder/"
 du -sh "$folder"

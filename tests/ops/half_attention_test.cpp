@@ -100,7 +100,9 @@ class Attention {
   template <int kDim>
   std::vector<Half> run(int64_t first, int64_t rows, bool together, uint64_t seed) {
     const AttentionSequence sequence{0, rows, first, table_.data()};
-    std::vector<Half> out(static_cast<size_t>(rows * row_width()), Half{0x7E00});
+    // With an even seed where whole pieces of 16 bytes cannot be written.
+    const size_t skipped = seed % 2 == 0 ? 2 : 0;
+    std::vector<Half> out(skipped + static_cast<size_t>(rows * row_width()), Half{0x7E00});
     const int group = case_.heads / case_.kv_heads;
     Work work{shape_,
               &sequence,
@@ -108,7 +110,7 @@ class Attention {
               case_.heads,
               kScale * 1.4426950408889634f,
               q_.data() + first * row_width(),
-              out.data()};
+              out.data() + skipped};
     constexpr int64_t kQueries = cuda::kWarps * cuda::kWarpQueries;
     work.tiles = (rows * group + kQueries - 1) / kQueries;
     const auto bytes =
@@ -122,6 +124,7 @@ class Attention {
         });
       }
     }
+    out.erase(out.begin(), out.begin() + static_cast<int64_t>(skipped));
     return out;
   }
 
@@ -169,7 +172,7 @@ TEST(HalfAttention, HasTheSameBitsHoweverItRuns) {
     Attention attention(c);
     const int64_t first = c.context - c.rows, width = attention.row_width();
     const std::vector<Half> all = attention.run(first, c.rows, false, 1);
-    EXPECT_TRUE(same(all, attention.run(first, c.rows, false, 77))) << "another order of threads";
+    EXPECT_TRUE(same(all, attention.run(first, c.rows, false, 78))) << "another order of threads";
     const auto expect_rows = [&](int64_t begin, int64_t rows, bool together) {
       const auto expected = std::span(all).subspan(static_cast<size_t>((begin - first) * width),
                                                    static_cast<size_t>(rows * width));

@@ -297,7 +297,7 @@ __device__ void write_queries(const Work& work, const int (&position)[2], int64_
   constexpr int kRow = Layout<kDim>::kVRow, kRowChunks = kDim / 8;
   const auto lane = static_cast<int>(threadIdx.x % 32);
   const int dim = work.shape.head_dim;
-  const bool by_rows = dim % 8 == 0;
+  const bool by_rows = dim % 8 == 0 && reinterpret_cast<uintptr_t>(work.out) % sizeof(uint4) == 0;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float sum = row_sum(w.sum[r]);
