@@ -23,10 +23,16 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // A number that grows while loops run: tells a working rank from a stuck one. Any thread.
+  // A number that grows while loops run and when moved_on() is called: tells a working rank from a
+  // stuck one. Any thread.
   uint64_t progress() const {
     return progress_.load(std::memory_order_relaxed) +
            static_cast<uint64_t>(next_.load(std::memory_order_relaxed));
+  }
+
+  // Something that the caller of parallel_for waits for has gone on; that thread says so.
+  void moved_on() {
+    progress_.store(progress_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   }
 
   // Calls f(i) once for each i in [0, count), on any thread, and returns when all are done. The
@@ -38,7 +44,7 @@ class ThreadPool {
     if (workers_.empty() || count == 1) {
       for (int64_t i = 0; i < count; ++i) {
         f(i);
-        progress_.store(progress_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+        moved_on();
       }
       return;
     }

@@ -113,7 +113,7 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
                          WeightStore& host, ThreadPool& threads, MemoryBudget& budget,
                          const Sizes& sizes)
     : sizes_(sizes),
-      device_(std::make_unique<TimedDevice>(std::move(device))),
+      device_(std::make_unique<TimedDevice>(std::move(device), [&threads] { threads.moved_on(); })),
       compute_(device_->make_stream()),
       weights_(*device_, *compute_, host, sizes.weights),
       kv_(device_->allocate(kv_bytes(checkpoint.config(), host.range(), sizes))),

@@ -45,7 +45,8 @@ class DeviceStage {
   static uint64_t bytes_needed(const ModelConfig& config, const WeightLayout& layout,
                                const Sizes& sizes);
 
-  // `host` must outlive it; its buffers are pinned. Loads what is resident. Throws DoesNotFit,
+  // `host` and `threads` must outlive it; the host's buffers are pinned, and the threads' progress
+  // is the device's, too. Loads what is resident. Throws DoesNotFit,
   // ResourceMissing, ModelError, IoError.
   DeviceStage(std::unique_ptr<Device> device, const Checkpoint& checkpoint, WeightStore& host,
               ThreadPool& threads, MemoryBudget& budget, const Sizes& sizes);

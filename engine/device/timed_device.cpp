@@ -10,10 +10,24 @@ class TimedDevice::Stream final : public DeviceStream {
   Stream(TimedDevice& device, std::unique_ptr<DeviceStream> stream, Track track)
       : device_(device), stream_(std::move(stream)), track_(track) {}
   void synchronize() override {
+    for (; !marks_.empty(); marks_.pop_front()) {
+      marks_.front()->synchronize();
+      device_.moved_on_();
+      unused_.push_back(std::move(marks_.front()));
+    }
     stream_->synchronize();
     device_.collect();
     // Clocks drift; nothing is under way in this stream.
     if (track_ == Track::kGpu) device_.find_base(*stream_);
+  }
+  // An op has been queued.
+  void count_op() {
+    device_.moved_on_();
+    if (track_ != Track::kGpu || device_.recording_ || ++ops_ % kOpsOfAMark != 0) return;
+    if (unused_.empty()) unused_.push_back(device_.make_event());
+    device_.device_->record(*stream_, *unused_.back());
+    marks_.push_back(std::move(unused_.back()));
+    unused_.pop_back();
   }
   DeviceStream& inner() { return *stream_; }
   Track track() const { return track_; }
@@ -22,6 +36,9 @@ class TimedDevice::Stream final : public DeviceStream {
   TimedDevice& device_;
   std::unique_ptr<DeviceStream> stream_;
   Track track_;
+  int64_t ops_ = 0;
+  std::deque<std::unique_ptr<DeviceEvent>> marks_;
+  std::vector<std::unique_ptr<DeviceEvent>> unused_;
 };
 
 // What is queued in a stream while one lives.
@@ -31,7 +48,9 @@ class TimedDevice::Op {
       : Op(device, stream, name, static_cast<Stream&>(stream).track(), 0, arg) {}
   Op(TimedDevice& device, DeviceStream& stream, const char* name, Track track, uint64_t bytes,
      Arg arg = {})
-      : device_(device), stream_(static_cast<Stream&>(stream).inner()) {
+      : device_(device),
+        timed_(static_cast<Stream&>(stream)),
+        stream_(static_cast<Stream&>(stream).inner()) {
     Timeline* const timeline = Timeline::of_thread();
     if (!timeline || !timeline->running() || device.recording_) return;
     if (timeline->tracing()) {
@@ -42,12 +61,13 @@ class TimedDevice::Op {
     }
   }
   ~Op() {
-    if (!span_.begin) return;
     try {
+      timed_.count_op();
+      if (!span_.begin) return;
       span_.end = device_.mark(stream_);
       device_.spans_.push_back(std::move(span_));
     } catch (const std::exception&) {
-      // The op has failed, or the next one will; only a span is lost.
+      // The op has failed, or the next one will; only a span or a mark is lost.
     }
   }
   Op(const Op&) = delete;
@@ -55,11 +75,13 @@ class TimedDevice::Op {
 
  private:
   TimedDevice& device_;
+  Stream& timed_;
   DeviceStream& stream_;
   Span span_{};
 };
 
-TimedDevice::TimedDevice(std::unique_ptr<Device> device) : device_(std::move(device)) {}
+TimedDevice::TimedDevice(std::unique_ptr<Device> device, std::function<void()> moved_on)
+    : device_(std::move(device)), moved_on_(std::move(moved_on)) {}
 TimedDevice::~TimedDevice() = default;
 
 DeviceStream& TimedDevice::inner(DeviceStream& stream) {

@@ -1,8 +1,10 @@
-// A device that says to the calling thread's Timeline what its streams did when: bytes always, and
-// the time of every op, by the device's own clock, where there is a trace.
+// A device that says what its streams do: that they go on, at any time; to the calling thread's
+// Timeline bytes always, and the time of every op, by the device's own clock, where there is a
+// trace.
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -13,7 +15,10 @@ namespace headrace {
 // Streams and events of one device are not another's.
 class TimedDevice final : public Device {
  public:
-  explicit TimedDevice(std::unique_ptr<Device> device);
+  // `moved_on` is called when an op is queued, and of those in the stream of kernels, where that is
+  // waited for, for every kOpsOfAMark that are done: a step may take longer than other ranks wait
+  // for one that seems stuck.
+  TimedDevice(std::unique_ptr<Device> device, std::function<void()> moved_on);
   ~TimedDevice() override;
 
   std::unique_ptr<DeviceBuffer> allocate(size_t bytes) override;
@@ -80,9 +85,12 @@ class TimedDevice final : public Device {
   static DeviceStream& inner(DeviceStream& stream);
   std::unique_ptr<DeviceEvent> mark(DeviceStream& stream);
   void find_base(DeviceStream& stream);
+
+  static constexpr int kOpsOfAMark = 32;
   void collect();
 
   std::unique_ptr<Device> device_;
+  const std::function<void()> moved_on_;
   bool recording_ = false;  // what is queued now is not done now
   std::shared_ptr<Base> base_;
   std::deque<Span> spans_;                            // in the order of their ends in each stream

@@ -60,7 +60,8 @@ class TimedDeviceTest : public testing::Test {
     return timeline.totals().bytes[static_cast<size_t>(track)];
   }
 
-  TimedDevice device_{std::make_unique<test::FakeDevice>(7)};
+  int64_t moved_on_ = 0;
+  TimedDevice device_{std::make_unique<test::FakeDevice>(7), [this] { ++moved_on_; }};
 };
 
 TEST_F(TimedDeviceTest, ATraceHasTheOpsOfEachStreamByTheDevicesClock) {
@@ -85,6 +86,19 @@ TEST_F(TimedDeviceTest, ATraceHasTheOpsOfEachStreamByTheDevicesClock) {
   EXPECT_EQ(seen.at(Track::kKvFromGpu).size(), 1U);
   // What waits for the weights comes after them.
   EXPECT_GE(seen.at(Track::kGpu)[1].end, seen.at(Track::kWeightsToGpu)[0].end);
+}
+
+TEST_F(TimedDeviceTest, SaysThatItGoesOnWhileItIsWaitedFor) {
+  const auto stream = device_.make_stream();
+  const auto x = device_.allocate(64);
+  const std::vector<float> zeros(16);
+  device_.copy_in(*stream, x->data(), std::as_bytes(std::span(zeros)));
+  for (int i = 1; i < 320; ++i) device_.relu(*stream, x->as<float>(), 1, 16);
+  EXPECT_EQ(moved_on_, 320);
+  stream->synchronize();
+  EXPECT_EQ(moved_on_, 320 + 10);
+  stream->synchronize();
+  EXPECT_EQ(moved_on_, 330) << "nothing is left to wait for";
 }
 
 TEST_F(TimedDeviceTest, BytesCountWithoutATraceToo) {
