@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <random>
+#include <span>
 
 #include "engine/stage_engine.h"
 #include "tests/device/fake_device.h"
@@ -77,6 +78,13 @@ class CountedRows final : public HostRows {
   HostRows* rows_;
   int64_t sent_ = 0;
 };
+
+// Ways and formats do not know of each other: one format goes all ways, the other a third of them.
+std::vector<StageRun> ways(std::span<const StageRun> all, KvFormat format) {
+  std::vector<StageRun> some;
+  for (size_t i = 0; i < all.size(); i += format == KvFormat::kF16 ? 1 : 3) some.push_back(all[i]);
+  return some;
+}
 
 class DeviceStageTest : public testing::TestWithParam<const char*> {
  protected:
@@ -214,7 +222,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
 TEST_P(DeviceStageTest, Float32HasTheBitsOfTheCpu) {
   for (const KvFormat format : {KvFormat::kF16, KvFormat::kQ8}) {
     const std::vector<float> expected = on_cpu(format);
-    for (const StageRun& run : kRuns) {
+    for (const StageRun& run : ways(kRuns, format)) {
       SCOPED_TRACE(run.name);
       ASSERT_TRUE(same_bits(expected, on_device(run, false, format)));
     }
@@ -225,7 +233,7 @@ TEST_P(DeviceStageTest, HalfHasTheSameBitsHoweverItRuns) {
   for (const KvFormat format : {KvFormat::kF16, KvFormat::kQ8}) {
     const std::vector<float> exact = on_cpu(format);
     const std::vector<float> expected = on_device(kRuns[0], true, format);
-    for (const StageRun& run : kRuns) {
+    for (const StageRun& run : ways(kRuns, format)) {
       SCOPED_TRACE(run.name);
       ASSERT_TRUE(same_bits(expected, on_device(run, true, format)));
     }
@@ -237,7 +245,7 @@ TEST_P(DeviceStageTest, HalfHasTheSameBitsHoweverItRuns) {
 TEST_P(DeviceStageTest, Float32HasTheBitsOfTheCpuThatHelps) {
   for (const KvFormat format : {KvFormat::kF16, KvFormat::kQ8}) {
     const std::vector<float> expected = on_cpu(format);
-    for (const StageRun& run : kHelpedRuns) {
+    for (const StageRun& run : ways(kHelpedRuns, format)) {
       SCOPED_TRACE(run.name);
       ASSERT_TRUE(same_bits(expected, on_device(run, false, format)));
     }
