@@ -20,7 +20,6 @@
 #include "engine/half.h"
 
 #define __device__
-#define __forceinline__
 
 namespace headrace::cuda {
 
