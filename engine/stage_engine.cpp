@@ -354,13 +354,9 @@ void StageEngine::best_of_panels(const Panels& panels, const Operand* x, int64_t
   const int64_t at_once = block_floats_ / kPanelRows / rows;
   for (int64_t first = panels.first; first < panels.end; first += at_once) {
     const int64_t end = std::min(panels.end, first + at_once);
-    const int64_t id = first * kPanelRows,
-                  width = std::min(end * kPanelRows, panels.weight.rows) - id;
-    PackedMatrix part = panels.weight;
-    part.rows = width;
-    part.panels = panels.weight.panel(first);
+    const PackedMatrix part = panels.weight.of_panels(first, end);
     ops_.linear_panels(x, rows, part, nullptr, 0, part.panel_count(), scratch_.data());
-    ops_.find_best(scratch_.data(), first_row, rows, width, id);
+    ops_.find_best(scratch_.data(), first_row, rows, part.rows, first * kPanelRows);
   }
 }
 

@@ -1,5 +1,6 @@
 #include "engine/ops/packed_matrix.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <stdexcept>
@@ -195,6 +196,19 @@ void pack_plain(int64_t cols, PanelRows rows, std::byte* panel) {
 }
 
 }  // namespace
+
+PackedMatrix PackedMatrix::of_panels(int64_t first, int64_t end) const {
+  PackedMatrix part = *this;
+  part.rows = std::min(end * kPanelRows, rows) - first * kPanelRows;
+  part.panels = panel(first);
+  if (first < split && split < end) {
+    part.split = split - first;
+  } else {
+    part.split = std::numeric_limits<int64_t>::max();
+    part.rest = nullptr;
+  }
+  return part;
+}
 
 size_t PackedMatrix::packed_bytes(DType dtype, int64_t rows, int64_t cols) {
   const auto panels = static_cast<size_t>((rows + kPanelRows - 1) / kPanelRows);

@@ -56,6 +56,8 @@ struct PackedMatrix {
     return p < split ? panels + static_cast<size_t>(p) * panel_bytes()
                      : rest + static_cast<size_t>(p - split) * panel_bytes();
   }
+  // Panels [first, end), not none of them, as a matrix of their rows.
+  PackedMatrix of_panels(int64_t first, int64_t end) const;
 
   static size_t packed_bytes(DType dtype, int64_t rows, int64_t cols);
 };

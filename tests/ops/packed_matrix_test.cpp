@@ -58,6 +58,34 @@ TEST_P(PackedMatrixOps, EveryElementOfEveryFormat) {
   }
 }
 
+// Wherever the matrix is split, and wherever that is cut.
+TEST_P(PackedMatrixOps, SomePanelsAreAMatrixOfTheirRows) {
+  constexpr int64_t kRows = 5 * kPanelRows + 3, kPanels = 6, kCols = 64;
+  const Weights w = random_weights(DType::kQ4_0, kRows, kCols, 12);
+  for (int64_t split = 0; split <= kPanels; ++split) {
+    PackedMatrix whole = w.view();
+    const auto border =
+        w.panels.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(split) * whole.panel_bytes());
+    const std::vector<std::byte> before(w.panels.begin(), border), after(border, w.panels.end());
+    whole.panels = before.data();
+    whole.split = split;
+    whole.rest = after.data();
+    for (int64_t first = 0; first < kPanels; ++first) {
+      for (int64_t end = first + 1; end <= kPanels; ++end) {
+        SCOPED_TRACE(testing::Message() << "split " << split << ", " << first << " to " << end);
+        const PackedMatrix part = whole.of_panels(first, end);
+        ASSERT_EQ(part.rows, std::min(end * kPanelRows, kRows) - first * kPanelRows);
+        for (int64_t r = 0; r < part.rows; ++r) {
+          std::vector<float> expected = nans(kCols), row = nans(kCols);
+          unpack_row(cpu_, w.view(), first * kPanelRows + r, expected.data());
+          unpack_row(cpu_, part, r, row.data());
+          ASSERT_TRUE(same_bits(expected, row)) << "row " << r;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(PackedMatrixOps, ManyRowsAtOnce) {
   constexpr int64_t kRows = 97, kMany = 300;
   for (const DType dtype : all_dtypes()) {

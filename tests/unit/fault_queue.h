@@ -18,6 +18,8 @@ class FaultQueue final : public IoQueue {
   struct Faults {
     uint64_t failing = 0;                // the n-th transfer, counted from 1, is not done but fails
     std::chrono::microseconds delay{0};  // no transfer is finished sooner than this
+    // finished() does not tell how it is, but by turns says no, and waits and says yes.
+    bool hesitates = false;
   };
   struct Asked {
     bool is_write;
@@ -44,6 +46,11 @@ class FaultQueue final : public IoQueue {
   }
   bool finished(IoTicket ticket) override {
     const Started& started = started_.at(ticket);
+    if (faults_.hesitates) {
+      if (says_no_ = !says_no_; says_no_) return false;
+      wait(ticket);
+      return true;
+    }
     if (std::chrono::steady_clock::now() < started.earliest_end) return false;
     return !started.failure.empty() || queue_->finished(started.inner);
   }
@@ -81,6 +88,7 @@ class FaultQueue final : public IoQueue {
   std::unique_ptr<IoQueue> queue_;
   Faults faults_;
   std::vector<Asked> asked_;
+  bool says_no_ = false;
   std::map<IoTicket, Started> started_;
 };
 
