@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kMostOutputs = 97, kMostRows = 300;
 constexpr int64_t kOutputs[] = {1, 31, 32, 33, 97};
-constexpr int64_t kRows[] = {1, 2, 3, 5, 6, 7, 13, 14, 15, 16, 29, 64, 257, 300};
+constexpr int64_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 13, 14, 15, 16, 29, 64, 257, 300};
 
 // One matrix with everything to multiply it by. Any y[m][n] depends on row m of x and row n of w
 // only, so the expected values of the largest product hold those of all smaller ones.

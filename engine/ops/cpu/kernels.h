@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -34,12 +35,18 @@ struct AttentionTile : QueryTile {
 struct Kernels {
   Target target;
   const char* name;
+  int few_rows;  // the most that multiply_panel takes
 
   // Expands chunk `chunk` (columns 32*chunk ..) of a panel block to float w[32][32], k by k; for a
   // plain dtype `block` is the first of `k` columns and the result is w[k][32].
   void (*expand[kDTypeCount])(const std::byte* block, int chunk, int k, float* w);
-  // acc[m][32] += x[m][0..k) * w[k][32], m < rows, k ascending. x has row stride ldx.
-  void (*multiply)(const float* x, int64_t ldx, int rows, const float* w, int k, float* acc);
+  // acc[m][32] += x[m][0..k) * w[k][32], m < rows, k ascending. x has row stride ldx. `next`, which
+  // need not be memory, is fetched into the caches meanwhile.
+  void (*multiply)(const float* x, int64_t ldx, int rows, const float* w, int k, float* acc,
+                   std::span<const std::byte> next);
+  // The same with all of a panel's columns, which are expanded on the way; 0 < rows <= few_rows.
+  void (*multiply_panel[kDTypeCount])(const std::byte* panel, int64_t cols, const float* x,
+                                      int64_t ldx, int rows, float* acc);
 
   // y = x / sqrt(mean(x^2) + eps) * weight
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);

@@ -33,12 +33,28 @@ const float* expand(const Kernels& kernels, const PackedMatrix& w, const PanelLa
   return scratch;
 }
 
+// acc[rows][32] += x[rows][w.cols] times the panel.
+void multiply_panel(const Kernels& kernels, const float* x, int rows, const PackedMatrix& w,
+                    const std::byte* panel, float* acc) {
+  if (rows <= kernels.few_rows) {
+    return kernels.multiply_panel[static_cast<int>(w.dtype)](panel, w.cols, x, w.cols, rows, acc);
+  }
+  const PanelLayout layout = panel_layout(w.dtype);
+  const size_t tile_bytes = w.panel_bytes() * kTileK / static_cast<size_t>(w.cols);
+  alignas(64) float scratch[kTileK * kPanelRows];
+  for (int64_t k = 0; k < w.cols; k += kTileK) {
+    const int count = static_cast<int>(std::min<int64_t>(kTileK, w.cols - k));
+    const float* const tile = expand(kernels, w, layout, panel, k, count, scratch);
+    kernels.multiply(x + k, w.cols, rows, tile, count, acc,
+                     {panel + static_cast<size_t>(k / kTileK + 1) * tile_bytes, tile_bytes});
+  }
+}
+
 // For each row m of x and panel of [first, end): finish(m, n, width, acc) gets the sums of outputs
 // n .. n + width - 1 and may change them.
 template <typename Finish>
 void for_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, int64_t first,
                 int64_t end, Finish finish) {
-  const PanelLayout layout = panel_layout(w.dtype);
   const int64_t panels = end - first;
   const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
 
@@ -49,13 +65,8 @@ void for_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix
     const std::byte* panel = w.panel(p);
 
     alignas(64) float acc[kRowBlock * kPanelRows];
-    alignas(64) float scratch[kTileK * kPanelRows];
     std::fill_n(acc, block_rows * kPanelRows, 0.0f);
-    for (int64_t k = 0; k < w.cols; k += kTileK) {
-      const int count = static_cast<int>(std::min<int64_t>(kTileK, w.cols - k));
-      const float* tile = expand(cpu.kernels, w, layout, panel, k, count, scratch);
-      cpu.kernels.multiply(x + first_row * w.cols + k, w.cols, block_rows, tile, count, acc);
-    }
+    multiply_panel(cpu.kernels, x + first_row * w.cols, block_rows, w, panel, acc);
 
     const int64_t n = p * kPanelRows;
     const int width = static_cast<int>(std::min<int64_t>(kPanelRows, w.rows - n));

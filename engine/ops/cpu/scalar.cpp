@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 
 #include "engine/ops/cpu/kernels.h"
 #include "engine/ops/packed_matrix.h"
@@ -20,12 +21,29 @@ void expand(const std::byte* block, int chunk, int k, float* w) {
   }
 }
 
-void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, float* acc) {
+void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, float* acc,
+              std::span<const std::byte>) {
   for (int m = 0; m < rows; ++m) {
     for (int i = 0; i < k; ++i) {
       for (int r = 0; r < kPanelRows; ++r) {
         float& a = acc[m * kPanelRows + r];
         a = std::fma(x[m * ldx + i], w[i * kPanelRows + r], a);
+      }
+    }
+  }
+}
+
+constexpr int kFewRows = 4;
+
+template <DType kType>
+void multiply_panel(const std::byte* panel, int64_t cols, const float* x, int64_t ldx, int rows,
+                    float* acc) {
+  for (int64_t k = 0; k < cols; ++k) {
+    for (int r = 0; r < kPanelRows; ++r) {
+      const float w = panel_weight<kType>(panel, r, k);
+      for (int m = 0; m < rows; ++m) {
+        float& a = acc[m * kPanelRows + r];
+        a = std::fma(x[m * ldx + k], w, a);
       }
     }
   }
@@ -144,6 +162,7 @@ const Kernels& scalar_kernels() {
   static const Kernels table = {
       Target::kScalar,
       "scalar",
+      kFewRows,
 #include "engine/ops/cpu/kernel_table.inc"
   };
   return table;

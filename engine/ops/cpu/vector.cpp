@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <span>
 
 #include "engine/ops/cpu/kernels.h"
 #include "engine/ops/packed_matrix.h"
@@ -13,165 +14,32 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/ops/cpu/vector.cpp"
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
 #include "engine/ops/cpu/vector_common.h"
+#include "engine/ops/cpu/vector_weights.h"
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
 
 HWY_BEFORE_NAMESPACE();
 namespace headrace::HWY_NAMESPACE {
 
-constexpr int kPanelV = kPanelRows / kL;
-
 // ---- Weights: panels -> float ----
-
-V load_bf16(const void* p) {
-  const hn::Rebind<uint16_t, F> d16;
-  const hn::RebindToUnsigned<F> d32;
-  const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, static_cast<const uint16_t*>(p)));
-  return hn::BitCast(kF, hn::ShiftLeft<16>(bits));
-}
-
-struct CodeKind {
-  int low_bits, high_bits, zero;
-  bool offset;   // an offset is added
-  int group;     // columns per scale
-  bool k_quant;  // scales are d * integer
-};
-
-constexpr CodeKind code_kind(DType dtype) {
-  switch (dtype) {
-    case DType::kQ8_0:
-      return {8, 0, 0, false, 32, false};
-    case DType::kQ4_0:
-      return {4, 0, 8, false, 32, false};
-    case DType::kQ4_1:
-      return {4, 0, 0, true, 32, false};
-    case DType::kQ5_0:
-      return {4, 1, 16, false, 32, false};
-    case DType::kQ5_1:
-      return {4, 1, 0, true, 32, false};
-    case DType::kQ2_K:
-      return {2, 0, 0, true, 16, true};
-    case DType::kQ3_K:
-      return {2, 1, 4, false, 16, true};
-    case DType::kQ4_K:
-      return {4, 0, 0, true, 32, true};
-    case DType::kQ5_K:
-      return {4, 1, 0, true, 32, true};
-    case DType::kG8:
-      return {8, 0, 0, true, 64, false};
-    case DType::kG4:
-      return {4, 0, 0, true, 64, false};
-    default:
-      return {4, 2, 32, false, 16, true};  // Q6_K
-  }
-}
-
-// Codes of rows 16*upper .. +15 at column k, as bytes less the zero point.
-template <DType kType>
-B codes_of(const std::byte* codes, int block_k, int k, int upper) {
-  constexpr CodeKind kKind = code_kind(kType);
-  const auto load = [](const std::byte* p) {
-    return hn::LoadU(Bytes(), reinterpret_cast<const uint8_t*>(p));
-  };
-  if constexpr (kKind.low_bits == 8) {
-    return load(codes + k * kPanelRows + upper * 16);
-  } else {
-    const std::byte* high = codes + block_k * kPanelRows * kKind.low_bits / 8;
-    B v;
-    if constexpr (kKind.low_bits == 4) {
-      v = field<4, 0>(load(codes + k * 16), upper * 4);
-    } else {
-      v = field<2, 0>(load(codes + k / 2 * 16), k % 2 * 4 + upper * 2);
-    }
-    if constexpr (kKind.high_bits == 2) {
-      v = hn::Or(v, field<2, kKind.low_bits>(load(high + k / 2 * 16), k % 2 * 4 + upper * 2));
-    } else if constexpr (kKind.high_bits == 1) {
-      v = hn::Or(v, field<1, kKind.low_bits>(load(high + k / 4 * 16), k % 4 * 2 + upper));
-    }
-    if constexpr (kKind.zero != 0) v = hn::Sub(v, hn::Set(Bytes(), kKind.zero));
-    return v;
-  }
-}
-
-// Scales (and offsets) of the 32 rows for the group that column k of the block lies in.
-template <DType kType>
-void scales_of(const std::byte* block, int k, V* scale, V* offset) {
-  constexpr CodeKind kKind = code_kind(kType);
-  const std::byte* after_d = block + kPanelRows * 2;
-  const std::byte* after_dmin = block + kPanelRows * 4;
-  const auto bytes_at = [](const std::byte* p) {
-    return hn::LoadU(Bytes(), reinterpret_cast<const uint8_t*>(p));
-  };
-  for (int v = 0; v < kPanelV; ++v) {
-    scale[v] = load_f16(block + v * kL * 2);
-    if constexpr (kKind.offset) offset[v] = load_f16(after_d + v * kL * 2);
-  }
-  if constexpr (kKind.k_quant) {
-    V factor[kPanelV], least[kPanelV];
-    for (int h = 0; h < 2; ++h) {
-      if constexpr (kType == DType::kQ2_K) {
-        const B both = bytes_at(after_dmin + k / 16 * kPanelRows + h * 16);
-        to_float<false>(field<4, 0>(both, 0), factor + h * kHalfV);
-        to_float<false>(field<4, 0>(both, 4), least + h * kHalfV);
-      } else if constexpr (kKind.offset) {
-        to_float<false>(bytes_at(after_dmin + k / 32 * kPanelRows + h * 16), factor + h * kHalfV);
-        to_float<false>(bytes_at(after_dmin + (8 + k / 32) * kPanelRows + h * 16),
-                        least + h * kHalfV);
-      } else {
-        to_float<true>(bytes_at(after_d + k / 16 * kPanelRows + h * 16), factor + h * kHalfV);
-      }
-    }
-    for (int v = 0; v < kPanelV; ++v) {
-      scale[v] = hn::Mul(scale[v], factor[v]);
-      if constexpr (kKind.offset) offset[v] = hn::Neg(hn::Mul(offset[v], least[v]));
-    }
-  }
-}
-
-template <DType kType>
-void expand_coded(const std::byte* block, int chunk, int, float* HWY_RESTRICT w) {
-  constexpr CodeKind kKind = code_kind(kType);
-  const PanelLayout layout = panel_layout(kType);
-  const std::byte* codes = block + layout.codes_offset;
-  V scale[kPanelV], offset[kPanelV], q[kPanelV];
-  for (int i = 0; i < kChunkK; ++i) {
-    const int k = chunk * kChunkK + i;
-    if (i % kKind.group == 0) scales_of<kType>(block, k, scale, offset);
-    for (int h = 0; h < 2; ++h) {
-      to_float<(kKind.zero != 0 || kType == DType::kQ8_0)>(
-          codes_of<kType>(codes, layout.block_k, k, h), q + h * kHalfV);
-    }
-    for (int v = 0; v < kPanelV; ++v) {
-      V value = hn::Mul(scale[v], q[v]);
-      if constexpr (kKind.offset) value = hn::Add(value, offset[v]);
-      hn::StoreU(value, kF, w + i * kPanelRows + v * kL);
-    }
-  }
-}
-
-template <DType kType>
-void expand_plain(const std::byte* block, int, int k, float* HWY_RESTRICT w) {
-  for (int i = 0; i < k * kPanelRows; i += kL) {
-    if constexpr (kType == DType::kF32) {
-      hn::StoreU(hn::LoadU(kF, reinterpret_cast<const float*>(block) + i), kF, w + i);
-    } else if constexpr (kType == DType::kF16) {
-      hn::StoreU(load_f16(block + i * 2), kF, w + i);
-    } else {
-      hn::StoreU(load_bf16(block + i * 2), kF, w + i);
-    }
-  }
-}
 
 template <DType kType>
 void expand(const std::byte* block, int chunk, int k, float* HWY_RESTRICT w) {
   if constexpr (panel_layout(kType).block_k == 1) {
-    expand_plain<kType>(block, chunk, k, w);
+    for (int i = 0; i < k * kPanelRows; i += kL) {
+      hn::StoreU(load_plain<kType>(block, i), kF, w + i);
+    }
   } else {
-    expand_coded<kType>(block, chunk, k, w);
+    for_columns<kType>(block, chunk, [w](int i, const V* column) {
+      for (int v = 0; v < kPanelV; ++v) {
+        hn::StoreU(column[v], kF, w + i * kPanelRows + v * kL);
+      }
+    });
   }
 }
 
@@ -212,12 +80,60 @@ void tile_of(int rows, const float* x, int64_t ldx, const float* w, int k, float
   }
 }
 
-void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, float* acc) {
+void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, float* acc,
+              std::span<const std::byte> next) {
+  constexpr size_t kLine = 64;
   const int blocks = (rows + kTileRows - 1) / kTileRows;
+  size_t line = 0;
   for (int b = 0; b < blocks; ++b) {
+    const size_t lines = next.size() / kLine * (b + 1) / blocks;
+    for (; line < lines; ++line) hwy::Prefetch(next.data() + line * kLine);
     const int begin = rows * b / blocks, end = rows * (b + 1) / blocks;
     tile_of<kTileRows>(end - begin, x + begin * ldx, ldx, w, k, acc + begin * kPanelRows);
   }
+}
+
+// Few rows: the sums stay in registers while the weights go by.
+constexpr int kFewRows = kL == 16 ? 4 : 2;
+
+template <DType kType, int kRows>
+void multiply_rows(const std::byte* panel, int64_t cols, const float* x, int64_t ldx, float* acc) {
+  constexpr PanelLayout kLayout = panel_layout(kType);
+  V a[kRows][kPanelV];
+  for (int m = 0; m < kRows; ++m) {
+    for (int v = 0; v < kPanelV; ++v) a[m][v] = hn::LoadU(kF, acc + m * kPanelRows + v * kL);
+  }
+  const auto add_column = [&](int64_t k, const V* w) {
+    for (int m = 0; m < kRows; ++m) {
+      const V xm = hn::Set(kF, x[m * ldx + k]);
+      for (int v = 0; v < kPanelV; ++v) a[m][v] = hn::MulAdd(xm, w[v], a[m][v]);
+    }
+  };
+  if constexpr (kLayout.block_k == 1) {
+    for (int64_t k = 0; k < cols; ++k) {
+      V w[kPanelV];
+      for (int v = 0; v < kPanelV; ++v) w[v] = load_plain<kType>(panel, k * kPanelRows + v * kL);
+      add_column(k, w);
+    }
+  } else {
+    for (int64_t k = 0; k < cols; k += kChunkK) {
+      const std::byte* const block = panel + k / kLayout.block_k * kLayout.block_bytes;
+      for_columns<kType>(block, static_cast<int>(k % kLayout.block_k) / kChunkK,
+                         [&](int i, const V* w) { add_column(k + i, w); });
+    }
+  }
+  for (int m = 0; m < kRows; ++m) {
+    for (int v = 0; v < kPanelV; ++v) hn::StoreU(a[m][v], kF, acc + m * kPanelRows + v * kL);
+  }
+}
+
+template <DType kType, int kRows = kFewRows>
+void multiply_panel(const std::byte* panel, int64_t cols, const float* x, int64_t ldx, int rows,
+                    float* acc) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return multiply_panel<kType, kRows - 1>(panel, cols, x, ldx, rows, acc);
+  }
+  multiply_rows<kType, kRows>(panel, cols, x, ldx, acc);
 }
 
 // ---- Vectors ----
@@ -347,6 +263,7 @@ Kernels table() {
   return {
       HWY_TARGET == HWY_AVX2 ? Target::kAvx2 : Target::kAvx512,
       HWY_TARGET == HWY_AVX2 ? "avx2" : "avx512",
+      kFewRows,
 #include "engine/ops/cpu/kernel_table.inc"
   };
 }
