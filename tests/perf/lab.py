@@ -73,7 +73,7 @@ class Lab:
         limits.drop_from_cache(model)
         with self.group() as group:
             out, _ = limits.run([self.options.peer_python, HERE / "peer_llama.py", model, batch,
-                                 prompt, steps, self.options.threads], group)
+                                 prompt, steps, self.options.threads, "--mapped"], group)
         return json.loads(out)
 
     def peer_missing(self):

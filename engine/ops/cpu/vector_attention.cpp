@@ -14,6 +14,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "engine/ops/cpu/vector_attention.cpp"
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
@@ -29,6 +30,14 @@ V load_kv(const std::byte* page, int64_t index) {
   if constexpr (kFormat == KvFormat::kF16) return load_f16(page + index * 2);
   return hn::LoadU(kF, reinterpret_cast<const float*>(page) + index);
 }
+
+// This KV head's parts of a page.
+struct Page {
+  const std::byte *k, *v;
+};
+
+template <KvFormat kFormat>
+constexpr size_t kElementBytes = kFormat == KvFormat::kF16 ? 2 : 4;
 
 struct Softmax {
   float max, sum, keep;
@@ -59,16 +68,18 @@ void page_softmax(const V* dot, float scale, bool first, Softmax& state, float* 
   state.max = new_max;
 }
 
+// Fetches `next`, a page of the same format, into the caches while it computes.
 template <KvFormat kFormat, int kQueries>
-void attend_page(const AttentionTile& t, const int* which, Softmax* states, int64_t page,
-                 const std::byte* k_page, const std::byte* v_page) {
+void attend_page(const AttentionTile& t, const int* which, Softmax* states, int64_t number,
+                 const Page& page, const Page& next) {
   V dot[kQueries][kHalfV];
   for (auto& row : dot) {
     for (V& v : row) v = hn::Zero(kF);
   }
   for (int d = 0; d < t.head_dim; ++d) {
+    hwy::Prefetch(next.k + d * kPageTokens * kElementBytes<kFormat>);
     for (int v = 0; v < kHalfV; ++v) {
-      const V key = load_kv<kFormat>(k_page, d * kPageTokens + v * kL);
+      const V key = load_kv<kFormat>(page.k, d * kPageTokens + v * kL);
       for (int i = 0; i < kQueries; ++i) {
         dot[i][v] = hn::MulAdd(hn::Set(kF, t.q[which[i]][d]), key, dot[i][v]);
       }
@@ -78,11 +89,11 @@ void attend_page(const AttentionTile& t, const int* which, Softmax* states, int6
   int seen_by_all = kPageTokens, seen_by_any = 0;
   for (int i = 0; i < kQueries; ++i) {
     Softmax& state = states[which[i]];
-    const int64_t left = t.position[which[i]] + 1 - page * kPageTokens;
+    const int64_t left = t.position[which[i]] + 1 - number * kPageTokens;
     state.valid = static_cast<int>(std::min<int64_t>(kPageTokens, left));
     seen_by_all = std::min(seen_by_all, state.valid);
     seen_by_any = std::max(seen_by_any, state.valid);
-    page_softmax(dot[i], t.scale, page == 0, state, p[i]);
+    page_softmax(dot[i], t.scale, number == 0, state, p[i]);
   }
   for (int d = 0; d < t.head_dim; d += kL) {
     // out has head_dim elements; the last vector of an odd head_dim is kept in `tail`.
@@ -96,14 +107,15 @@ void attend_page(const AttentionTile& t, const int* which, Softmax* states, int6
     }
     int token = 0;
     for (; token < seen_by_all; ++token) {
-      const V value = load_kv<kFormat>(v_page, token * t.v_stride + d);
+      hwy::Prefetch(next.v + (token * t.v_stride + d) * kElementBytes<kFormat>);
+      const V value = load_kv<kFormat>(page.v, token * t.v_stride + d);
       for (int i = 0; i < kQueries; ++i) {
         out[i] = hn::MulAdd(hn::Set(kF, p[i][token]), value, out[i]);
       }
     }
     // A query must not add even 0 * v of a later token: v may be infinite, and -0 + 0 is not -0.
     for (; token < seen_by_any; ++token) {
-      const V value = load_kv<kFormat>(v_page, token * t.v_stride + d);
+      const V value = load_kv<kFormat>(page.v, token * t.v_stride + d);
       for (int i = 0; i < kQueries; ++i) {
         if (token < states[which[i]].valid) {
           out[i] = hn::MulAdd(hn::Set(kF, p[i][token]), value, out[i]);
@@ -125,13 +137,13 @@ constexpr int kTileQueries = kL == 16 ? 8 : 4;
 
 template <KvFormat kFormat, int kQueries = kTileQueries>
 void attend_page_of(int queries, const AttentionTile& t, const int* which, Softmax* states,
-                    int64_t page, const std::byte* k_page, const std::byte* v_page) {
+                    int64_t number, const Page& page, const Page& next) {
   if constexpr (kQueries > 1) {
     if (queries < kQueries) {
-      return attend_page_of<kFormat, kQueries - 1>(queries, t, which, states, page, k_page, v_page);
+      return attend_page_of<kFormat, kQueries - 1>(queries, t, which, states, number, page, next);
     }
   }
-  attend_page<kFormat, kQueries>(t, which, states, page, k_page, v_page);
+  attend_page<kFormat, kQueries>(t, which, states, number, page, next);
 }
 
 // ---- Quantised pages: K and V of a page -> float, in the layout of f32 pages ----
@@ -157,8 +169,9 @@ void store_expanded(B codes, const V* scale, const V* minimum, float* out) {
   }
 }
 
+// Both fetch the same part of the next page.
 template <int kBits>
-void expand_k(const AttentionTile& t, const std::byte* part, float* k) {
+void expand_k(const AttentionTile& t, const std::byte* part, const std::byte* next, float* k) {
   const Scales s(t, part);
   V scale[kHalfV], minimum[kHalfV];
   for (int d = 0; d < t.head_dim; ++d) {
@@ -170,6 +183,7 @@ void expand_k(const AttentionTile& t, const std::byte* part, float* k) {
       }
     }
     const std::byte* row = s.codes + (kBits == 8 ? d : d / 2) * kPageTokens;
+    hwy::Prefetch(next + (row - part));
     const B bytes = hn::LoadU(Bytes(), reinterpret_cast<const uint8_t*>(row));
     store_expanded(kBits == 8 ? bytes : field<4, 0>(bytes, d % 2 * 4), scale, minimum,
                    k + d * kPageTokens);
@@ -186,10 +200,12 @@ B token_codes(const std::byte* codes) {
 }
 
 template <int kBits>
-void expand_v(const AttentionTile& t, const std::byte* part, int tokens, float* v_out) {
+void expand_v(const AttentionTile& t, const std::byte* part, const std::byte* next, int tokens,
+              float* v_out) {
   const Scales s(t, part);
   for (int token = 0; token < tokens; ++token) {
     const std::byte* row = s.codes + token * t.v_stride * kBits / 8;
+    hwy::Prefetch(next + (row - part));
     V scale[kHalfV], minimum[kHalfV];
     for (int d = 0; d < t.v_stride; d += 16) {
       if (d % kQuantGroup == 0) {
@@ -215,24 +231,26 @@ void attend_format(const AttentionTile& t) {
     std::fill(t.out[i], t.out[i] + t.head_dim, 0.0f);
     last = std::max(last, t.position[i]);
   }
-  for (int64_t page = 0; page * kPageTokens <= last; ++page) {
+  const int64_t pages = last / kPageTokens + 1;
+  for (int64_t number = 0; number < pages; ++number) {
     int which[QueryTile::kMost];
     int count = 0;
     for (int i = 0; i < t.queries; ++i) {
-      if (page * kPageTokens <= t.position[i]) which[count++] = i;
+      if (number * kPageTokens <= t.position[i]) which[count++] = i;
     }
-    const std::byte *k_page = t.k_pages[page], *v_page = t.v_pages[page];
+    const int64_t after = std::min(number + 1, pages - 1);
+    Page page{t.k_pages[number], t.v_pages[number]};
+    Page next{t.k_pages[after], t.v_pages[after]};
     if constexpr (kBits != 0) {
       float *k = t.scratch, *v = t.scratch + kPageTokens * t.v_stride;
-      expand_k<kBits>(t, k_page, k);
-      const int64_t tokens = std::min<int64_t>(kPageTokens, last + 1 - page * kPageTokens);
-      expand_v<kBits>(t, v_page, static_cast<int>(tokens), v);
-      k_page = reinterpret_cast<const std::byte*>(k);
-      v_page = reinterpret_cast<const std::byte*>(v);
+      expand_k<kBits>(t, page.k, next.k, k);
+      const int64_t tokens = std::min<int64_t>(kPageTokens, last + 1 - number * kPageTokens);
+      expand_v<kBits>(t, page.v, next.v, static_cast<int>(tokens), v);
+      page = next = {reinterpret_cast<const std::byte*>(k), reinterpret_cast<const std::byte*>(v)};
     }
     for (int i = 0; i < count; i += kTileQueries) {
-      attend_page_of<kRead>(std::min(kTileQueries, count - i), t, which + i, states, page, k_page,
-                            v_page);
+      attend_page_of<kRead>(std::min(kTileQueries, count - i), t, which + i, states, number, page,
+                            next);
     }
   }
   for (int i = 0; i < t.queries; ++i) {

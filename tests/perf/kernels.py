@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Ratios of the CPU kernels to what they are measured against; runs kernel_bench.
+
+    kernels.py build/release/tests/kernel_bench [--rounds 5]
+
+Every round runs all of them in turn, by the clock of the thread. Prints "a / b / c", minimum, median
+and maximum of the ratios of a round.
+"""
+import argparse
+import collections
+import json
+import os
+import subprocess
+
+import spread
+
+SHAPES = ("896x4864", "4864x896", "896x896")
+ROWS = (32, 64, 128, 256)
+TYPES = ("Q4_0", "Q5_0", "Q8_0", "G4")
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bench", help="kernel_bench")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.1, help="for each, in each round")
+    return parser.parse_args()
+
+
+def wanted():
+    names = [f"{name}/{shape}/{rows}" for shape in SHAPES for rows in ROWS
+             for name in ("F32", "onednn", "Q4_0", "Q5_0", "G4")]
+    names += [f"{name}/{shape}/1" for shape in SHAPES for name in ("F32", *TYPES)]
+    names += [f"{what}/{form}" for what in ("decode", "pages") for form in ("f16", "q8", "q4")]
+    return ["read", *names]
+
+
+def one_round(options):
+    """{name: benchmark}, by what it is called."""
+    names = "|".join(f"^{name}$" for name in wanted())
+    done = subprocess.run(
+        [options.bench, f"--benchmark_filter={names}", "--benchmark_format=json",
+         f"--benchmark_min_time={options.seconds}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True)
+    return {each["name"]: each for each in json.loads(done.stdout)["benchmarks"]}
+
+
+def ratio(rounds, above, below, counter):
+    values = [r[above][counter] / r[below][counter] for r in rounds
+              if above in r and below in r]
+    return spread.text(values) if values else "not built"
+
+
+def main():
+    options = parse()
+    rounds = [one_round(options) for _ in range(options.rounds)]
+    rows = []
+    for shape in SHAPES:
+        for m in ROWS:
+            own = f"F32/{shape}/{m}"
+            rows.append([shape, m, ratio(rounds, own, f"onednn/{shape}/{m}", "GFLOP/s"),
+                         *(ratio(rounds, f"{form}/{shape}/{m}", own, "GFLOP/s")
+                           for form in ("Q4_0", "Q5_0", "G4"))])
+    print("\nGFLOP/s of float32 over oneDNN's, and of low-bit weights over float32's\n")
+    print(spread.table(["weights", "rows", "F32 / oneDNN", "Q4_0 / F32", "Q5_0 / F32", "G4 / F32"],
+                       rows))
+    rows = [[shape, form, ratio(rounds, f"{form}/{shape}/1", "read", "GB/s")]
+            for shape in SHAPES for form in ("F32", *TYPES) if f"{form}/{shape}/1" in rounds[0]]
+    print("\nOne row: bytes of weights per second over a plain read's\n")
+    print(spread.table(["weights", "format", "of a plain read"], rows))
+    rows = [[form, ratio(rounds, f"pages/{form}", f"decode/{form}", "GB/s")]
+            for form in ("f16", "q8", "q4")]
+    print("\nDecode attention, 16 sequences of 4,096 tokens: time over a plain read of the pages\n")
+    print(spread.table(["KV cache", "attention / read"], rows))
+    rates = collections.OrderedDict((name, [r[name] for r in rounds]) for name in rounds[0])
+    print("\n" + spread.table(["benchmark", "GFLOP/s", "GB/s"], [
+        [name, spread.text([v["GFLOP/s"] for v in values], 1),
+         spread.text([v["GB/s"] for v in values], 1)] for name, values in rates.items()]))
+
+
+main()
