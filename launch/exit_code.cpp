@@ -2,18 +2,34 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "comm/error.h"
 #include "engine/error.h"
 #include "runtime/error.h"
 
 namespace headrace {
+namespace {
+
+constexpr size_t kLongestMessage = 16384;
+
+// Messages quote names from files: nothing in them is for the terminal to obey, nor without end.
+std::string shown(std::string text) {
+  if (text.size() > kLongestMessage) text.replace(kLongestMessage, std::string::npos, "...");
+  std::replace_if(
+      text.begin(), text.end(),
+      [](char c) { return (c >= 0 && c < ' ' && c != '\n' && c != '\t') || c == 0x7f; }, '?');
+  return text;
+}
+
+}  // namespace
 
 int report_error() {
   const auto say = [](const std::exception& e, ExitCode code) {
-    spdlog::error("{}", e.what());
+    spdlog::error("{}", shown(e.what()));
     return code;
   };
   try {
@@ -37,7 +53,7 @@ int report_error() {
     return kExitDoesNotFit;
   } catch (const std::exception& e) {
     spdlog::error("internal error: {}; please report it with the command line and the model",
-                  e.what());
+                  shown(e.what()));
     return kExitInternal;
   }
 }

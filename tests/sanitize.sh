@@ -1,9 +1,10 @@
 #!/bin/bash
 # Builds with sanitizers and runs tests: tests/sanitize.sh [--quick]
 # Addresses and undefined behaviour, then threads. --quick, for every CI run: only what
-# needs no more than the engine built, which are the tests of model and offload files, and those of
-# what runs beside the computing thread. Without it: all tests in one
-# process, and a small batch through the program, on one process and over MPI.
+# needs no more than the engine and the readers built, which are the tests of model and offload files,
+# changed files of every kind (fuzz/README.md), and those of what runs beside the computing thread.
+# Without it: all tests in one process, and a small batch through the program, on one process and
+# over MPI.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 files=(checkpoint_test offload_test)
@@ -11,6 +12,8 @@ rest=(bench_test device_link_test device_pipeline_test device_plan_test device_r
   device_stage_test device_weights_test engine_test file_test io_test kv_window_test ops_test
   options_test pipeline_test report_test request_test results_durability_test results_test
   sampler_test schedule_test text_test timed_device_test)
+readers=(gguf safetensors tokenizer_json tokenizer_gguf requests results)
+fuzz_seconds=20  # for each reader
 asan=("${files[@]}" "${rest[@]}" headrace)
 filter='*'
 tsan=(device_link_test device_pipeline_test device_run_test engine_test file_test io_test offload_test
@@ -65,6 +68,9 @@ for i in {1..12}; do
 done >"$folder/in.jsonl"
 
 run asan "${asan[@]}"
+cmake --build --preset asan -j "$(nproc)" --target fuzz_readers
+printf '%s\n' "${readers[@]}" | xargs -P "$(nproc)" -I{} \
+  build/asan/tests/fuzz_readers {} --seconds "$fuzz_seconds"
 if [[ " ${asan[*]} " == *" headrace "* ]]; then
   generate asan
   # Open MPI leaks on purpose.

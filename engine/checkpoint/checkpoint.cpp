@@ -10,6 +10,7 @@
 #include "engine/checkpoint/gguf.h"
 #include "engine/checkpoint/gguf_checkpoint.h"
 #include "engine/checkpoint/hf_checkpoint.h"
+#include "engine/checkpoint/read_file.h"
 #include "engine/checkpoint/synthetic.h"
 #include "engine/error.h"
 
@@ -99,13 +100,12 @@ constexpr size_t kOnce = static_cast<size_t>(Role::kAttnNorm);
 
 std::unique_ptr<Checkpoint> Checkpoint::open(const std::string& model) {
   if (model.starts_with(kSyntheticPrefix)) return open_synthetic(model);
-  std::error_code error;
-  const auto status = std::filesystem::status(model, error);
-  if (!std::filesystem::exists(status)) {
+  if (!is_there(model)) {
     throw ModelError(model + ": no such file or directory; give a Hugging Face directory, a GGUF " +
                      "file, or \"synthetic:<shape>\"");
   }
-  if (std::filesystem::is_directory(status)) return open_hf_directory(model);
+  std::error_code ignored;
+  if (std::filesystem::is_directory(model, ignored)) return open_hf_directory(model);
   if (is_gguf(model)) return open_gguf(model);
   const char* cure = model.ends_with(".safetensors")
                          ? "; give the directory that holds it together with config.json"

@@ -32,9 +32,9 @@ class HfCheckpoint : public FileCheckpoint {
     config_ = read_hf_config(directory);
     const fs::path single = directory_ / "model.safetensors";
     const fs::path index = directory_ / "model.safetensors.index.json";
-    if (fs::exists(single)) {
+    if (is_there(single.string())) {
       add_tensors(single, nullptr);
-    } else if (fs::exists(index)) {
+    } else if (is_there(index.string())) {
       add_shards(index.string());
     } else {
       fail_without_weights();
@@ -105,7 +105,7 @@ class HfCheckpoint : public FileCheckpoint {
     }
     for (const auto& [shard, tensors] : shards) {
       const fs::path path = directory_ / shard;
-      if (!fs::exists(path)) {
+      if (!is_there(path.string())) {
         throw ModelError(path.string() +
                          ": is missing, though model.safetensors.index.json names " +
                          "it; fetch the model again, with all its files");
@@ -116,7 +116,8 @@ class HfCheckpoint : public FileCheckpoint {
 
   [[noreturn]] void fail_without_weights() const {
     std::string cure = "fetch the model again, with its *.safetensors files";
-    for (const fs::directory_entry& entry : fs::directory_iterator(directory_)) {
+    std::error_code ignored;
+    for (const fs::directory_entry& entry : fs::directory_iterator(directory_, ignored)) {
       const std::string extension = entry.path().extension().string();
       if (extension == ".gguf") cure = "give the GGUF file itself: " + entry.path().string();
       if (extension == ".bin" || extension == ".pt" || extension == ".pth") {

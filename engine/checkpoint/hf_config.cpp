@@ -174,7 +174,7 @@ void read_tokens(const std::filesystem::path& directory, const json& root, const
     if (!root.contains("bos_token_id")) bos = {config.family == Family::kOpt ? 2 : 1};
   }
   const std::filesystem::path path = directory / "generation_config.json";
-  if (std::filesystem::exists(path)) {
+  if (is_there(path.string())) {
     const json generation_root = load(path);
     const JsonFields generation(generation_root, path.string());
     const std::vector<int> generation_eos = token_ids(generation, "eos_token_id");
@@ -195,7 +195,7 @@ std::string directory_name(const std::filesystem::path& directory) {
 
 ModelConfig read_hf_config(const std::string& directory) {
   const std::filesystem::path path = std::filesystem::path(directory) / "config.json";
-  if (!std::filesystem::exists(path)) {
+  if (!is_there(path.string())) {
     throw ModelError(path.string() + ": is missing; give a directory as Hugging Face lays it out " +
                      "(config.json, tokenizer.json, *.safetensors) or a GGUF file");
   }

@@ -89,6 +89,13 @@ void ReadFile::drop_cache(uint64_t offset, uint64_t bytes) const {
                         POSIX_FADV_DONTNEED);
 }
 
+bool is_there(const std::string& path) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) == 0) return true;
+  if (errno == ENOENT || errno == ENOTDIR || errno == ENAMETOOLONG) return false;
+  throw IoError(errno_text(path, "look for it") + "; check its permissions");
+}
+
 std::string read_text_file(const std::string& path, uint64_t limit) {
   const ReadFile file(path);
   if (file.size() > limit) {

@@ -35,6 +35,10 @@ class ReadFile {
   uint64_t size_ = 0;
 };
 
+// False if there is no such file or directory, or its name cannot be one. Throws IoError if that
+// cannot be found out, as in a directory that this user may not search.
+bool is_there(const std::string& path);
+
 // The whole file as text. Throws like ReadFile, and ModelError if it is larger than `limit` bytes.
 std::string read_text_file(const std::string& path, uint64_t limit);
 

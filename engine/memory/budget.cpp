@@ -10,13 +10,14 @@
 #include <utility>
 
 #include "engine/error.h"
+#include "engine/sanitizer.h"
 
 namespace headrace {
 namespace {
 
 constexpr size_t kPage = 4096;
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef HEADRACE_ASAN
 
 // From the heap, whose bounds the sanitizer watches.
 std::byte* plain_memory(size_t size) {

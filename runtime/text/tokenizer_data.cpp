@@ -8,6 +8,9 @@ namespace {
 
 // Sixteen times the largest vocabulary known; keeps a broken id from asking for all memory.
 constexpr int64_t kMaxTokens = 1 << 22;
+// Ten times what any model is known to have; looking for added tokens takes some 130 bytes of
+// memory for each of theirs.
+constexpr size_t kMaxAddedBytes = size_t{4} << 20;
 
 [[noreturn]] void broken(const std::string& place, const std::string& what) {
   throw ModelError(place + ": " + what +
@@ -66,6 +69,8 @@ void Tokenizer::Data::add_merge(const std::string& pair, const std::string& plac
 
 void Tokenizer::Data::add_added(AddedToken token, int64_t id, const std::string& place) {
   if (token.content.empty()) return;
+  added_bytes_ += token.content.size();
+  if (added_bytes_ > kMaxAddedBytes) broken(place, "the added tokens take more than 4 MiB");
   const auto known = ids.find(token.content);
   if (known == ids.end()) {
     add_entry(token.content, id, place);

@@ -51,6 +51,7 @@ struct Tokenizer::Data {
 
  private:
   int next_rank_ = 0;
+  size_t added_bytes_ = 0;  // of all contents in `added`
 };
 
 // `directory` holds tokenizer.json and perhaps tokenizer_config.json and chat_template.jinja. Both

@@ -1,10 +1,11 @@
 // The tokenizer of a Hugging Face directory: tokenizer.json and what tokenizer_config.json adds.
 #include <algorithm>
-#include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "engine/checkpoint/read_file.h"
 #include "engine/error.h"
+#include "runtime/requests/strict_json.h"
 #include "runtime/text/json_field.h"
 #include "runtime/text/tokenizer_data.h"
 #include "runtime/text/tokenizer_json_parts.h"
@@ -15,21 +16,20 @@ namespace {
 
 using nlohmann::json;
 
-std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file.is_open() || file.bad()) {
-    throw IoError(path.string() + ": cannot be read. Check that it exists and its permissions.");
-  }
-  return text;
-}
+// Several times the largest known; bounds the memory that a file can ask for.
+constexpr uint64_t kMaxBytes = uint64_t{128} << 20;
 
 json parse_file(const std::filesystem::path& path) {
+  constexpr const char* kCure = ". Fetch the model's files again.";
   try {
-    return json::parse(read_file(path));
-  } catch (const json::exception& error) {
-    throw ModelError(path.string() + ": not valid JSON: " + error.what() +
-                     ". Fetch the model's files again.");
+    StrictJson text = parse_strict_json(read_text_file(path.string(), kMaxBytes));
+    if (text.repeated_key) {
+      throw ModelError(path.string() + ": the key \"" + text.repeated_key->substr(0, 80) +
+                       "\" stands twice in one object" + kCure);
+    }
+    return std::move(text.value);
+  } catch (const JsonError& error) {
+    throw ModelError(path.string() + ": not valid JSON: " + error.what() + kCure);
   }
 }
 
@@ -146,13 +146,11 @@ void read_config(const JsonField& config, Tokenizer::Data& data) {
 
 std::unique_ptr<Tokenizer::Data> read_tokenizer_directory(const std::filesystem::path& directory) {
   const std::filesystem::path path = directory / "tokenizer.json";
-  if (!std::filesystem::exists(path)) {
-    const auto is_there = [&](const char* name) {
-      return std::filesystem::exists(directory / name);
-    };
+  if (!is_there(path.string())) {
+    const auto has = [&](const char* name) { return is_there((directory / name).string()); };
     constexpr const char* kTraces[] = {"tokenizer_config.json", "tokenizer.model", "vocab.json",
                                        "merges.txt"};
-    if (std::none_of(std::begin(kTraces), std::end(kTraces), is_there)) return nullptr;
+    if (std::none_of(std::begin(kTraces), std::end(kTraces), has)) return nullptr;
     throw ModelError(path.string() +
                      ": missing. If the model has vocab.json and merges.txt only, make it with "
                      "transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR).");
@@ -167,12 +165,12 @@ std::unique_ptr<Tokenizer::Data> read_tokenizer_directory(const std::filesystem:
   read_post_processor(root, *data);
   check_decoder(root);
 
-  if (const auto config = directory / "tokenizer_config.json"; std::filesystem::exists(config)) {
+  if (const auto config = directory / "tokenizer_config.json"; is_there(config.string())) {
     const json config_text = parse_file(config);
     read_config(JsonField(config_text, config.string()), *data);
   }
-  if (const auto file = directory / "chat_template.jinja"; std::filesystem::exists(file)) {
-    data->chat_template = read_file(file);
+  if (const auto file = directory / "chat_template.jinja"; is_there(file.string())) {
+    data->chat_template = read_text_file(file.string(), kMaxBytes);
     if (!is_valid_utf8(data->chat_template)) {
       throw ModelError(file.string() + ": not valid UTF-8. Fetch the model's files again.");
     }

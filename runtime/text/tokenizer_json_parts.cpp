@@ -13,17 +13,7 @@ namespace {
   unsupported(field, "\"" + field.at("type").string() + "\"", supported);
 }
 
-// Sequences may hold sequences; a file that nests them without end must not exhaust the stack.
-void refuse_deep_nesting(const JsonField& field) {
-  constexpr size_t kLongestPlace = 8192;
-  if (field.place().size() > kLongestPlace) {
-    throw ModelError(
-        "tokenizer.json: Sequence is nested too deeply. Fetch the model's files again.");
-  }
-}
-
 void normalizer(const JsonField& field, Tokenizer::Data& data) {
-  refuse_deep_nesting(field);
   const std::string& type = field.at("type").string();
   if (type == "NFC") {
     data.pretokenizer.nfc = true;
@@ -66,7 +56,6 @@ void split_step(const JsonField& field, Tokenizer::Data& data) {
 void pretokenizer_step(const JsonField& field, Tokenizer::Data& data, bool& seen_bytes) {
   constexpr const char* kSupported =
       "Sequence, Split with a Regex, Digits, and ByteLevel as the last step";
-  refuse_deep_nesting(field);
   const std::string& type = field.at("type").string();
   if (type == "Sequence") {
     const JsonField list = field.at("pretokenizers");
@@ -133,7 +122,6 @@ void template_step(const JsonField& field, Tokenizer::Data& data) {
 }
 
 void post_processor(const JsonField& field, Tokenizer::Data& data) {
-  refuse_deep_nesting(field);
   const std::string& type = field.at("type").string();
   if (type == "TemplateProcessing") {
     template_step(field, data);

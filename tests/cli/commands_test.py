@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 
 import harness
@@ -284,11 +285,36 @@ class Models(CommandTest):
         torn.write_bytes(whole[:len(whole) // 2])
         self.refused(BAD_MODEL, "generate", "--model", torn, "--prompt", "x", says=[str(torn)])
 
+    def test_names_in_files_cannot_change_the_terminal(self):
+        data = bytearray(TINY_GGUF.read_bytes())
+        name = b"blk.1.ffn_down.weight"
+        at = data.index(name)
+        data[at:at + 4] = b"\x1b[2J"
+        data[at + len(name) + 4 + 2 * 8] = 99  # its type, after two dimensions
+        damaged = self.folder / "damaged.gguf"
+        damaged.write_bytes(data)
+        log = self.refused(BAD_MODEL, "inspect", damaged, says=['tensor "?[2J1.ffn_down.weight" has type number 99'])
+        self.assertNotIn("\x1b", log)
+
     def test_unknown_family(self):
         config = json.loads((TINY / "config.json").read_text())
         config.update(model_type="mamba", architectures=["MambaForCausalLM"])
         (self.folder / "config.json").write_text(json.dumps(config))
         self.refused(BAD_MODEL, "inspect", self.folder, says=["config.json", "mamba", "llama"])
+
+    def test_broken_tokenizer(self):
+        model = self.folder / "model"
+        shutil.copytree(TINY, model)
+        file = model / "tokenizer.json"
+        tokenizer = json.loads((harness.DATA / "text" / "gpt2" / "tokenizer.json").read_text())
+        tokenizer["model"]["merges"][3] = ["a", "zzzz"]
+        for text, place in ((json.dumps(tokenizer), "merges[3]"), ("{", "at byte 2")):
+            file.write_text(text)
+            self.refused(BAD_MODEL, "generate", "--model", model, "--prompt", "x",
+                         says=[str(file), place, "etch the model's files again"])
+        file.rename(model / "vocab.json")
+        self.refused(BAD_MODEL, "generate", "--model", model, "--prompt", "x",
+                     says=[str(file), "missing", "save_pretrained"])
 
     def test_unknown_shape(self):
         self.refused(BAD_MODEL, "inspect", "synthetic:nope", says=["nope", "opt-6.7b"])

@@ -38,7 +38,8 @@ def shared_memory(job_processes):
     return found
 
 
-class Kill(harness.ProgramTest):
+class Killing(harness.ProgramTest):
+    """Starts of one batch that are to be killed, and what must come of it in the end."""
     undisturbed = None
 
     def setUp(self):
@@ -46,11 +47,21 @@ class Kill(harness.ProgramTest):
         self.input = self.folder / "in.jsonl"
         harness.write_requests(self.input, requests())
 
-    def start_run(self, output, *arguments):
+    def start_run(self, output, ranks=RANKS):
         return self.start("generate", "--model", MODEL, "--input", self.input, "--output", output,
-                          "--max-batch", 4, "--threads", 1, "--token-ids", "--resume", *arguments,
-                          ranks=RANKS)
+                          "--max-batch", 4, "--threads", 1, "--token-ids", "--resume", ranks=ranks)
 
+    def expected(self):
+        if Killing.undisturbed is None:
+            output = self.folder / "undisturbed.jsonl"
+            job = self.start_run(output)
+            self.assertEqual(job.wait(), harness.SOME_FAILED, job.log())  # the bad line
+            Killing.undisturbed = harness.read_results(output)
+            self.assertEqual(len(Killing.undisturbed), len(requests()))
+        return Killing.undisturbed
+
+
+class Kill(Killing):
     def strike(self, job, victim, lines, output):
         """Kills the victim once the results have so many lines; what the job held in /dev/shm."""
         job.await_log("stage ", RANKS)
@@ -68,15 +79,6 @@ class Kill(harness.ProgramTest):
         left = [str(p) for name in left if not name.startswith(("log.", "out."))
                 for p in (self.folder / name, *(self.folder / name).rglob("*"))]
         self.assertFalse(left)
-
-    def expected(self):
-        if Kill.undisturbed is None:
-            output = self.folder / "undisturbed.jsonl"
-            job = self.start_run(output)
-            self.assertEqual(job.wait(), harness.SOME_FAILED, job.log())  # the bad line
-            Kill.undisturbed = harness.read_results(output)
-            self.assertEqual(len(Kill.undisturbed), len(requests()))
-        return Kill.undisturbed
 
     def check_victim(self, victim):
         expected = self.expected()

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import struct
-import subprocess
 import tempfile
 import time
 import unittest
@@ -107,15 +106,6 @@ class Offload(harness.ProgramTest):
         for path in self.disk.glob("*.offload"):
             path.unlink()
 
-    def small_disk(self, size, options=""):
-        """Mounts a file system of this size on the offload directory."""
-        self.disk.mkdir(exist_ok=True)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}{options}", "tmpfs", self.disk],
-                                 capture_output=True, text=True, check=False)
-        if mounted.returncode != 0:
-            raise unittest.SkipTest(f"a small file system cannot be mounted: {mounted.stderr.strip()}")
-        self.addCleanup(subprocess.run, ["umount", "-l", self.disk], check=True)
-
 
 class DoesNotFit(Offload):
     def check_budget(self, model, too_small):
@@ -169,14 +159,14 @@ class Disk(Offload):
                 self.assertIn("--disk", log)
 
     def test_read_only(self):
-        self.small_disk("400m", ",ro")
+        self.small_disk(self.disk, "400m", ",ro")
         for model, how in ((WEIGHTS, STREAMED), (KV, KV_ON_DISK)):
             log = self.run_offloaded(model, FEW if model == WEIGHTS else MANY_KV, *how, expect=harness.IO).log()
             self.assertIn(str(self.disk), log)
             self.assertIn("--disk", log)
 
     def test_too_small_for_the_weights(self):
-        self.small_disk("64m")
+        self.small_disk(self.disk, "64m")
         log = self.run_offloaded(WEIGHTS, FEW, *STREAMED, expect=harness.DOES_NOT_FIT).log()
         self.assertRegex(log, r"the disk is too small(.|\n)*136\.\d MiB needed, 64\.0 MiB there")
         self.assertIn("headrace clean", log)
@@ -186,14 +176,14 @@ class Disk(Offload):
         self.check_results(WEIGHTS, FEW)
 
     def test_the_own_file_takes_no_room_twice(self):
-        self.small_disk("150m")
+        self.small_disk(self.disk, "150m")
         for _ in range(2):
             self.run_offloaded(WEIGHTS, FEW, *STREAMED)
             self.check_results(WEIGHTS, FEW)
         self.offload_files()
 
     def test_another_run_was_quicker_to_take_the_room(self):
-        self.small_disk("200m")
+        self.small_disk(self.disk, "200m")
         self.run_offloaded(WEIGHTS, FEW, *STREAMED)
         other = self.options(WEIGHTS.replace("q8", "bf16"), FEW, *STREAMED)
         log = self.run_program(*other, "--output", self.folder / "other.jsonl", expect=harness.DOES_NOT_FIT).log()
@@ -220,7 +210,7 @@ class Disk(Offload):
 
     def test_too_small_for_the_kv_cache(self):
         # Known beforehand, so the run does with fewer sequences at once.
-        self.small_disk("8m")
+        self.small_disk(self.disk, "8m")
         log = self.run_offloaded(KV, MANY_KV, *KV_ON_DISK).log()
         self.assertNotIn("of them on disk", log)
         self.check_results(KV, MANY_KV)

@@ -241,6 +241,15 @@ class ProgramTest(unittest.TestCase):
             self.fail(f"exit code {code}, not {expect}: {job.process.args}\n{job.log()}")
         return job
 
+    def small_disk(self, path, size, options=""):
+        """Mounts a file system of this size on a directory, which is made where it is not there."""
+        path.mkdir(exist_ok=True)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}{options}", "tmpfs", path],
+                                 capture_output=True, text=True, check=False)
+        if mounted.returncode != 0:
+            raise unittest.SkipTest(f"a small file system cannot be mounted: {mounted.stderr.strip()}")
+        self.addCleanup(subprocess.run, ["umount", "-l", path], check=True)
+
     def generate(self, model, requests, *arguments, ranks=None, expect=DONE, limit=60, output=None, prefix=()):
         """Runs a batch to its end and gives the records by custom_id."""
         path = output or self.folder / f"out{len(self.jobs)}.jsonl"

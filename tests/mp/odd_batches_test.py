@@ -1,14 +1,43 @@
 """Batches and starts that are out of the ordinary: they end, say why, and leave no request out."""
 import json
+import pathlib
+import shutil
+import struct
 import subprocess
 
 import harness
 
 MODEL = "synthetic:tiny-opt"
+LLAMA = harness.TINY / "llama-gqa"
 
 
 def ids(count, start=3):
     return [start + i % 300 for i in range(count)]
+
+
+def overwrite(path, offset, data):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def safetensors_offset(path, tensor):
+    data = path.read_bytes()
+    length = struct.unpack_from("<Q", data)[0]
+    return 8 + length + json.loads(data[8:8 + length])[tensor]["data_offsets"][0]
+
+
+def gguf_offset(path, tensor, last):
+    """Where a tensor begins in a file whose table ends with the tensor `last`."""
+    data = path.read_bytes()
+
+    def entry(name):  # (offset within the data, end of the entry)
+        at = data.index(name.encode()) + len(name)
+        dimensions = struct.unpack_from("<I", data, at)[0]
+        at += 4 + 8 * dimensions + 4
+        return struct.unpack_from("<Q", data, at)[0], at + 8
+
+    return (entry(last)[1] + 31) // 32 * 32 + entry(tensor)[0]
 
 
 class OddBatches(harness.ProgramTest):
@@ -55,17 +84,30 @@ class OddBatches(harness.ProgramTest):
         return int(float(value) * {"KiB": 1 << 10, "MiB": 1 << 20}[unit])
 
     def test_only_bad_lines(self):
-        bad = ['{"prompt": 7}', "not json", '{"prompt": [1], "n": 0}', '{"prompt": [100000]}', '"x"']
+        bad = ['{"prompt": 7}', "not json", '{"prompt": [1], "n": 0}', '{"prompt": [100000]}', '"x"', '{"prompt": []}',
+               '{"prompt": [1], "stop": ""}', '{"prompt": [1], "temprature": 1}', json.dumps({"prompt": ids(5000)})]
         for ranks in (None, 3):
             batch, output = self.folder / "bad.jsonl", self.folder / f"bad-out{ranks}.jsonl"
-            batch.write_text("\n".join(bad) + "\n")
+            batch.write_bytes("\n".join(bad).encode() + b'\n{"prompt": "\xff"}\n')
             self.run_program("generate", "--model", MODEL, "--input", batch, "--output", output,
                              ranks=ranks, expect=harness.SOME_FAILED)
             results = harness.read_results(output)
-            self.assertEqual(sorted(results), [f"line-{i}" for i in range(1, len(bad) + 1)])
+            self.assertEqual(set(results), {f"line-{i}" for i in range(1, len(bad) + 2)})
             for record in results.values():
                 self.assertEqual(record["response"]["status_code"], 400)
                 self.assertTrue(record["error"]["message"])
+
+    def test_a_hundred_thousand_requests_take_no_more_memory(self):
+        """But for their ids."""
+        peaks = []
+        for count in (2_000, 100_000):
+            requests = [{"prompt": [3 + i % 300, 7], "max_tokens": 1} for i in range(count)]
+            report = self.folder / "report.json"
+            results = self.generate(MODEL, requests, "--threads", 1, "--max-batch", 64, "--report", report, limit=300)
+            self.assertEqual(len(results), count)
+            peaks.append(json.loads(report.read_text())["stages"][0]["peak_memory_bytes"])
+        print(f"peak memory: {peaks[0] >> 10} KiB, {peaks[1] >> 10} KiB", flush=True)
+        self.assertLess(peaks[1] - peaks[0], 8 << 20)
 
     def test_empty_input(self):
         for text in ("", "\n \n\n"):
@@ -105,6 +147,63 @@ class OddBatches(harness.ProgramTest):
         self.assertEqual(output.read_bytes(), before)
         self.run_program(*common, "--resume")
         self.assertEqual(output.read_bytes(), before)
+
+    def test_ranks_of_different_cpus(self):
+        requests = [{"prompt": ids(i + 1), "max_tokens": 8, "logprobs": 2} for i in range(6)]
+        expected = self.generate(MODEL, requests, "--threads", 1)
+        own = [["--target", target] for target in ("scalar", harness.targets()[0], "avx2")]
+        self.assert_same_results(expected, self.generate(MODEL, requests, "--threads", 1, ranks=own))
+
+    def test_ranks_with_different_models(self):
+        batch = self.folder / "in.jsonl"
+        harness.write_requests(batch, [{"prompt": [5, 6], "max_tokens": 3}])
+        own = [["--model", harness.TINY / f"llama-rope3.{kind}.gguf"] for kind in ("Q8_0", "Q4_0")]
+        log = self.run_program("generate", "--input", batch, "--output", self.folder / "out.jsonl", ranks=own,
+                               expect=harness.USAGE, limit=30).log()
+        self.assertRegex(log, r"model fingerprint is \w+ on rank 0 \(host .+\) and \w+ on rank 1 \(host .+\)")
+
+    def test_ranks_with_different_programs(self):
+        """Rank 1 runs a copy that says it is of another version."""
+        version = self.run_program("--version").stdout().split()[1].encode() + b" ("
+        other = self.folder / "headrace"
+        other.write_bytes(pathlib.Path(harness.program()).read_bytes().replace(version, version.replace(b".", b"!")))
+        other.chmod(0o755)
+        batch = self.folder / "in.jsonl"
+        harness.write_requests(batch, [{"prompt": [5, 6], "max_tokens": 3}])
+        log = self.run_program("generate", "--model", MODEL, "--input", batch, "--output", self.folder / "out.jsonl",
+                               ranks=[[], []], prefix=[["env"], ["sh", "-c", f'shift; exec {other} "$@"', "sh"]],
+                               expect=harness.USAGE, limit=30).log()
+        self.assertRegex(log, r"headrace version is \d+\.\d+\.\d+ .* on rank 0 \(host .+\) and \d+!\d+!\d+ .* on rank 1")
+
+    def test_weights_that_are_no_numbers(self):
+        """Each request that meets them has an error record; the others have their results."""
+        requests = [{"custom_id": f"r{i}", "prompt": [20 + i, 7], "max_tokens": 3} for i in range(6)]
+        expected = self.generate(LLAMA, requests, "--threads", 1)
+        del expected["r3"]
+        model = self.folder / "model"
+        shutil.copytree(LLAMA, model)
+        row = safetensors_offset(LLAMA / "model.safetensors", "model.embed_tokens.weight") + 23 * 64 * 2
+        for bad in (0x7FC0, 0x7F80):  # NaN and infinity in BF16
+            overwrite(model / "model.safetensors", row, struct.pack("<H", bad))
+            results = self.generate(model, requests, "--threads", 1, ranks=2, expect=harness.SOME_FAILED)
+            self.check_not_finite(results.pop("r3"))
+            self.assert_same_results(expected, results)
+
+    def test_scales_that_are_no_numbers(self):
+        model = self.folder / "model.gguf"
+        shutil.copy(harness.TINY / "llama-rope3.Q8_0.gguf", model)
+        at = gguf_offset(model, "blk.1.ffn_down.weight", last="output_norm.weight")
+        for bad in (0x7E00, 0x7C00):  # NaN and infinity in F16
+            overwrite(model, at, struct.pack("<H", bad))
+            results = self.generate(model, [{"prompt": [5, 6]}] * 3, "--threads", 1, expect=harness.SOME_FAILED)
+            self.assertEqual(len(results), 3)
+            for record in results.values():
+                self.check_not_finite(record)
+
+    def check_not_finite(self, record):
+        self.assertEqual("model_error", record["error"]["code"])
+        for word in ("not finite", "check the model's weights"):
+            self.assertIn(word, record["error"]["message"])
 
     def test_two_runs_on_one_output(self):
         batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/checkpoint/checkpoint.h"
+#include "tests/unit/child_process.h"
 #include "tests/unit/model_files.h"
 
 namespace headrace {
@@ -332,9 +333,31 @@ TEST_F(HfDirectory, Shards) {
   index["weight_map"]["lm_head.weight"] = "model-00009-of-00003.safetensors";
   save(index, index_file);
   refused_open({"model-00009-of-00003.safetensors", "missing"});
+  index["weight_map"]["lm_head.weight"] = std::string(300, 'x');  // longer than any file's name
+  save(index, index_file);
+  refused_open({path_, "xxx", "missing"});
   save(good, index_file);
   fs::resize_file(path_ + "/model-00003-of-00003.safetensors", 4000);
   refused_open({path_ + "/model-00003-of-00003.safetensors"});
+}
+
+// What may not be looked for is not called missing.
+TEST_F(HfDirectory, DirectoriesThatMayNotBeSearched) {
+  copy("llama-gqa");
+  const std::string text = test::in_child([&]() -> std::string {
+    fs::permissions(dir_.path(), fs::perms::all);
+    fs::permissions(path_, fs::perms::owner_read);
+    if (::geteuid() == 0 && ::setresuid(65534, 65534, 65534) != 0) return "setresuid failed";
+    try {
+      Checkpoint::open(path_);
+    } catch (const IoError& error) {
+      return error.what();
+    }
+    return "no IoError";
+  });
+  fs::permissions(path_, fs::perms::owner_all);
+  EXPECT_NE(text.find(path_ + "/config.json: "), std::string::npos) << text;
+  EXPECT_NE(text.find("Permission denied; check its permissions"), std::string::npos) << text;
 }
 
 TEST_F(HfDirectory, DirectoriesWithoutUsableWeights) {

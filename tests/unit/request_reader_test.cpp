@@ -2,6 +2,7 @@
 #include "runtime/requests/request_reader.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -10,6 +11,7 @@
 #include "runtime/error.h"
 #include "runtime/requests/id_set.h"
 #include "runtime/requests/request_sizes.h"
+#include "tests/unit/child_process.h"
 
 namespace headrace {
 namespace {
@@ -106,6 +108,28 @@ TEST_F(Reader, LineThatIsTooLongIsPassedOver) {
   EXPECT_EQ(id(items[1]), "line-2");
   EXPECT_EQ(code(items[2]), "");
   EXPECT_EQ(lines_, (std::vector<int64_t>{1, 2, 3}));
+}
+
+long peak_kib() {
+  rusage used{};
+  ::getrusage(RUSAGE_SELF, &used);
+  return used.ru_maxrss;
+}
+
+TEST_F(Reader, ALineOfAHundredMegabytesTakesLittleMemory) {
+  constexpr int64_t kBytes = 100'000'000;
+  const std::string text = test::in_child([&]() -> std::string {
+    const long before = peak_kib();
+    std::ofstream(path_).close();
+    std::filesystem::resize_file(path_, kBytes);
+    std::ofstream(path_, std::ios::app) << "\n{\"prompt\":\"b\"}\n";
+    RequestReader reader(path_, {});
+    if (code(*reader.next()) != "line_too_long") return "it was taken";
+    if (id(*reader.next()) != "line-2") return "the next line was lost";
+    const long more = peak_kib() - before;
+    return more < 64 << 10 ? "" : "it took " + std::to_string(more) + " KiB";
+  });
+  EXPECT_EQ(text, "");
 }
 
 TEST_F(Reader, InputThatCannotBeOpened) {

@@ -1,5 +1,6 @@
 // Damaged and unsupported tokenizer files: each is a ModelError that names the file and the place.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include "runtime/text/tokenizer.h"
 #include "tests/unit/model_files.h"
@@ -160,6 +161,8 @@ TEST_F(TokenizerFiles, AddedTokens) {
   expect_error(with("/added_tokens/0/special", 1), {"added_tokens[0].special", "true or false"});
   expect_error(without("/added_tokens/0", "content"), {"added_tokens[0].content", "missing"});
   expect_error(with("/added_tokens", 1), {"added_tokens", "must be an array"});
+  expect_error(with("/added_tokens/0/content", std::string((4 << 20) + 1, 'x')),
+               {"added_tokens[0]", "more than 4 MiB"});
 }
 
 TEST_F(TokenizerFiles, PostProcessor) {
@@ -187,7 +190,19 @@ TEST_F(TokenizerFiles, SequencesNestedWithoutEnd) {
   }
   text.insert(text.rfind('}'), ",\"normalizer\":" + open + "{\"type\":\"NFC\"}" + close);
   test::write_file(directory_ / "tokenizer.json", text);
-  EXPECT_THROW(Tokenizer::open(directory_.path()), ModelError);
+  expect_error({"tokenizer.json", "nested deeper than 64"});
+}
+
+TEST_F(TokenizerFiles, AKeyThatStandsTwice) {
+  std::string text = good().dump();
+  text.insert(text.find("\"vocab\":{") + 9, "\"a\":7,");
+  test::write_file(directory_ / "tokenizer.json", text);
+  expect_error({"tokenizer.json", "\"a\" stands twice"});
+}
+
+TEST_F(TokenizerFiles, WhatIsNoFileIsNotWaitedFor) {
+  ASSERT_EQ(::mkfifo((directory_ / "tokenizer.json").c_str(), 0600), 0);
+  expect_error({"tokenizer.json", "not a regular file"});
 }
 
 TEST_F(TokenizerFiles, EveryValueReplacedIsAnErrorOrATokenizer) {

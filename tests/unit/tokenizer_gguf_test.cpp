@@ -1,87 +1,22 @@
 // The tokenizer in GGUF metadata: equal to the tokenizer.json it was made from, and its errors.
 #include <gtest/gtest.h>
 
-#include <map>
-
 #include "runtime/text/tokenizer.h"
-#include "tests/unit/gguf_bytes.h"
+#include "tests/unit/gguf_tokenizer.h"
 #include "tests/unit/text_test_util.h"
 
 namespace headrace {
 namespace {
 
 using nlohmann::json;
-using test::le;
-
-constexpr uint32_t kInt32 = 5;
-constexpr uint32_t kUint32 = 4;
-constexpr uint32_t kBool = 7;
-constexpr uint32_t kString = 8;
-
-// Metadata entries by key, so that a test can change or drop one.
-using Entries = std::map<std::string, std::string>;
-
-void write_gguf(const std::string& path, const Entries& entries) {
-  std::string bytes = "GGUF" + le<uint32_t>(3) + le<uint64_t>(0) + le<uint64_t>(entries.size());
-  for (const auto& [key, entry] : entries) bytes += entry;
-  bytes.resize((bytes.size() + 31) / 32 * 32);
-  test::write_file(path, bytes);
-}
-
-void set_string(Entries& entries, const std::string& key, const std::string& value) {
-  entries[key] = test::entry(key, kString, test::text(value));
-}
-void set_uint(Entries& entries, const std::string& key, uint32_t value) {
-  entries[key] = test::entry(key, kUint32, le(value));
-}
-void set_strings(Entries& entries, const std::string& key, const std::vector<std::string>& values) {
-  std::string items;
-  for (const std::string& value : values) items += test::text(value);
-  entries[key] = test::array(key, kString, values.size(), items);
-}
-void set_ints(Entries& entries, const std::string& key, const std::vector<int32_t>& values) {
-  std::string items;
-  for (const int32_t value : values) items += le(value);
-  entries[key] = test::array(key, kInt32, values.size(), items);
-}
-
-// What a converter makes of tests/data/text/<style>/tokenizer.json.
-Entries converted(const std::string& style, const std::string& pre) {
-  const json source = test::read_json(test::text_data(style) / "tokenizer.json");
-  std::map<int, std::string> by_id;
-  for (const auto& [content, id] : source["model"]["vocab"].items()) by_id[id.get<int>()] = content;
-  std::map<int, int32_t> type_of;
-  for (const json& token : source["added_tokens"]) {
-    by_id[token["id"].get<int>()] = token["content"].get<std::string>();
-    type_of[token["id"].get<int>()] = token["special"].get<bool>() ? 3 : 4;
-  }
-  std::vector<std::string> tokens;
-  std::vector<int32_t> types;
-  for (const auto& [id, content] : by_id) {
-    EXPECT_EQ(static_cast<size_t>(id), tokens.size());
-    tokens.push_back(content);
-    types.push_back(type_of.contains(id) ? type_of[id] : 1);
-  }
-  for (int i = 0; i < 5; ++i) {  // rows that only fill the embedding
-    tokens.push_back("[PAD" + std::to_string(i) + "]");
-    types.push_back(5);
-  }
-  std::vector<std::string> merges;
-  for (const json& merge : source["model"]["merges"]) {
-    merges.push_back(merge.is_string()
-                         ? merge.get<std::string>()
-                         : merge[0].get<std::string>() + " " + merge[1].get<std::string>());
-  }
-  Entries entries;
-  set_string(entries, "tokenizer.ggml.model", "gpt2");
-  set_string(entries, "tokenizer.ggml.pre", pre);
-  set_strings(entries, "tokenizer.ggml.tokens", tokens);
-  set_ints(entries, "tokenizer.ggml.token_type", types);
-  set_strings(entries, "tokenizer.ggml.merges", merges);
-  set_uint(entries, "tokenizer.ggml.bos_token_id", 640);
-  set_uint(entries, "tokenizer.ggml.eos_token_id", 640);
-  return entries;
-}
+using test::converted;
+using test::Entries;
+using test::kBool;
+using test::set_ints;
+using test::set_string;
+using test::set_strings;
+using test::set_uint;
+using test::write_gguf;
 
 class TokenizerGguf : public ::testing::Test {
  protected:
