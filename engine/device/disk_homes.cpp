@@ -56,7 +56,8 @@ void DiskHomes::go_on() {
 
 bool DiskHomes::is_on_disk() const {
   const Visit& visit = visit_of(read_);
-  if (ended_ < read_ - read_ % visits_.size() + visit.after) return false;
+  const uint64_t layer_begin = read_ - read_ % visits_.size();
+  if (visit.after > 0 && ended_ < layer_begin + visit.after) return false;
   return unwritten_.empty() || std::ranges::none_of(visit.homes, [&](int64_t home) {
            return unwritten_.contains(offset(layer_of(read_), home));
          });
@@ -129,10 +130,7 @@ void DiskHomes::release(DeviceStream& copies) {
 }
 
 void DiskHomes::finish_copy() {
-  {
-    const Wait wait(Wait::kKv);
-    copied_.front().done->synchronize();
-  }
+  copied_.front().done->synchronize();
   freed_ += copied_.front().pages;
   events_.give_back(std::move(copied_.front().done));
   copied_.pop_front();
@@ -171,10 +169,12 @@ void DiskHomes::finish_leaving() {
   if (leaving_.empty())
     throw std::logic_error("DiskHomes: more pages leave than there is room for");
   Leaving& leaving = leaving_.front();
-  const Wait wait(Wait::kKv);
   leaving.copied->synchronize();
   write_copied();
-  for (const IoTicket ticket : leaving.tickets) queue_->wait(ticket);
+  {
+    const Wait wait(Wait::kKv);
+    for (const IoTicket ticket : leaving.tickets) queue_->wait(ticket);
+  }
   uint64_t bytes = 0;
   for (const Piece& piece : leaving.pieces) {
     for (size_t page = 0; page < piece.bytes; page += sizes_.stride) {

@@ -287,6 +287,37 @@ TEST(DiskHomes, AHomeThatIsTakenAgainHasWhatCameLast) {
   }
 }
 
+// As far as there is room, whatever the device does meanwhile.
+TEST(DiskHomes, PagesAreReadAheadOfKernels) {
+  FakeDevice device(1);
+  constexpr KvWindow::Sizes kSizes{kIoAlignment, 2, 0, 6, 0, 16, 1, 1};
+  MemoryBudget budget("host memory", 1 << 20);
+  Buffer host = budget.allocate(KvWindow::host_bytes(kSizes), "KV cache");
+  const auto compute = device.make_stream(), other = device.make_stream();
+  FaultQueue* queue = nullptr;
+  KvWindow window(device, *compute, host.data(), kSizes,
+                  {testing::TempDir(), [&queue] {
+                     auto made =
+                         std::make_unique<FaultQueue>(make_io_queue(8), FaultQueue::Faults{});
+                     queue = made.get();
+                     return made;
+                   }});
+  const auto full = [](int64_t home) { return KvPassage::Page{home, true, false, true, 0}; };
+  device.hold(*compute);
+  window.begin_sweep({{full(0), full(1)}, {full(2), full(3)}, {full(4), full(5)}});
+  window.acquire(0, 0);
+  EXPECT_EQ(queue->asked().size(), 3U);
+  std::vector<std::byte> some(kIoAlignment);
+  for (int i = 0; i < 50; ++i) {  // copies are done meanwhile
+    device.copy_out(*other, some, window.page(0));
+    other->synchronize();
+  }
+  window.release();
+  EXPECT_GT(queue->asked().size(), 3U) << "of the next layer";
+  EXPECT_EQ(queue->asked().back().bytes, 2 * kIoAlignment) << "what lies together";
+  device.let_go();
+}
+
 TEST(DiskHomes, ATransferThatFailsIsSaidWithFileAndPlace) {
   int failures = 0;
   for (uint64_t failing = 1;; failing += 1 + failing / 4, ++failures) {
