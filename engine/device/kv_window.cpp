@@ -159,6 +159,7 @@ void KvWindow::acquire(int layer, size_t visit) {
   }
   if (opened_.empty()) bring(next_);
   device_.wait(compute_, *opened_.front());
+  bring_ahead();
 }
 
 void KvWindow::release() {

@@ -306,7 +306,7 @@ TEST(DiskHomes, PagesAreReadAheadOfKernels) {
   device.hold(*compute);
   window.begin_sweep({{full(0), full(1)}, {full(2), full(3)}, {full(4), full(5)}});
   window.acquire(0, 0);
-  EXPECT_EQ(queue->asked().size(), 3U);
+  EXPECT_GE(queue->asked().size(), 3U);
   std::vector<std::byte> some(kIoAlignment);
   for (int i = 0; i < 50; ++i) {  // copies are done meanwhile
     device.copy_out(*other, some, window.page(0));
