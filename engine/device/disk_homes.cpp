@@ -51,14 +51,17 @@ void DiskHomes::go_on() {
   };
   while (!leaving_.empty() && is_written(leaving_.front())) finish_leaving();
   while (!copied_.empty() && copied_.front().done->is_reached()) finish_copy();
-  while (ahead_ && read_ < visits_of_sweep() && is_on_disk() && has_room()) read();
+  while (ahead_ && read_ < visits_of_sweep() && is_within_reach() && has_room()) read();
 }
 
-bool DiskHomes::is_on_disk() const {
+// Until the first visit that is not ended is brought, no place is used again from where pages
+// leave.
+bool DiskHomes::is_within_reach() const {
   const Visit& visit = visit_of(read_);
   const uint64_t layer_begin = read_ - read_ % visits_.size();
   if (visit.after > 0 && ended_ < layer_begin + visit.after) return false;
-  return unwritten_.empty() || std::ranges::none_of(visit.homes, [&](int64_t home) {
+  return read_ == ended_ || unwritten_.empty() ||
+         std::ranges::none_of(visit.homes, [&](int64_t home) {
            return unwritten_.contains(offset(layer_of(read_), home));
          });
 }
@@ -70,11 +73,16 @@ bool DiskHomes::has_room() const {
 void DiskHomes::read() {
   std::vector<Piece> pieces;
   Coming& coming = coming_.emplace_back();
-  coming.first = started_;
   coming.begin = Timeline::now();
   for (const int64_t home : visit_of(read_).homes) {
-    add(pieces, offset(layer_of(read_), home),
-        coming_memory_ + position(started_++, sizes_.coming));
+    const uint64_t at = offset(layer_of(read_), home);
+    if (const auto leaving = unwritten_.find(at); leaving != unwritten_.end()) {
+      coming.pages.push_back(leaving->second);
+      continue;
+    }
+    coming.pages.push_back(coming_memory_ + position(started_++, sizes_.coming));
+    add(pieces, at, coming.pages.back());
+    ++coming.from_disk;
   }
   ++read_;
   for (const Piece& piece : pieces) {
@@ -102,12 +110,10 @@ bool DiskHomes::is_there() {
 
 void DiskHomes::acquire() {
   while (acquired_ == read_) {
-    if (!is_on_disk()) {
-      finish_leaving();
-    } else if (!has_room()) {
-      finish_copy();
-    } else {
+    if (has_room()) {
       read();
+    } else {
+      finish_copy();
     }
   }
   Coming& coming = coming_.front();
@@ -117,12 +123,12 @@ void DiskHomes::acquire() {
     for (const IoTicket ticket : coming.tickets) queue_->wait(ticket);
   }
   coming.tickets.clear();
-  moved(Track::kKvIn, coming.begin, visit_of(acquired_).homes.size() * sizes_.stride,
+  moved(Track::kKvIn, coming.begin, static_cast<size_t>(coming.from_disk) * sizes_.stride,
         {Arg::kLayer, layer_of(acquired_)});
 }
 
 void DiskHomes::release(DeviceStream& copies) {
-  if (const int64_t pages = std::ssize(visit_of(acquired_).homes); pages > 0) {
+  if (const int64_t pages = coming_.front().from_disk; pages > 0) {
     copied_.push_back({pages, events_.record(copies)});
   }
   coming_.pop_front();
@@ -140,7 +146,7 @@ std::byte* DiskHomes::leave(int layer, int64_t home) {
   const uint64_t at = offset(layer, home);
   while (left_ == written_ + sizes_.leaving || unwritten_.contains(at)) finish_leaving();
   std::byte* const place = leaving_memory_ + position(left_++, sizes_.leaving);
-  unwritten_.insert(at);
+  unwritten_[at] = place;
   add(filled_, at, place);
   return place;
 }

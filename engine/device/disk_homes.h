@@ -2,7 +2,8 @@
 // they pass through.
 //
 // What visits want is read in the order of the visits, as far ahead as there is room; what they
-// have filled is written when it has been copied to the host, and not read before that is done.
+// have filled is written when it has been copied to the host, and not read before that is done: who
+// wants it sooner has it from where it leaves.
 // A home is a page in each layer: byte (layer * homes + home) * stride of a file without a name, of
 // which nothing is left however the process ends.
 #pragma once
@@ -11,7 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <unordered_set>
+#include <unordered_map>
 #include <vector>
 
 #include "engine/device/event_pool.h"
@@ -54,25 +55,25 @@ class DiskHomes {
 
   // The pages of the next visit have come, so that acquire() would not wait.
   bool is_there();
-  // Waits for them; then page(0), page(1), ... are theirs until what release() has found queued in
-  // `copies` is done.
+  // Waits for them; then page(0), page(1), ... are there for what is queued in `copies`, until what
+  // release() has found queued there is done. Where there are others before it that are not ended,
+  // is_there() first.
   void acquire();
-  std::byte* page(int64_t index) {
-    return coming_memory_ + position(coming_.front().first + index, sizes_.coming);
-  }
+  std::byte* page(int64_t index) const { return coming_.front().pages[index]; }
   void release(DeviceStream& copies);
 
   // Where a page that the visit fills is copied to, to be written when what end_visit() has found
-  // queued in `copies` is done.
+  // queued in `copies`, the same stream, is done.
   std::byte* leave(int layer, int64_t home);
   void end_visit(DeviceStream& copies);
 
  private:
   // A visit whose pages are being read, or copied to the device.
   struct Coming {
+    std::vector<std::byte*> pages;
+    int64_t from_disk = 0;  // of them
     std::vector<IoTicket> tickets;
-    int64_t first;  // place
-    int64_t begin;  // of Timeline::now()
+    int64_t begin = 0;  // of Timeline::now()
   };
   struct Copied {
     int64_t pages;
@@ -102,7 +103,7 @@ class DiskHomes {
   int layer_of(uint64_t number) const { return static_cast<int>(number / visits_.size()); }
   void add(std::vector<Piece>& pieces, uint64_t offset, std::byte* memory) const;
   // Of the visit that is read next.
-  bool is_on_disk() const;
+  bool is_within_reach() const;
   bool has_room() const;
   void read();
   void write_copied();
@@ -123,8 +124,8 @@ class DiskHomes {
   int64_t started_ = 0, freed_ = 0;               // places of pages that come
   std::vector<Piece> filled_;                     // by the visit that is not ended
   std::deque<Leaving> leaving_;
-  int64_t left_ = 0, written_ = 0;          // places of pages that leave
-  std::unordered_set<uint64_t> unwritten_;  // offsets of those
+  int64_t left_ = 0, written_ = 0;                      // places of pages that leave
+  std::unordered_map<uint64_t, std::byte*> unwritten_;  // those, by offset
 };
 
 }  // namespace headrace
