@@ -49,9 +49,10 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
   sub.add_option(
       "--device-weights", arguments.device_weights,
       "Part of it for weights that stay there, as 4GiB, or 0 (default: what is fastest)");
-  sub.add_option("--device-kv", arguments.device_kv,
-                 "Part of it for KV pages, as 4GiB, or 0: the others stay in host memory (default: "
-                 "what is fastest)");
+  sub.add_option(
+      "--device-kv", arguments.device_kv,
+      "Part of it for KV pages, as 4GiB, or 0: the others stay in host memory, or on disk "
+      "where that has no room (default: what is fastest)");
   sub.add_option(
          "--host-attention", arguments.host_attention,
          "Attention by the CPU to sequences whose KV pages are in host memory, beside a GPU: "

@@ -272,7 +272,13 @@ StagePlan Rank::make_device_plan(const Workload& workload, bool build) {
     measure_offload_disk(plan, build);
     plan = make();
   }
-  if (build && plan.needs_disk() && !offload_) open_offload_file();
+  if (plan.has_kv_on_disk() && rates_.kv_disk == 0) {
+    const size_t page =
+        DeviceStage::page_shape(checkpoint_->config(), options_.kv_format).page_bytes();
+    measure_kv_disk(plan, KvWindow::run_of(page) * io_aligned(page));
+    plan = make();
+  }
+  if (build && !plan.placement.all_resident() && !offload_) open_offload_file();
   return plan;
 }
 
@@ -289,6 +295,13 @@ void Rank::measure_offload_disk(const StagePlan& plan, bool build) {
   }
 }
 
+void Rank::measure_kv_disk(const StagePlan& plan, uint64_t part) {
+  make_writable_directory(options_.disk);
+  const Communicator::Idle measuring(wires_.communicator);
+  rates_.kv_disk =
+      measure_disk(options_.disk, plan.disk, budget_, {.part = part, .scattered = true});
+}
+
 StagePlan Rank::make_plan(const Workload& workload, bool build) {
   if (device_choice_) return make_device_plan(workload, build);
   const ModelConfig& config = checkpoint_->config();
@@ -301,11 +314,8 @@ StagePlan Rank::make_plan(const Workload& workload, bool build) {
     plan = make();
   }
   if (plan.sizes.kv_disk_pages > 0 && rates_.kv_disk == 0) {
-    make_writable_directory(options_.disk);
-    const Communicator::Idle measuring(wires_.communicator);
     const uint64_t page = io_aligned(Stage::page_shape(config, options_.kv_format).page_bytes());
-    rates_.kv_disk = measure_disk(options_.disk, plan.disk, budget_,
-                                  {.part = KvDisk::kExtentPages * page, .scattered = true});
+    measure_kv_disk(plan, KvDisk::kExtentPages * page);
     plan = make();
   }
   if (build && !plan.placement.all_resident() && !offload_) open_offload_file();
@@ -323,7 +333,7 @@ void Rank::settle(Workload workload, bool build) {
   plan_ = make_plan(workload, build);
   const auto room_for_one = [this] {
     if (plan_.sizes.kv_disk_pages > 0) return plan_.sizes.kv_staging_pages;
-    const bool passes = plan_.device && plan_.device->sizes.kv_host_pages > 0;
+    const bool passes = plan_.device && plan_.device->sizes.has_passing_pages();
     return passes ? plan_.device->sizes.kv_window : plan_.kv_pages();
   };
   const Agreement agreed =
@@ -345,8 +355,12 @@ void Rank::settle(Workload workload, bool build) {
   }
   if (plan_.device && agreed.kv_pages < plan_.sizes.kv_pages) {
     DeviceStage::Sizes& sizes = plan_.device->sizes;
-    sizes.kv_host_pages =
-        std::max<int64_t>(0, sizes.kv_host_pages - (sizes.kv_pages - agreed.kv_pages));
+    int64_t less = sizes.kv_pages - agreed.kv_pages;
+    for (int64_t* const pages : {&sizes.kv_disk_pages, &sizes.kv_host_pages}) {
+      const int64_t here = std::min(less, *pages);
+      *pages -= here;
+      less -= here;
+    }
     plan_.sizes.kv_pages = sizes.kv_pages = agreed.kv_pages;
   } else if (plan_.sizes.kv_disk_pages == 0 && agreed.kv_pages < plan_.sizes.kv_pages) {
     plan_.sizes.kv_pages = agreed.kv_pages;
@@ -413,15 +427,15 @@ void Rank::load() {
   const ModelConfig& config = checkpoint_->config();
   load_weights();
   const Cpu cpu{threads_, kernels_};
+  const KvDiskAccess disk{options_.disk, [] { return make_io_queue(kKvTransfers); },
+                          !options_.serial};
   if (plan_.device) {
     if (!hops.previous && !hops.next) plan_.device->sizes.link_buffers = 0;
     device_.emplace(device_choice_.module->open(device_choice_.number), *checkpoint_, *weights_,
-                    threads_, budget_, plan_.device->sizes);
+                    threads_, budget_, plan_.device->sizes, disk);
     stage_.emplace(config, *weights_, *device_, cpu, budget_, plan_.sizes);
   } else {
-    stage_.emplace(
-        config, *weights_, cpu, budget_, plan_.sizes,
-        KvDiskAccess{options_.disk, [] { return make_io_queue(kKvTransfers); }, !options_.serial});
+    stage_.emplace(config, *weights_, cpu, budget_, plan_.sizes, disk);
   }
   const size_t bytes = link_buffer_bytes(config, plan_.sizes.step_rows);
   std::vector<ActivationLink::HiddenBuffer> spans;

@@ -86,6 +86,8 @@ class Rank {
   StagePlan make_plan(const Workload& workload, bool build);
   StagePlan make_device_plan(const Workload& workload, bool build);
   void measure_offload_disk(const StagePlan& plan, bool build);
+  // `part`: bytes that lie together.
+  void measure_kv_disk(const StagePlan& plan, uint64_t part);
   void open_offload_file();
   void load_weights();
   void settle(Workload workload, bool build);

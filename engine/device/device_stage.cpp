@@ -15,15 +15,26 @@ constexpr uint64_t kLoadBytes = 64 << 20;  // of weights on their way at once
 uint64_t kv_bytes(const ModelConfig& config, const StageRange& range,
                   const DeviceStage::Sizes& sizes) {
   return KvStore::bytes_per_page(DeviceStage::page_shape(config, sizes.kv_format), range.layers()) *
-         static_cast<uint64_t>(sizes.kv_pages - sizes.kv_host_pages);
+         static_cast<uint64_t>(sizes.kv_device_pages());
 }
 
 KvWindow::Sizes window_sizes(const ModelConfig& config, const StageRange& range,
                              const DeviceStage::Sizes& sizes) {
-  const size_t stride = DeviceStage::page_shape(config, sizes.kv_format).page_bytes();
-  return {stride, range.layers(), KvWindow::homes_for(sizes.kv_host_pages, sizes.slots, stride),
-          sizes.kv_host_pages > 0 ? sizes.kv_window : 0,
-          sizes.host_share > 0 ? (sizes.kv_pages + sizes.slots - 1) / sizes.slots : 0};
+  KvWindow::Sizes window;
+  window.stride = DeviceStage::page_shape(config, sizes.kv_format).page_bytes();
+  if (sizes.kv_disk_pages > 0) window.stride = io_aligned(window.stride);
+  window.layers = range.layers();
+  window.homes = KvWindow::homes_for(sizes.kv_host_pages, sizes.slots, window.stride);
+  window.room = sizes.has_passing_pages() ? sizes.kv_window : 0;
+  window.whole = sizes.host_share > 0 ? (sizes.kv_pages + sizes.slots - 1) / sizes.slots : 0;
+  window.disk_homes = KvWindow::homes_for(sizes.kv_disk_pages, sizes.slots, window.stride);
+  window.slots = sizes.slots;
+  // Of each sequence one page may be full but for a token.
+  const int64_t rows = sizes.micro_batch_rows;
+  const int64_t filled =
+      (rows + (kPageTokens - 1) * std::min<int64_t>(sizes.slots, rows)) / kPageTokens;
+  window.filled = std::min(filled, window.room);
+  return window;
 }
 
 // The system gives memory when it is touched, which pinning would do page by page.
@@ -93,6 +104,11 @@ uint64_t DeviceStage::host_kv_bytes(const ModelConfig& config, const StageRange&
   return KvWindow::host_bytes(window_sizes(config, range, sizes));
 }
 
+uint64_t DeviceStage::disk_kv_bytes(const ModelConfig& config, const StageRange& range,
+                                    const Sizes& sizes) {
+  return KvWindow::file_bytes(window_sizes(config, range, sizes));
+}
+
 uint64_t DeviceStage::host_rows_bytes(const ModelConfig& config, const Sizes& sizes) {
   return StagedRows::host_bytes(host_rows_sizes(config, sizes));
 }
@@ -111,7 +127,7 @@ uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout
 
 DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& checkpoint,
                          WeightStore& host, ThreadPool& threads, MemoryBudget& budget,
-                         const Sizes& sizes)
+                         const Sizes& sizes, const KvDiskAccess& disk)
     : sizes_(sizes),
       device_(std::make_unique<TimedDevice>(std::move(device), [&threads] { threads.moved_on(); })),
       compute_(device_->make_stream()),
@@ -123,12 +139,12 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
     link_.push_back(device_->allocate(link_buffer_bytes(checkpoint.config(), sizes)));
   }
   for (const std::span<std::byte> buffer : host.buffers()) pin(buffer);
-  if (sizes.kv_host_pages > 0) {
+  if (sizes.has_passing_pages()) {
     kv_host_ = budget.allocate(host_kv_bytes(checkpoint.config(), host.range(), sizes), "KV cache");
     touch(kv_host_, threads);
     pin({kv_host_.data(), kv_host_.size()});
     window_.emplace(*device_, *compute_, kv_host_.data(),
-                    window_sizes(checkpoint.config(), host.range(), sizes));
+                    window_sizes(checkpoint.config(), host.range(), sizes), disk);
   }
   if (const auto rows = host_rows_sizes(checkpoint.config(), sizes); rows.rows > 0) {
     host_rows_.emplace(*device_, *compute_, budget, rows);

@@ -22,6 +22,7 @@ class DeviceStage {
     DevicePlacement weights;
     int64_t kv_pages = 0;       // of each layer
     int64_t kv_host_pages = 0;  // of them, in host memory
+    int64_t kv_disk_pages = 0;  // and on disk
     int64_t kv_window = 0;  // pages of a layer for which those come; most that a sequence may have
     double host_share = 0;  // of the pages on the host, attended to by the CPU; see HostAttention
     int slots = 1;          // sequences
@@ -31,13 +32,20 @@ class DeviceStage {
     KvFormat kv_format = KvFormat::kF16;
     // Linear layers and attention on the tensor cores; else in float32, with the CPU's bits.
     bool half = true;
+
+    bool has_passing_pages() const { return kv_host_pages + kv_disk_pages > 0; }
+    int64_t kv_device_pages() const { return kv_pages - kv_host_pages - kv_disk_pages; }
   };
 
   static KvPageShape page_shape(const ModelConfig& config, KvFormat format) {
     return {config.n_kv_heads, config.head_dim, format};
   }
-  // Bytes of KV pages in host memory, which come out of its budget.
+  // Bytes of KV pages in host memory, those on their way to and from a disk included, which come
+  // out of its budget.
   static uint64_t host_kv_bytes(const ModelConfig& config, const StageRange& range,
+                                const Sizes& sizes);
+  // Disk that KV pages take.
+  static uint64_t disk_kv_bytes(const ModelConfig& config, const StageRange& range,
                                 const Sizes& sizes);
   // Host memory for rows that the CPU attends to.
   static uint64_t host_rows_bytes(const ModelConfig& config, const Sizes& sizes);
@@ -46,10 +54,11 @@ class DeviceStage {
                                const Sizes& sizes);
 
   // `host` and `threads` must outlive it; the host's buffers are pinned, and the threads' progress
-  // is the device's, too. Loads what is resident. Throws DoesNotFit,
-  // ResourceMissing, ModelError, IoError.
+  // is the device's, too. Loads what is resident. `disk`: where the sizes have pages on one. Throws
+  // DoesNotFit, ResourceMissing, ModelError, IoError.
   DeviceStage(std::unique_ptr<Device> device, const Checkpoint& checkpoint, WeightStore& host,
-              ThreadPool& threads, MemoryBudget& budget, const Sizes& sizes);
+              ThreadPool& threads, MemoryBudget& budget, const Sizes& sizes,
+              const KvDiskAccess& disk = {});
   DeviceStage(const DeviceStage&) = delete;
   DeviceStage& operator=(const DeviceStage&) = delete;
 
@@ -58,8 +67,8 @@ class DeviceStage {
 
   WeightSource& weights() { return weights_; }
   Ops& ops() { return *ops_; }
-  KvArena kv_on_device() { return {kv_->data(), sizes_.kv_pages - sizes_.kv_host_pages}; }
-  // Of the pages on the host; null if there are none.
+  KvArena kv_on_device() { return {kv_->data(), sizes_.kv_device_pages()}; }
+  // Of the pages on host and disk; null if there are none.
   KvPassage* kv_window() { return window_ ? &*window_ : nullptr; }
   HostAttention host_attention() {
     return {host_rows_ ? &*host_rows_ : nullptr, sizes_.host_share};

@@ -117,6 +117,7 @@ DeviceWeights::DeviceWeights(Device& device, DeviceStream& compute, WeightStore&
       memory_(device.allocate(slot_bytes_ * static_cast<uint64_t>(placement_.slots))),
       expanded_(device.allocate(expanded_bytes(host.layout(), placement_))),
       copies_(device.make_stream(Track::kWeightsToGpu)),
+      events_(device),
       current_(static_cast<size_t>(placement_.slots) - 1) {
   for (int i = 0; i < placement_.slots; ++i) {
     slots_.push_back({memory_->data() + slot_bytes_ * static_cast<uint64_t>(i), device.make_event(),
@@ -344,8 +345,7 @@ void DeviceWeights::copy(const Linear& linear, const Panels& panels, std::byte* 
   device_.copy_in(*copies_, to,
                   {panels.weight.panel(panels.first), count * panels.weight.panel_bytes()});
   if (panels.first >= linear.streamed) return;  // resident
-  leaving_.push_back({&linear, panels.end, take_event()});
-  device_.record(*copies_, *leaving_.back().copied);
+  leaving_.push_back({&linear, panels.end, events_.record(*copies_)});
   finish_copies(1);
 }
 
@@ -354,16 +354,9 @@ void DeviceWeights::finish_copies(size_t but) {
     Leaving& first = leaving_.front();
     first.copied->synchronize();
     host_.done_with(*first.linear, first.end);
-    events_.push_back(std::move(first.copied));
+    events_.give_back(std::move(first.copied));
     leaving_.pop_front();
   }
-}
-
-std::unique_ptr<DeviceEvent> DeviceWeights::take_event() {
-  if (events_.empty()) return device_.make_event();
-  auto event = std::move(events_.back());
-  events_.pop_back();
-  return event;
 }
 
 void DeviceWeights::begin_slot() {

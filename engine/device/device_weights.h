@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "engine/device/device.h"
+#include "engine/device/event_pool.h"
 #include "engine/memory/weight_store.h"
 
 namespace headrace {
@@ -110,7 +110,6 @@ class DeviceWeights final : public WeightSource {
   void copy(const Linear& linear, const Panels& panels, std::byte* to);
   // Waits for all but the last `but` copies out of memory that is used again.
   void finish_copies(size_t but);
-  std::unique_ptr<DeviceEvent> take_event();
   const float* moved(const float* vector) const;
   Norm moved(const Norm& norm) const { return {moved(norm.weight), moved(norm.bias)}; }
 
@@ -122,10 +121,10 @@ class DeviceWeights final : public WeightSource {
   std::vector<Resident> resident_;  // per unit
   std::unique_ptr<DeviceBuffer> memory_, expanded_, vectors_;
   std::unique_ptr<DeviceStream> copies_;  // goes before the memory it copies to
+  EventPool events_;
   std::vector<Slot> slots_;
   size_t current_;
   std::deque<Leaving> leaving_;
-  std::vector<std::unique_ptr<DeviceEvent>> events_;  // not in use
   std::deque<Filled> filled_;
   LayerWeights layer_;  // acquired
   std::optional<size_t> layer_slot_;

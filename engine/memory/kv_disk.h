@@ -22,13 +22,17 @@
 
 namespace headrace {
 
-struct KvDiskOptions {
+// How KV pages get to a disk.
+struct KvDiskAccess {
   std::string directory;
   std::function<std::unique_ptr<IoQueue>()> make_queue;
+  bool ahead = true;  // false: read when asked for, write and wait (the serial schedule)
+};
+
+struct KvDiskOptions : KvDiskAccess {
   int64_t pages = 0;  // homes for so many page numbers
   // Pages of a layer that are in memory or on their way; the most that a sequence may have.
   int64_t staging_pages = 0;
-  bool ahead = true;  // false: read when asked for, write and wait (the serial schedule)
 };
 
 // One thread uses it. `stride`, the bytes of a page, is a multiple of kIoAlignment.

@@ -34,9 +34,13 @@ KvStore::KvStore(const KvPageShape& shape, int layers, int slots, const KvArena&
       tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
   for (int64_t page = homes_; page-- > 0;) free_.push_back(page);
   if (!passage) return;
-  for (int64_t run = passage->homes() / passage->run(); run-- > 0;) {
-    free_runs_.push_back(run * passage->run());
-  }
+  const auto runs_of = [&](int64_t first, int64_t homes, std::vector<int64_t>& runs) {
+    for (int64_t run = homes / passage->run(); run-- > 0;) {
+      runs.push_back(first + run * passage->run());
+    }
+  };
+  runs_of(0, passage->homes(), free_runs_);
+  runs_of(passage->homes(), passage->disk_homes(), free_disk_runs_);
 }
 
 std::byte* KvStore::address(int layer, int64_t number) {
@@ -95,7 +99,8 @@ void KvStore::reserve(int slot, int64_t tokens) {
 // those that begin so many do so in the arena as will have room in it.
 bool KvStore::belongs_at_home(const Sequence& sequence) const {
   const bool has_room = std::ssize(sequence.passing) < std::ssize(sequence.runs) * passage_->run();
-  if (passage_->whole() == 0 || (!has_room && free_runs_.empty())) return false;
+  const bool has_none = has_room ? is_on_disk(sequence.runs.back()) : free_runs_.empty();
+  if (passage_->whole() == 0 || has_none) return false;
   if (!sequence.memory.empty()) return !sequence.passing.empty();
   const auto in_arena = std::count_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) {
     return !s.memory.empty() && s.memory.front() >= 0;
@@ -105,9 +110,10 @@ bool KvStore::belongs_at_home(const Sequence& sequence) const {
 
 void KvStore::add_passing(Sequence& sequence) {
   if (std::ssize(sequence.passing) == std::ssize(sequence.runs) * passage_->run()) {
-    if (free_runs_.empty()) throw std::logic_error("KvStore: out of pages");
-    sequence.runs.push_back(free_runs_.back());
-    free_runs_.pop_back();
+    std::vector<int64_t>& runs = free_runs_.empty() ? free_disk_runs_ : free_runs_;
+    if (runs.empty()) throw std::logic_error("KvStore: out of pages");
+    sequence.runs.push_back(runs.back());
+    runs.pop_back();
   }
   sequence.passing.push_back(std::ssize(sequence.memory));
   sequence.memory.push_back(-1);
@@ -121,7 +127,10 @@ void KvStore::release(int slot) {
   }
   homes_taken_ -= sequence.at_home;
   if (disk_) disk_->release(slot);
-  free_runs_.insert(free_runs_.end(), sequence.runs.rbegin(), sequence.runs.rend());
+  for (; !sequence.runs.empty(); sequence.runs.pop_back()) {
+    const int64_t run = sequence.runs.back();
+    (is_on_disk(run) ? free_disk_runs_ : free_runs_).push_back(run);
+  }
   sequence = {};
   for (auto& table : tables_[slot]) table.clear();
 }
@@ -132,7 +141,8 @@ int64_t KvStore::visiting_pages(int slot) const {
 
 bool KvStore::is_at_home(int slot) const {
   const Sequence& sequence = sequences_[slot];
-  return passage_ && sequence.passing.size() == sequence.memory.size();
+  return passage_ && sequence.passing.size() == sequence.memory.size() &&
+         std::ranges::none_of(sequence.runs, [&](int64_t run) { return is_on_disk(run); });
 }
 
 int64_t KvStore::visit_pages() const {
@@ -171,9 +181,10 @@ void KvStore::begin_passing() {
     std::vector<KvPassage::Page>& pages = visits.emplace_back();
     for (const BatchItem& item : visit) {
       for_passing(item, [&](int64_t index, int64_t page) {
-        const int64_t first = page * kPageTokens;
-        pages.push_back({home(sequences_[item.slot], index),
-                         first<item.first_position, first + kPageTokens> item.first_position});
+        const int64_t first = page * kPageTokens, end = first + kPageTokens;
+        const bool has_tokens = first < item.first_position, is_full = end <= item.first_position;
+        pages.push_back({home(sequences_[item.slot], index), has_tokens, !is_full,
+                         end <= item.first_position + item.rows, item.slot});
       });
     }
   }

@@ -68,7 +68,7 @@ class KvStore {
   // several sequences should have, so that those of the next one come meanwhile.
   int64_t visiting_pages(int slot) const;
   int64_t visit_pages() const;
-  // All pages of this sequence have their homes in host memory, beside a device.
+  // All pages of this sequence have their homes in host memory, none on a device or disk.
   bool is_at_home(int slot) const;
   // All pages are where they are for good.
   bool is_fixed() const { return !disk_ && !passage_; }
@@ -110,6 +110,7 @@ class KvStore {
   int64_t home(const Sequence& sequence, int64_t index) const {
     return sequence.runs[index / passage_->run()] + index % passage_->run();
   }
+  bool is_on_disk(int64_t home) const { return home >= passage_->homes(); }
   bool belongs_at_home(const Sequence& sequence) const;
   void add_passing(Sequence& sequence);
   void begin_passing();
@@ -129,7 +130,7 @@ class KvStore {
   std::byte* arena_;  // [layers][pages][stride]; [pages][layers][stride] where tables are shared
   std::optional<KvDisk> disk_;
   KvPassage* passage_ = nullptr;
-  std::vector<int64_t> free_runs_;                            // first homes
+  std::vector<int64_t> free_runs_, free_disk_runs_;           // first homes
   std::vector<int64_t> free_;                                 // page numbers
   std::vector<Sequence> sequences_;                           // by slot
   std::vector<std::vector<std::vector<std::byte*>>> tables_;  // [slot][layer]

@@ -11,12 +11,7 @@ namespace {
 KvStore make_kv(const KvPageShape& shape, int layers, const Stage::Sizes& sizes,
                 const KvDiskAccess& access, MemoryBudget& budget) {
   if (sizes.kv_disk_pages == 0) return KvStore(shape, layers, sizes.kv_pages, sizes.slots, budget);
-  KvDiskOptions disk;
-  disk.directory = access.directory;
-  disk.make_queue = access.make_queue;
-  disk.pages = sizes.kv_disk_pages;
-  disk.staging_pages = sizes.kv_staging_pages;
-  disk.ahead = access.ahead;
+  const KvDiskOptions disk{access, sizes.kv_disk_pages, sizes.kv_staging_pages};
   return KvStore(shape, layers, sizes.kv_pages, sizes.slots, sizes.step_rows, disk, budget);
 }
 

@@ -1,11 +1,9 @@
 // One stage of the pipeline: the engine of its layers, and on the last stage the sampler.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
 
 #include "engine/device/device_stage.h"
 #include "engine/memory/budget.h"
@@ -14,13 +12,6 @@
 #include "runtime/schedule/step_message.h"
 
 namespace headrace {
-
-// How KV pages get to a disk, where the sizes say that some do.
-struct KvDiskAccess {
-  std::string directory;
-  std::function<std::unique_ptr<IoQueue>()> make_queue;
-  bool ahead = true;
-};
 
 class Stage {
  public:
@@ -42,8 +33,8 @@ class Stage {
   Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& device, const Cpu& cpu,
         MemoryBudget& budget, const Sizes& sizes);
 
-  // Goes through a step of few rows and one of many, which nothing is left of, so that what a device
-  // does on the first of them is done. hidden: as below, overwritten.
+  // Goes through a step of few rows and one of many, which nothing is left of, so that what a
+  // device does on the first of them is done. hidden: as below, overwritten.
   void warm_up(float* hidden);
 
   // Computes a step in place on hidden [step_rows][d_model]: what the previous stage sent, or what

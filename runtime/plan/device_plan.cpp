@@ -23,6 +23,7 @@ constexpr uint64_t kWindow = 512 << 20;     // for KV pages that come from the h
 // Of the memory's rate, with which weights are expanded to f16; measured (tests/perf/gpu.md).
 constexpr double kPlainExpansion = 0.8, kLowBitExpansion = 0.45;
 constexpr int kShares = 64;  // what the CPU attends to, in steps
+constexpr int kKvSteps = 8;  // shares of the KV pages beyond the device that are tried on disk
 
 class DevicePlanner {
  public:
@@ -45,7 +46,7 @@ class DevicePlanner {
       const std::optional<StagePlan> plan = for_sequences(b);
       if (!plan) continue;
       if (!best || serves_more(*plan, *best)) best = plan;
-      if (workload_.exact || plan->device.value().streamed == 0) break;
+      if (workload_.exact || is_all_there(*plan)) break;
     }
     if (!best) throw DoesNotFit(refusal());
     give_rest_to_kv(*best);
@@ -57,12 +58,23 @@ class DevicePlanner {
     return plan.served_per_s > 1.01 * than.served_per_s;
   }
 
+  static bool is_all_there(const StagePlan& plan) {
+    return plan.device->streamed == 0 && !plan.needs_disk();
+  }
+
   bool is_head(size_t unit) const { return layout_.range.is_last && layout_.head_unit() == unit; }
 
   uint64_t bytes(const DeviceStage::Sizes& sizes) const {
-    return DeviceStage::bytes_needed(config_, layout_, sizes) + kLibraries +
+    // Where pages may go to disk those that pass may be padded.
+    const bool may_pad = limits_.disk > 0 && sizes.kv_host_pages > 0 && sizes.kv_disk_pages == 0;
+    const uint64_t padding =
+        may_pad ? static_cast<uint64_t>(sizes.kv_window) * (io_aligned(stride()) - stride()) : 0;
+    return DeviceStage::bytes_needed(config_, layout_, sizes) + padding + kLibraries +
            static_cast<uint64_t>(device_.wires) * kWireBytes;
   }
+
+  // Bytes of a page of a layer.
+  uint64_t stride() const { return page_ / static_cast<uint64_t>(layout_.range.layers()); }
 
   // With nothing resident.
   DeviceStage::Sizes start(int sequences) const {
@@ -90,8 +102,7 @@ class DevicePlanner {
     for (;; halve_rows(sizes)) {
       const std::optional<StagePlan> plan = with_rows(sizes, sequences);
       if (plan && (!best || serves_more(*plan, *best))) best = plan;
-      const bool all_there = plan && plan->device->streamed == 0;
-      if (all_there || sizes.step_rows <= kLeastRows) return best;
+      if ((plan && is_all_there(*plan)) || sizes.step_rows <= kLeastRows) return best;
     }
   }
 
@@ -107,7 +118,9 @@ class DevicePlanner {
     }
     for (const int64_t window : {window_pages(sizes, kWindow), window_pages(sizes, 0)}) {
       sizes.kv_window = window;
-      if (move_kv(sizes)) return with_host(with_residents(sizes), sequences);
+      if (!move_kv(sizes)) continue;
+      const std::optional<StagePlan> plan = with_host(with_residents(sizes), sequences);
+      if (plan) return plan;
     }
     return std::nullopt;
   }
@@ -116,10 +129,9 @@ class DevicePlanner {
 
   // Pages of a layer in so many bytes, but room for the longest sequence.
   int64_t window_pages(const DeviceStage::Sizes& sizes, uint64_t bytes) const {
-    const uint64_t stride = page_ / static_cast<uint64_t>(layout_.range.layers());
     const int64_t longest =
         KvStore::pages_for(std::min<int64_t>(workload_.longest, config_.max_positions));
-    return std::min(sizes.kv_pages, std::max(longest, static_cast<int64_t>(bytes / stride)));
+    return std::min(sizes.kv_pages, std::max(longest, static_cast<int64_t>(bytes / stride())));
   }
 
   // KV pages that have no room go to the host; false if even the rest has none.
@@ -168,7 +180,30 @@ class DevicePlanner {
            DeviceWeights::resident_bytes(layout_, sizes.weights) <= device_.weights;
   }
 
+  // KV pages that the host has no room for go to disk, and more where weights come from disk if
+  // that is faster.
   std::optional<StagePlan> with_host(const DeviceStage::Sizes& sizes, int sequences) const {
+    const int64_t all = limits_.disk > 0 ? sizes.kv_host_pages : 0;
+    std::optional<StagePlan> best;
+    for (int step = 0; step <= (all > 0 ? kKvSteps : 0); ++step) {
+      const std::optional<StagePlan> plan = with_disk(sizes, all * step / kKvSteps, sequences);
+      if (plan && (!best || serves_more(*plan, *best))) best = plan;
+      if (plan && plan->placement.all_resident()) break;
+    }
+    if (!best) return best;
+    for (int64_t part = all / kKvSteps; part > 0; part /= 2) {
+      const int64_t on_disk = best->device->sizes.kv_disk_pages;
+      const std::optional<StagePlan> plan =
+          on_disk > part ? with_disk(sizes, on_disk - part, sequences) : std::nullopt;
+      if (plan && !serves_more(*best, *plan)) best = plan;
+    }
+    return best;
+  }
+
+  std::optional<StagePlan> with_disk(DeviceStage::Sizes sizes, int64_t disk_pages,
+                                     int sequences) const {
+    sizes.kv_host_pages -= disk_pages;
+    sizes.kv_disk_pages = disk_pages;
     StagePlan plan;
     plan.range = layout_.range;
     plan.sizes = sizes_;
@@ -180,11 +215,12 @@ class DevicePlanner {
     plan.device = DevicePlan{sizes};
     DevicePlan& device = *plan.device;
     device.weights = DeviceWeights::resident_bytes(layout_, sizes.weights);
-    device.kv = page_ * static_cast<uint64_t>(sizes.kv_pages - sizes.kv_host_pages);
+    device.kv = page_ * static_cast<uint64_t>(sizes.kv_device_pages());
     plan.kv = DeviceStage::host_kv_bytes(config_, layout_.range, sizes);
     if (limits_.kv_memory > 0 && plan.kv > limits_.kv_memory) return std::nullopt;
     device.all = bytes(sizes);
     device.limit = device_.memory;
+    plan.disk = DeviceStage::disk_kv_bytes(config_, layout_.range, sizes);
 
     const uint64_t vectors = WeightStore::vector_bytes(layout_) + kRounding;
     const auto buffers = static_cast<uint64_t>(link_buffers(layout_.range));
@@ -204,11 +240,11 @@ class DevicePlanner {
                            kRounding * (layout_.units.size() + 2);
     plan.placement.streamed.assign(layout_.units.size(), 0);
     if (fixed + rest.image_bytes() > limits_.host_memory) {
-      if (limits_.disk < OffloadFile::file_bytes(layout_)) return std::nullopt;
       if (fixed + smallest_placement(rest, false) > limits_.host_memory) return std::nullopt;
       plan.placement = place_weights(rest, limits_.host_memory - fixed, {kReadAhead, false, true});
-      plan.disk = OffloadFile::file_bytes(layout_);
+      plan.disk += OffloadFile::file_bytes(layout_);
     }
+    if (plan.disk > limits_.disk) return std::nullopt;
     plan.placement.elsewhere = elsewhere;
     plan.weights = headrace::resident_bytes(rest, plan.placement) + vectors;
     plan.ring = ring_bytes(plan.placement);
@@ -221,6 +257,11 @@ class DevicePlanner {
     }
     share_attention(plan, sequences);
     return plan;
+  }
+
+  // Of a page on disk.
+  double padded() const {
+    return static_cast<double>(io_aligned(stride())) / static_cast<double>(stride());
   }
 
   // The CPU attends to as many pages as makes a round shortest, by a percent at least.
@@ -263,6 +304,8 @@ class DevicePlanner {
                                          : streamed);
     const double on_host = static_cast<double>(device.sizes.kv_host_pages) /
                            static_cast<double>(device.sizes.kv_pages);
+    const double on_disk = static_cast<double>(device.sizes.kv_disk_pages) /
+                           static_cast<double>(device.sizes.kv_pages);
     const double cpus = on_host * device.sizes.host_share;
     const double page_each =
         sequences * static_cast<double>(page_);  // goes back with a token in it
@@ -271,15 +314,22 @@ class DevicePlanner {
         cpus * kv / static_cast<double>(page_) * layout_.range.layers() * rates_.attention_s;
     plan.compute_s = groups * weights / rates_.device_memory +
                      std::max(plan.host_s, (1 - cpus) * kv / rates_.device_memory);
-    plan.link_s = (groups * streamed + (on_host - cpus) * (kv + page_each)) / rates_.link;
-    if (rates_.disk > 0) plan.disk_s = groups * read / rates_.disk;
+    plan.link_s = (groups * streamed + (on_host + on_disk - cpus) * (kv + page_each)) / rates_.link;
+    if (rates_.disk > 0) {
+      // Full pages come in every round, and one in so many fills another.
+      const double moved = std::max(0.0, kv - page_each / 2) + page_each / kPageTokens;
+      plan.disk_s = groups * read / rates_.disk + on_disk * moved * padded() / rates_.kv_rate();
+    }
     plan.round_s = std::max({plan.compute_s, plan.link_s, plan.disk_s});
     plan.tokens_per_s = sequences / plan.round_s;
 
     const double steps =
         std::ceil(sequences * prompt / static_cast<double>(device.sizes.step_rows));
-    double prompts_s = (steps * streamed + on_host * share * all_kv) / rates_.link;
-    if (rates_.disk > 0) prompts_s = std::max(prompts_s, steps * read / rates_.disk);
+    double prompts_s = (steps * streamed + (on_host + on_disk) * share * all_kv) / rates_.link;
+    if (rates_.disk > 0) {
+      prompts_s = std::max(prompts_s, steps * read / rates_.disk +
+                                          on_disk * share * all_kv * padded() / rates_.kv_rate());
+    }
     const auto answer = static_cast<double>(workload_.tokens) - prompt;
     plan.served_per_s = sequences * answer / (answer * plan.round_s + prompts_s);
   }
@@ -287,7 +337,7 @@ class DevicePlanner {
   // Longer sequences than usual find room there.
   void give_rest_to_kv(StagePlan& plan) const {
     DevicePlan& device = *plan.device;
-    if (device.sizes.kv_host_pages > 0) return;
+    if (device.sizes.has_passing_pages()) return;
     const int64_t useful = plan.sizes.slots * KvStore::pages_for(config_.max_positions);
     const uint64_t left = device.limit - device.all;
     const uint64_t each = page_ + sizeof(std::byte*);
@@ -315,11 +365,14 @@ class DevicePlanner {
       return "device memory is too small for this stage" + table +
              "\ngive more --device-memory, a smaller --max-batch, more ranks, or --device cpu";
     }
+    std::swap(least.kv_host_pages, least.kv_disk_pages);
+    const uint64_t disk = OffloadFile::file_bytes(layout_) +
+                          DeviceStage::disk_kv_bytes(config_, layout_.range, least);
     return "host memory is too small for what does not stay on the device: weights of " +
            format_bytes(layout_.image_bytes()) + ", KV pages and activations" +
            "\n  budget       " + format_bytes(limits_.host_memory) +
-           "\ngive more --host-memory, --device-memory, ranks, or a --disk with " +
-           format_bytes(OffloadFile::file_bytes(layout_));
+           "\ngive more --host-memory, --device-memory, ranks" +
+           (limits_.disk < disk ? ", or a --disk with " + format_bytes(disk) : "");
   }
 
   const ModelConfig& config_;

@@ -400,15 +400,22 @@ std::string by_the_cpu(const DevicePlan& device) {
          " of the KV pages in host memory";
 }
 
+// ", 320 of them in host memory, 64 on disk"
+std::string elsewhere(const DevicePlan& device) {
+  const int64_t host = device.sizes.kv_host_pages, disk = device.sizes.kv_disk_pages;
+  std::string text;
+  if (host > 0) text += ", " + std::to_string(host * kPageTokens) + " of them in host memory";
+  if (disk > 0) {
+    text += ", " + std::to_string(disk * kPageTokens) + (host > 0 ? "" : " of them") + " on disk";
+  }
+  return text;
+}
+
 std::string on_device(const DevicePlan& device) {
-  std::string text = ", on the GPU " + format_bytes(device.all) + ": " +
-                     format_bytes(device.weights) + " of weights, KV cache " +
-                     format_bytes(device.kv) + " (" +
-                     std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens" +
-                     (device.sizes.kv_host_pages > 0
-                          ? ", " + std::to_string(device.sizes.kv_host_pages * kPageTokens) +
-                                " of them in host memory)"
-                          : ")");
+  std::string text =
+      ", on the GPU " + format_bytes(device.all) + ": " + format_bytes(device.weights) +
+      " of weights, KV cache " + format_bytes(device.kv) + " (" +
+      std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens" + elsewhere(device) + ")";
   if (device.streamed > 0) {
     text += ", " + format_bytes(device.streamed) + " of weights copied to it per step";
   }
@@ -474,7 +481,8 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
     line("GPU", format_bytes(device.all) + " of " + format_bytes(device.limit) + ": " +
                     format_bytes(device.weights) + " of weights, KV cache " +
                     format_bytes(device.kv) + ", room for " +
-                    std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens");
+                    std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens" +
+                    elsewhere(device));
     if (device.sizes.host_share > 0) line("attention", by_the_cpu(device));
     line("link", format_bytes(device.streamed) + " of weights per step" +
                      text_of(", measured at %.1f GB/s", rates.link / 1e9));

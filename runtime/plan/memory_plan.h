@@ -71,7 +71,10 @@ struct StagePlan {
   double served_per_s = 0;
   std::optional<DevicePlan> device;
 
-  bool needs_disk() const { return !placement.all_resident() || sizes.kv_disk_pages > 0; }
+  bool has_kv_on_disk() const {
+    return sizes.kv_disk_pages > 0 || (device && device->sizes.kv_disk_pages > 0);
+  }
+  bool needs_disk() const { return !placement.all_resident() || has_kv_on_disk(); }
   int64_t kv_pages() const { return sizes.kv_pages + sizes.kv_disk_pages; }
 };
 

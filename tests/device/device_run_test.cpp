@@ -222,6 +222,23 @@ TEST_F(DeviceRun, GivesACpusResultsWithTheHelpOfOne) {
   EXPECT_EQ(good(helped, 1), expected);
 }
 
+TEST_F(DeviceRun, GivesACpusResultsWithKvPagesOnDisk) {
+  const auto expected = good(options("cpu", "auto"), 1);
+  GenerateOptions on_disk = options("cuda", "auto");
+  on_disk.disk = folder_ / "offload";
+  on_disk.disk_budget = uint64_t{1} << 30;
+  on_disk.device_kv = 0;
+  on_disk.kv_memory = 200 << 10;  // of the second of two ranks, the pages have room on the host
+  on_disk.report = folder_ / "report.json";
+  for (const int ranks : {1, 2}) {
+    EXPECT_EQ(good(on_disk, ranks), expected);
+    const json report = json::parse(test::read_file(folder_ / "report.json"));
+    const json& moved = report.at("stages").at(0).at("moved");
+    EXPECT_GT(moved.at("kv_in").at("bytes"), 0);
+    EXPECT_GT(moved.at("kv_out").at("bytes"), 0);
+  }
+}
+
 // Where bits depend on what the CPU attends to it is part of the run's arithmetic.
 TEST_F(DeviceRun, AResumeWithOtherArithmeticIsRefused) {
   GenerateOptions helped = options("cuda", "auto"), alone = helped;

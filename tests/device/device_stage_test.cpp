@@ -32,6 +32,8 @@ struct StageRun {
   double host_share = 0;
   int helped = 0;      // single rows that the CPU attends to, of all; -1: some
   int slots = kSlots;  // of the plan, which says how long sequences are
+  int64_t disk_pages = 0;
+  bool ahead = true;  // of the disk
 };
 
 constexpr StageRun kRuns[] = {
@@ -43,6 +45,19 @@ constexpr StageRun kRuns[] = {
     {"some KV pages in host memory", 7, 16, 50, kPages - 5},
     {"sequences cut by micro-batches, KV pages in host memory", 16, 5, 100, kPages},
     {"room for one sequence's pages at a time", 16, 16, 0, kPages - 1, 3},
+};
+
+constexpr StageRun kDiskRuns[] = {
+    {.name = "sequences cut by micro-batches, KV pages on device and disk",
+     .micro_batch_rows = 5,
+     .resident = 50,
+     .disk_pages = kPages - 5},
+    {.name = "all KV pages on disk", .disk_pages = kPages},
+    {.name = "room for one sequence's pages, which come from disk when they are wanted",
+     .chunk = 7,
+     .window = 3,
+     .disk_pages = kPages,
+     .ahead = false},
 };
 
 constexpr int kAllRows = 4 * kSingle + 1;  // one prompt is a single row, too
@@ -165,6 +180,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     sizes.kv_format = format;
     sizes.kv_pages = kPages;
     sizes.kv_host_pages = run.host_pages;
+    sizes.kv_disk_pages = run.disk_pages;
     sizes.kv_window = run.window;
     sizes.host_share = run.host_share;
     sizes.slots = run.slots;
@@ -179,7 +195,8 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     }
     sizes.weights.slots = run.resident == 100 ? 0 : 2;
     auto device = std::make_unique<test::FakeDevice>(random_(), fault);
-    DeviceStage stage(std::move(device), *checkpoint_, weights_, threads_, budget_, sizes);
+    const KvDiskAccess disk{testing::TempDir(), [] { return make_io_queue(16); }, run.ahead};
+    DeviceStage stage(std::move(device), *checkpoint_, weights_, threads_, budget_, sizes, disk);
     KvStore kv(page(format), config_.n_layers, kSlots, stage.kv_on_device(), stage.kv_window());
     HostAttention host = stage.host_attention();
     CountedRows rows(host.rows);
@@ -227,6 +244,16 @@ TEST_P(DeviceStageTest, Float32HasTheBitsOfTheCpu) {
       ASSERT_TRUE(same_bits(expected, on_device(run, false, format)));
     }
   }
+}
+
+TEST_P(DeviceStageTest, PagesOnDiskHaveTheSameBits) {
+  const std::vector<float> expected = on_cpu(KvFormat::kQ8);
+  for (const StageRun& run : kDiskRuns) {
+    SCOPED_TRACE(run.name);
+    ASSERT_TRUE(same_bits(expected, on_device(run, false, KvFormat::kQ8)));
+  }
+  ASSERT_TRUE(same_bits(on_device(kRuns[0], true, KvFormat::kF16),
+                        on_device(kDiskRuns[0], true, KvFormat::kF16)));
 }
 
 TEST_P(DeviceStageTest, HalfHasTheSameBitsHoweverItRuns) {

@@ -127,6 +127,10 @@ class Float16(Gpu):
         disk = (*CUDA, "--device-weights", 0, "--host-memory", "500MiB", "--disk", self.folder / "disk")
         self.check_same(model, requests, expected, [disk, (*disk, "--device-kv", 0, "--max-batch", 4)])
         self.assertIn("read per step through a ring", self.jobs[-1].log())
+        # So do KV pages that the host has no room for.
+        pages = (*CUDA, "--device-kv", 0, "--kv-memory", "40MiB", "--disk", self.folder / "disk")
+        self.check_same(model, requests, expected, [pages, (*pages, "--max-batch", 5, "--prefill-chunk", 7)])
+        self.assertIn(" on disk", self.jobs[-1].log())
 
     def test_after_a_resume(self):
         model, requests = TINY[0], requests_of(300)

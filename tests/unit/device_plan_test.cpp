@@ -72,7 +72,8 @@ class DevicePlanTest : public testing::Test {
     auto owner = std::make_unique<test::FakeDevice>(1);
     const test::FakeDevice& device = *owner;
     DeviceStage on_device(std::move(owner), *checkpoint_, *weights, threads, budget,
-                          plan.device->sizes);
+                          plan.device->sizes,
+                          {testing::TempDir(), [] { return make_io_queue(8); }});
     Stage stage(checkpoint_->config(), *weights, on_device, cpu, budget, plan.sizes);
     std::vector<Buffer> hidden;
     for (int i = 0; i < link_buffers(range_); ++i) {
@@ -148,6 +149,93 @@ TEST_F(DevicePlanTest, KvPagesOnTheHostStayWithinTheirPart) {
     EXPECT_LT(fewer.sizes.slots, 16);
     EXPECT_LE(fewer.kv, limits_.kv_memory);
   }
+}
+
+TEST_F(DevicePlanTest, KvPagesGoToDiskWhereTheHostHasNoRoom) {
+  open("synthetic:smollm2-135m");
+  workload_.tokens = workload_.longest = 1024;
+  workload_.prompt = 512;
+  limits_.host_memory = 600 * kMiB;
+  const uint64_t device = kLibraries + 200 * kMiB;
+  EXPECT_LT(plan(device).sizes.slots, 16);
+  limits_.disk = kPlenty;
+  const StagePlan some = plan(device);
+  const DeviceStage::Sizes& sizes = some.device->sizes;
+  EXPECT_EQ(some.sizes.slots, 16);
+  EXPECT_EQ(sizes.kv_pages, 16 * KvStore::pages_for(1024));
+  EXPECT_GT(sizes.kv_host_pages, 0);
+  EXPECT_TRUE(some.placement.all_resident()) << "weights are read in every step, pages more rarely";
+  EXPECT_EQ(some.disk, DeviceStage::disk_kv_bytes(checkpoint_->config(), range_, sizes));
+  EXPECT_NE(describe(some).find(std::to_string(sizes.kv_disk_pages * 16) + " on disk"),
+            std::string::npos);
+  EXPECT_NE(plan_table(some, rates_).find(" on disk"), std::string::npos);
+  EXPECT_NE(describe_prediction(some).find("reading"), std::string::npos);
+  build(some);
+  // What has room stays on the host.
+  limits_.host_memory += 20 * kMiB;
+  const StagePlan less = plan(device);
+  EXPECT_LT(less.device->sizes.kv_disk_pages, sizes.kv_disk_pages - 40);
+  EXPECT_LT(less.disk_s, some.disk_s);
+  limits_.disk = less.disk / 2;
+  EXPECT_LT(plan(device).sizes.slots, 16);
+}
+
+TEST_F(DevicePlanTest, KvPagesBeyondTheirPartOfTheHostGoToDisk) {
+  open("synthetic:smollm2-135m");
+  workload_.tokens = workload_.longest = 1024;
+  workload_.prompt = 512;
+  kv_ = 0;
+  limits_.kv_memory = 100 * kMiB;
+  limits_.disk = kPlenty;
+  const StagePlan some = plan(uint64_t{8} << 30);
+  EXPECT_EQ(some.sizes.slots, 16);
+  EXPECT_LE(some.kv, limits_.kv_memory);
+  EXPECT_GT(some.device->sizes.kv_disk_pages, some.device->sizes.kv_host_pages);
+  // Pages of other sizes are padded where some are on disk.
+  kv_ = UINT64_MAX;
+  sizes_.kv_format = KvFormat::kQ8;
+  EXPECT_NE(Stage::page_shape(checkpoint_->config(), KvFormat::kQ8).page_bytes() % kIoAlignment,
+            0U);
+  limits_.kv_memory = 80 * kMiB;
+  const StagePlan padded = plan(kLibraries + 130 * kMiB);
+  EXPECT_EQ(padded.sizes.slots, 16);
+  EXPECT_GT(padded.device->sizes.kv_disk_pages, 0);
+  build(padded);
+}
+
+TEST_F(DevicePlanTest, NoPagesOnADiskThatIsTooSlowForThem) {
+  open("synthetic:smollm2-135m");
+  workload_.exact = false;
+  workload_.tokens = workload_.longest = 1024;
+  workload_.prompt = 512;
+  kv_ = 0;
+  limits_.host_memory = 300 * kMiB;
+  limits_.disk = kPlenty;
+  rates_.disk = 5e8;
+  const StagePlan fewer = plan(uint64_t{8} << 30);
+  EXPECT_LT(fewer.sizes.slots, 16);
+  EXPECT_EQ(fewer.device->sizes.kv_disk_pages, 0);
+  rates_.disk = 1e12;
+  const StagePlan all = plan(uint64_t{8} << 30);
+  EXPECT_EQ(all.sizes.slots, 16);
+  EXPECT_GT(all.device->sizes.kv_disk_pages, 0);
+}
+
+TEST_F(DevicePlanTest, PredictsWhatKvPagesOnDiskTake) {
+  open("synthetic:smollm2-135m");
+  workload_.tokens = workload_.longest = 1024;
+  workload_.prompt = 512;
+  kv_ = 0;
+  limits_.kv_memory = 75 * kMiB;  // for those on their way
+  limits_.disk = kPlenty;
+  rates_.kv_disk = 5e8;
+  const StagePlan all = plan(uint64_t{8} << 30);
+  EXPECT_EQ(all.device->sizes.kv_disk_pages, all.sizes.kv_pages);
+  // 16 sequences of 768 tokens on average, of 30 layers, 3 heads of 64, K and V of 2 bytes.
+  const double kv = 16.0 * 768 * 30 * 3 * 64 * 2 * 2;
+  EXPECT_NEAR(all.disk_s, kv / 5e8, 0.02 * all.disk_s);
+  EXPECT_NEAR(all.link_s, kv / 5e10, 0.05 * all.link_s);
+  EXPECT_DOUBLE_EQ(all.round_s, all.disk_s);
 }
 
 TEST_F(DevicePlanTest, TheUserMayKeepWeightsOffTheDevice) {
@@ -235,7 +323,8 @@ TEST_F(DevicePlanTest, ARefusalNamesNeedBudgetAndCure) {
   }
   limits_.host_memory = 20 * kMiB;
   const std::string host = refusal(kLibraries + 150 * kMiB);
-  for (const char* word : {"host memory is too small", "20.0 MiB", "--host-memory"}) {
+  for (const char* word :
+       {"host memory is too small", "20.0 MiB", "--host-memory", "or a --disk"}) {
     EXPECT_NE(host.find(word), host.npos) << host;
   }
 }

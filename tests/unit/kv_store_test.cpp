@@ -240,8 +240,10 @@ TEST(KvStore, EveryTokenIsReadAsItWasWrittenFromMemoryAndDisk) {
 // Homes and nothing else.
 class Homes final : public KvPassage {
  public:
-  explicit Homes(int64_t homes, int64_t whole) : homes_(homes), whole_(whole) {}
+  Homes(int64_t homes, int64_t whole, int64_t disk_homes)
+      : homes_(homes), whole_(whole), disk_homes_(disk_homes) {}
   int64_t homes() const override { return homes_; }
+  int64_t disk_homes() const override { return disk_homes_; }
   int64_t run() const override { return 2; }
   int64_t whole() const override { return whole_; }
   int64_t room() const override { return 9; }
@@ -259,14 +261,15 @@ class Homes final : public KvPassage {
   std::vector<std::vector<Page>> visits_;
 
  private:
-  int64_t homes_, whole_;
+  int64_t homes_, whole_, disk_homes_;
   bool awaited_ = false;
 };
 
 struct BesideADevice {
   static constexpr int64_t kArena = 8;
-  explicit BesideADevice(int64_t homes, int64_t whole = 3)
-      : passage(homes, whole), store(kShape, kLayers, 8, KvArena{arena, kArena}, &passage) {}
+  explicit BesideADevice(int64_t homes, int64_t whole = 3, int64_t disk_homes = 0)
+      : passage(homes, whole, disk_homes),
+        store(kShape, kLayers, 8, KvArena{arena, kArena}, &passage) {}
   void reserve(int slot, int64_t pages) { store.reserve(slot, pages * kPageTokens); }
 
   std::byte arena[1];  // only ever pointed to
@@ -334,6 +337,32 @@ TEST(KvStore, TheHostFindsPagesAtHome) {
     }
     EXPECT_EQ(homes.size(), 3U);
   }
+}
+
+TEST(KvStore, PagesAreOnDiskWhereDeviceAndHostHaveNoRoom) {
+  BesideADevice kv(4, 3, 10);
+  kv.reserve(0, 3);
+  kv.reserve(1, 3);
+  kv.reserve(2, 3);
+  EXPECT_TRUE(kv.store.is_at_home(2));
+  kv.reserve(3, 5);
+  EXPECT_FALSE(kv.store.is_at_home(3));
+  EXPECT_EQ(kv.store.visiting_pages(3), 3) << "the arena has two of them";
+  const std::vector<BatchItem> visited = {{3, 70, 10}};
+  kv.store.begin_sweep({visited});
+  const std::vector<KvPassage::Page> pages = {
+      {4, true, false, true, 3}, {5, true, false, true, 3}, {6, true, true, true, 3}};
+  EXPECT_EQ(kv.passage.visits_[0], pages);
+  // What is given back is on the host, or on disk, as before.
+  kv.store.release(2);
+  kv.reserve(4, 4);
+  EXPECT_TRUE(kv.store.is_at_home(4));
+  kv.store.release(3);
+  kv.reserve(5, 2);
+  EXPECT_EQ(kv.store.visiting_pages(5), 0);
+  kv.reserve(6, 10);
+  EXPECT_FALSE(kv.store.is_at_home(6));
+  EXPECT_THROW(kv.reserve(6, 11), std::logic_error);
 }
 
 }  // namespace
