@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import platform
+import socket
 import sys
 import time
 
@@ -32,10 +33,14 @@ def f(x):
 
 
 def probe(order, send):
-    """Whether EvalPlus judges as it should here, and a candidate is held."""
+    """Whether this is a sandbox, EvalPlus judges in it as it should, and a candidate is held."""
     wanted = {"right": (RIGHT, "pass"), "wrong": (WRONG, "fail")}
-    if order["filtered"]:
+    if order["confined"]:
         wanted["free"] = (FREE, "fail")
+        open_ways = [name for name, is_open in _ways_out().items() if is_open]
+        if open_ways:
+            send(wrong=f"bwrap does not hold: {', '.join(open_ways)}")
+            return
     for name, (code, status) in wanted.items():
         verdict = _check(order["limits"], PROBE, PROBE_EXPECTED, code)
         if (verdict["base"], verdict["plus"]) != (status, status):
@@ -43,6 +48,15 @@ def probe(order, send):
             return
     send(evalplus=evalplus_parts.VERSION, numpy=numpy.__version__,
          python=platform.python_version())
+
+
+def _ways_out():
+    return {"the user is the same": os.getuid() != 65534,
+            "processes of the host are seen": os.getpid() > 10,
+            "the network is there": any(name != "lo" for _, name in socket.if_nameindex()),
+            "files of the host are seen": os.path.exists("/etc/passwd"),
+            "the system can be written to": os.access("/", os.W_OK) or os.access("/usr", os.W_OK),
+            "the environment is passed on": "PATH" in os.environ}
 
 
 def references(order, send):
@@ -97,7 +111,7 @@ def main():
     multiprocessing.set_start_method("fork")  # else a candidate's process would not be confined
     confine.limit(order["limits"])
     confine.hide_memory()
-    confine.at_fork(descriptor, order["limits"]["open_files"], order["filtered"])
+    confine.at_fork(descriptor, order["limits"]["open_files"], order["confined"])
     {"probe": probe, "references": references, "candidate": candidate}[order["step"]](order, send)
 
 

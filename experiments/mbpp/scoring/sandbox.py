@@ -33,6 +33,7 @@ LIMITS = {
     "gt_time_limit_factor": 4.0,   # times the reference's time; EvalPlus's default
 }
 REFERENCE_LIMITS = {"cpu_seconds": 1800, "wall_seconds": 3600, "file_bytes": 1 << 30}
+INSIDE = {"task": "/task.pickle", "folder": "/references"}
 MESSAGE_BYTES = 4 << 20
 LOG_BYTES = 4000
 
@@ -58,18 +59,20 @@ class Sandbox:
         self.confined = confined
         self._python = os.path.abspath(python)
 
-    def run(self, order, reads=(), folder=None, limits=None):
-        """Runs the order; reads: files it may read; folder: one that it may write to."""
+    def run(self, order, task=None, folder=None, limits=None):
+        """Runs the order; task: a file for it to read; folder: one that it may write to."""
         limits = {**self.limits, **(limits or {})}
-        order = {**order, "limits": limits, "filtered": self.confined}
+        seen = {name: INSIDE[name] if self.confined else str(path)
+                for name, path in (("task", task), ("folder", folder)) if path}
+        order = {**order, **seen, "limits": limits, "confined": self.confined}
         reader, writer = os.pipe()
         with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as log:
             stdin.write(json.dumps(order).encode())
             stdin.seek(0)
-            environment = self._environment(folder)
+            environment = _environment(seen.get("folder"))
             command = [self._python, "-s", "-B", "-m", "scoring.runner", str(writer)]
             if self.confined:
-                command = self._bubblewrap(limits, reads, folder, environment) + command
+                command = self._bubblewrap(limits, task, folder, environment) + command
             try:
                 process = subprocess.Popen(
                     command, stdin=stdin, stdout=log, stderr=log, pass_fds=[writer],
@@ -82,15 +85,7 @@ class Sandbox:
             said, ended = _collect(process, reader, limits["wall_seconds"])
             return Outcome(said, ended, _end_of(log))
 
-    def _environment(self, folder):
-        # Order in sets of strings, and so some verdicts, would differ from run to run.
-        environment = {"PYTHONPATH": str(PACKAGE.parent), "PYTHONHASHSEED": "0",
-                       "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        if folder:
-            environment.update(XDG_CACHE_HOME=str(folder), MBPP_OVERRIDE_PATH=f"{folder}/data.jsonl")
-        return environment
-
-    def _bubblewrap(self, limits, reads, folder, environment):
+    def _bubblewrap(self, limits, task, folder, environment):
         command = [shutil.which("bwrap") or "bwrap",
                    "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net",
                    "--unshare-uts", "--unshare-cgroup", "--uid", "65534", "--gid", "65534",
@@ -107,10 +102,12 @@ class Sandbox:
         command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc",
                     "--dev", "/dev", "--size", str(limits["tmp_bytes"] // 4), "--tmpfs", "/dev/shm",
                     "--remount-ro", "/dev", "--size", str(limits["tmp_bytes"]), "--tmpfs", "/tmp"]
-        for path in [*self._python_folders, PACKAGE, *reads]:
+        for path in [*self._python_folders, PACKAGE]:
             command += ["--ro-bind", str(path), str(path)]
+        if task:
+            command += ["--ro-bind", str(task), INSIDE["task"]]
         if folder:
-            command += ["--bind", str(folder), str(folder)]
+            command += ["--bind", str(folder), INSIDE["folder"]]
         return command + ["--remount-ro", "/", "--chdir", "/tmp", "--"]
 
     @functools.cached_property
@@ -120,6 +117,15 @@ class Sandbox:
         prefixes = subprocess.run([self._python, "-I", "-c", show], capture_output=True, text=True,
                                   check=True).stdout.split("\n")
         return sorted({path for path in prefixes if path and path != "/usr"})
+
+
+def _environment(folder):
+    # Order in sets of strings, and so some verdicts, would differ from run to run.
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PYTHONHASHSEED": "0",
+                   "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if folder:
+        environment.update(XDG_CACHE_HOME=folder, MBPP_OVERRIDE_PATH=f"{folder}/data.jsonl")
+    return environment
 
 
 def _collect(process, reader, wall_seconds):

@@ -42,13 +42,9 @@ def say(text):
 def open_sandbox(limits, allow_unsafe):
     """(sandbox, its name, versions) after a trial of it; never a bare one that was not asked for."""
     try:
-        if not shutil.which("bwrap"):
-            raise Unavailable("bubblewrap (bwrap) is not installed; on Debian: "
-                              "apt-get install bubblewrap")
+        name = _bubblewrap_version()
         confined = sandbox.Sandbox(limits)
-        versions = _probe(confined)
-        name = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True)
-        return confined, name.stdout.strip(), versions
+        return confined, name, _probe(confined)
     except Unavailable as error:
         if not allow_unsafe:
             raise Unavailable(
@@ -57,6 +53,17 @@ def open_sandbox(limits, allow_unsafe):
         say(f"NOT SAFE: generated programs run without a sandbox ({error})")
         bare = sandbox.Sandbox(limits, confined=False)
         return bare, UNSAFE, _probe(bare)
+
+
+def _bubblewrap_version():
+    try:
+        asked = subprocess.run(["bwrap", "--version"], capture_output=True, text=True)
+    except OSError:
+        raise Unavailable("bubblewrap (bwrap) is not installed; on Debian: "
+                          "apt-get install bubblewrap") from None
+    if asked.returncode != 0:
+        raise Unavailable(f"bwrap --version ended with {asked.returncode}: {asked.stderr.strip()}")
+    return asked.stdout.strip()
 
 
 def _probe(box):
@@ -95,7 +102,7 @@ def reference_outputs(box, data, work, settings):
         unfinished = pathlib.Path(name) / "new"
         unfinished.mkdir()
         shutil.copyfile(data, unfinished / "data.jsonl")
-        outcome = box.run({"step": "references", "folder": str(unfinished)}, folder=unfinished,
+        outcome = box.run({"step": "references"}, folder=unfinished,
                           limits=sandbox.REFERENCE_LIMITS)
         if outcome.last("tasks") is None:
             raise Unavailable(f"the reference solutions of {data} did not run through "
@@ -109,10 +116,10 @@ def reference_outputs(box, data, work, settings):
 def judge(box, folder, task_id, text, sanitize):
     """EvalPlus's verdict on one text; a sandbox that a candidate brought down is a failure."""
     task = folder / f"{task_id.replace('/', '_')}.pickle"
-    order = {"step": "candidate", "task": str(task), "text": text, "sanitize": sanitize}
+    order = {"step": "candidate", "text": text, "sanitize": sanitize}
     for attempt in (1, 2):
         start = time.monotonic()
-        outcome = box.run(order, reads=[task])
+        outcome = box.run(order, task=task)
         verdict = outcome.last("base")
         if verdict and verdict["base"] in STATUSES and verdict["plus"] in STATUSES:
             return verdict
