@@ -32,7 +32,7 @@ LIMITS = {
     "min_time_limit": 1.0,         # seconds a test; EvalPlus's default
     "gt_time_limit_factor": 4.0,   # times the reference's time; EvalPlus's default
 }
-REFERENCE_LIMITS = {"cpu_seconds": 1800, "wall_seconds": 3600, "file_bytes": 1 << 30}
+REFERENCE_LIMITS = {"cpu_seconds": 1800, "wall_seconds": 3600, "file_bytes": 8 << 30}
 INSIDE = {"task": "/task.pickle", "folder": "/references"}
 MESSAGE_BYTES = 4 << 20
 LOG_BYTES = 4000

@@ -9,7 +9,8 @@ same order, and scoring.json beside it says what judged. Verdicts are kept in --
 stopped goes on, and a text that was scored before, for the same task with the same data, versions
 and limits, is not run again.
 
-Exit codes: 0 done; 2 usage; 65 a bad input file; 69 no sandbox or no EvalPlus; 74 I/O.
+Exit codes: 0 done; 2 usage; 65 a bad input file; 69 no sandbox or no EvalPlus; 74 I/O; 75 another
+run has --work, try again.
 """
 import argparse
 import concurrent.futures
@@ -24,7 +25,8 @@ import time
 
 from scoring import inputs, journal, sandbox
 
-OK, USAGE, BAD_INPUT, UNAVAILABLE, IO = 0, 2, 65, 69, 74
+OK, BAD_INPUT, UNAVAILABLE, IO, TRY_AGAIN = 0, 65, 69, 74, 75
+INTERRUPTED = 130
 EVALPLUS = "0.3.1"
 STATUSES = ("pass", "fail", "timeout")
 UNSAFE = "none (--allow-unsafe-scoring)"
@@ -141,15 +143,14 @@ class Scoring:
     def run(self, missing):
         """missing: {key: (task_id, text)}"""
         slow = []
-        with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
-            runs = {pool.submit(self._judge, *missing[key]): key for key in missing}
-            try:
-                for done, run in enumerate(concurrent.futures.as_completed(runs), start=1):
-                    self._keep(runs[run], run.result(), slow)
-                    self._report(done, len(missing))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        pool = concurrent.futures.ThreadPoolExecutor(self._jobs)
+        runs = {pool.submit(self._judge, *missing[key]): key for key in missing}
+        try:
+            for done, run in enumerate(concurrent.futures.as_completed(runs), start=1):
+                self._keep(runs[run], run.result(), slow)
+                self._report(done, len(missing))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
         # A busy machine can make a right program miss a time limit: again, nothing beside it.
         for done, key in enumerate(slow, start=1):
             self._book.add(key, self._judge(*missing[key]))
@@ -237,12 +238,18 @@ def main(arguments=None):
     except inputs.BadInput as error:
         say(error)
         return BAD_INPUT
-    except (Unavailable, journal.Busy) as error:
+    except Unavailable as error:
         say(error)
         return UNAVAILABLE
+    except journal.Busy as error:
+        say(error)
+        return TRY_AGAIN
     except OSError as error:
         say(error)
         return IO
+    except KeyboardInterrupt:
+        say("stopped; the verdicts so far are kept")
+        os._exit(INTERRUPTED)  # and with this process its sandboxes; a return would wait for them
 
 
 if __name__ == "__main__":
