@@ -44,8 +44,8 @@ def find_python():
 def need_bubblewrap():
     if not shutil.which("bwrap"):
         raise unittest.SkipTest("bubblewrap (bwrap) is not installed")
-    trial = subprocess.run(["bwrap", "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "true"],
-                           capture_output=True, text=True)
+    command = ["bwrap", "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "true"]
+    trial = subprocess.run(command, capture_output=True, text=True)
     if trial.returncode != 0:
         raise unittest.SkipTest(f"bubblewrap does not work here: {trial.stderr.strip()}")
 
@@ -139,10 +139,12 @@ class Verdicts(ScoringTest):
     def test_right_and_wrong(self):
         chatter = f"Some words.\n{RIGHT}\nprint(f(1))\n```\nMore words."
         helper = "def g(x):\n    return x + 1\n\ndef f(x):\n    return g(x)\n"
-        texts = [RIGHT, WRONG, WRONG_LATER, chatter, helper, "", "def f(x)", "def g(x):\n    return x"]
+        other = "def g(x):\n    return x + 1\n"
+        texts = [RIGHT, WRONG, WRONG_LATER, chatter, helper, "", "def f(x)", other]
         verdicts, said = self.score(self.command(texts, name="verdicts"))
         good, bad, later = ("pass", "pass"), ("fail", "fail"), ("pass", "fail")
-        self.assertEqual([good, bad, later, good, good, bad, bad, bad], self.statuses(verdicts), said)
+        expected = [good, bad, later, good, good, bad, bad, bad]
+        self.assertEqual(expected, self.statuses(verdicts), said)
         self.assertEqual([f"Mbpp/{9000 + number}" for number in range(len(texts))],
                          [verdict["task_id"] for verdict in verdicts])
         self.assertEqual(RIGHT.strip(), verdicts[3]["solution"])
@@ -204,7 +206,8 @@ class Verdicts(ScoringTest):
     def test_equal_texts_are_scored_once(self):
         command = self.command([RIGHT], name="once")
         generations = command[command.index("--generations") + 1]
-        write_lines(generations, [{"task_id": "Mbpp/9000", "sample": sample, "text": RIGHT + "# once\n"}
+        text = RIGHT + "# once\n"
+        write_lines(generations, [{"task_id": "Mbpp/9000", "sample": sample, "text": text}
                                   for sample in range(4)])
         verdicts, said = self.score(command)
         self.assertIn("4 generations, 1 programs to score", said)
@@ -243,7 +246,8 @@ class Refusals(ScoringTest):
 
     def test_bubblewrap_that_holds_nothing(self):
         """One that runs the command as it is."""
-        path = self.path_with("open", '#!/bin/sh\n[ "$1" = --version ] && exit\nwhile [ "$1" != -- ]; do\n'
+        path = self.path_with("open", '#!/bin/sh\n[ "$1" = --version ] && exit\n'
+                              'while [ "$1" != -- ]; do\n'
                               '  if [ "$1" = --setenv ]; then export "$2=$3"; fi\n  shift\ndone\n'
                               'shift\nexec "$@"\n')
         said = self.score(self.command([RIGHT]), expect=UNAVAILABLE, PATH=path)[1]
@@ -308,8 +312,9 @@ class Hostile(ScoringTest):
     @classmethod
     def outside(cls):
         """What a program could have left: files, by name."""
-        packages = subprocess.run([cls.python, "-c", "import evalplus; print(evalplus.__path__[0])"],
-                                  capture_output=True, text=True, check=True).stdout.strip()
+        show = "import evalplus; print(evalplus.__path__[0])"
+        packages = subprocess.run([cls.python, "-c", show], capture_output=True, text=True,
+                                  check=True).stdout.strip()
         places = (cls.folder, packages, STUDY / "scoring", "/usr/lib", "/etc", "/", "/dev")
         return [(str(place), pathlib.Path(place, "hostile-was-here").exists()) for place in places]
 

@@ -12,7 +12,7 @@ UNUSED = {"datasets": ["load_dataset"], "wget": ["download"], "tempdir": ["TempD
 
 
 def _refuse(*_, **__):
-    raise RuntimeError("EvalPlus wants to fetch or generate something; it is given local files only")
+    raise RuntimeError("EvalPlus wants to fetch or generate something; all it may use is local")
 
 
 for _name, _members in UNUSED.items():

@@ -18,7 +18,8 @@ import numpy
 from scoring import confine, evalplus_parts
 
 # A function of one argument with one test in each suite.
-PROBE = {"task_id": "Mbpp/0", "entry_point": "f", "base_input": [[1]], "plus_input": [[2]], "atol": 0}
+PROBE = {"task_id": "Mbpp/0", "entry_point": "f", "atol": 0, "base_input": [[1]],
+         "plus_input": [[2]]}
 PROBE_EXPECTED = {"base": [2], "base_time": [0.0], "plus": [3], "plus_time": [0.0]}
 RIGHT = "def f(x):\n    return x + 1"
 WRONG = "def f(x):\n    return x + 2"

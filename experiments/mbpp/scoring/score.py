@@ -42,7 +42,7 @@ def say(text):
 
 
 def open_sandbox(limits, allow_unsafe):
-    """(sandbox, its name, versions) after a trial of it; never a bare one that was not asked for."""
+    """(sandbox, its name, versions) after a trial; never a bare one that was not asked for."""
     try:
         name = _bubblewrap_version()
         confined = sandbox.Sandbox(limits)
@@ -75,7 +75,7 @@ def _probe(box):
         wrong = outcome.last("wrong")
         raise Unavailable(wrong["wrong"] if wrong else _explain(outcome))
     if versions["evalplus"] != EVALPLUS:
-        raise Unavailable(f"EvalPlus {EVALPLUS} is needed, but {versions['evalplus']} is installed; "
+        raise Unavailable(f"EvalPlus {EVALPLUS} is needed, but {versions['evalplus']} is there; "
                           "install requirements-scoring.txt")
     return versions
 

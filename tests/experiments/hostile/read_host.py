@@ -2,8 +2,8 @@ import _io
 import posix
 
 found = []
-for path in ("@FOLDER@/secret", "/etc/passwd", "/etc/shadow", "/etc/hostname", "/root", "/home", "/var",
-             "/sys/kernel", "/proc/1/root/etc/passwd", f"/proc/{posix.getppid()}/environ"):
+for path in ("@FOLDER@/secret", "/etc/passwd", "/etc/shadow", "/etc/hostname", "/root", "/home",
+             "/var", "/sys/kernel", "/proc/1/root/etc/passwd", f"/proc/{posix.getppid()}/environ"):
     try:
         if posix.listdir(path):
             found.append(path)
