@@ -34,9 +34,10 @@ def find_python():
     """A Python that has EvalPlus; skips the test where there is none."""
     for python in (os.environ.get("HEADRACE_STUDY_PYTHON"), sys.executable,
                    REPOSITORY / "build" / "study-venv" / "bin" / "python"):
-        if python and shutil.which(python) and subprocess.run(
-                [python, "-c", "import evalplus, pyseccomp"], capture_output=True).returncode == 0:
-            return str(python)
+        python = shutil.which(python) if python else None
+        if python and subprocess.run([python, "-c", "import evalplus, pyseccomp"],
+                                     capture_output=True).returncode == 0:
+            return python
     raise unittest.SkipTest("no Python has experiments/mbpp/requirements-scoring.txt "
                             "(HEADRACE_STUDY_PYTHON, build/study-venv)")
 
@@ -212,6 +213,42 @@ class Verdicts(ScoringTest):
         verdicts, said = self.score(command)
         self.assertIn("4 generations, 1 programs to score", said)
         self.assertEqual([0, 1, 2, 3], [verdict["sample"] for verdict in verdicts])
+
+
+class Golden(ScoringTest):
+    """Some of Qwen's published generations and verdicts; golden.md has all, and the reasons."""
+    # EvalPlus got an oracle for these after Qwen had its verdicts.
+    SINCE = {"Mbpp/2": ("pass", "pass"), "Mbpp/232": ("pass", "fail"),
+             "Mbpp/249": ("pass", "fail"), "Mbpp/579": ("pass", "pass")}
+    # Tasks with a special oracle or with inputs of types that JSON has not.
+    SPECIAL = (7, 63, 75, 106, 111, 115, 124, 140, 164, 252, 278, 295, 307, 558, 580, 581, 722, 769)
+    TOO_SLOW = ("Mbpp/255", "Mbpp/599")
+
+    @classmethod
+    def setUpClass(cls):
+        need_bubblewrap()
+        super().setUpClass()
+        shared = pathlib.Path(os.environ.get("HEADRACE_SHARED", "/nowhere")) / "data"
+        cls.published = shared / "qwen-mbpp" / "1.5b-generated_eval_results.json"
+        cls.source = shared / "mbpp" / "MbppPlus-v0.1.0.jsonl"
+        if not cls.published.exists() or not cls.source.exists():
+            raise unittest.SkipTest("Qwen's published generations, or MBPP+ v0.1.0, are not there")
+
+    def test_verdicts_are_the_published_ones(self):
+        samples = {task: each[0] for task, each in
+                   json.loads(self.published.read_text())["eval"].items()}
+        tasks = {*sorted(samples)[::16], *self.SINCE, *(f"Mbpp/{each}" for each in self.SPECIAL)}
+        tasks = sorted((tasks & samples.keys()) - {*self.TOO_SLOW})
+        write_lines(self.data, [each for each in read_lines(self.source)
+                                if each["task_id"] in tasks])
+        command = self.command([], "--as-is", "--jobs", 2, "--min-time-limit", 10, name="golden")
+        write_lines(command[command.index("--generations") + 1], [
+            {"task_id": task, "sample": 0, "text": samples[task]["solution"]} for task in tasks])
+        verdicts, said = self.score(command)
+        published = {task: (samples[task]["base_status"], samples[task]["plus_status"])
+                     for task in tasks}
+        self.assertGreater(len(tasks), 30)
+        self.assertEqual({**published, **self.SINCE}, dict(zip(tasks, self.statuses(verdicts))))
 
 
 class Refusals(ScoringTest):
