@@ -23,7 +23,7 @@ STUDY = REPOSITORY / "experiments" / "mbpp"
 sys.path.insert(0, str(STUDY))
 from scoring import journal, sandbox  # noqa: E402
 
-OK, USAGE, BAD_INPUT, UNAVAILABLE, TRY_AGAIN = 0, 2, 65, 69, 75
+OK, USAGE, BAD_INPUT, UNAVAILABLE, IO, TRY_AGAIN = 0, 2, 65, 69, 74, 75
 RIGHT = "def f(x):\n    return x + 1\n"
 WRONG = "def f(x):\n    return x + 2\n"
 WRONG_LATER = "def f(x):\n    return 2 if x == 1 else 0\n"  # passes the base test
@@ -97,7 +97,7 @@ class ScoringTest(unittest.TestCase):
 
     @classmethod
     def command(cls, texts, *options, name="a"):
-        generations = cls.folder / f"{name}-generations.jsonl"
+        generations = cls.folder / f"{name.replace('/', '-')}-generations.jsonl"
         write_lines(generations, [{"task_id": f"Mbpp/{9000 + number}", "sample": 0, "text": text}
                                   for number, text in enumerate(texts)])
         return [cls.python, "-m", "scoring.score", "--data", cls.data, "--generations", generations,
@@ -309,7 +309,27 @@ class Refusals(ScoringTest):
         command = self.command([RIGHT])
         command[command.index("--data") + 1] = "/nowhere"
         self.assertIn("/nowhere: No such file", self.score(command, expect=BAD_INPUT)[1])
+        for task, message in (({"task_id": "Mbpp/9000"}, ":1: not a task of MBPP+ (no prompt, "),
+                              ({**read_lines(self.data)[0], "canonical_solution": "def g(): pass"},
+                               "the reference solutions do not run through")):
+            data = self.folder / "bad-data.jsonl"
+            write_lines(data, [task])
+            command[command.index("--data") + 1] = data
+            self.assertIn(f"{data}", self.score(command, expect=BAD_INPUT)[1])
+            self.assertIn(message, self.score(command, expect=BAD_INPUT)[1])
         self.score(self.command([RIGHT], "--jobs", 0), expect=USAGE)
+        said = self.score(self.command([RIGHT], name="nowhere/x"), expect=IO)[1]
+        self.assertIn("the folder is not there", said)
+
+    def test_no_evalplus(self):
+        """Said as such, not as a sandbox that is missing, which could be done without."""
+        bare = self.folder / "bare-python"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+        command = self.command([RIGHT], "--allow-unsafe-scoring")
+        said = self.score([bare / "bin" / "python", *command[1:]], expect=UNAVAILABLE)[1]
+        self.assertIn("No module named", said)
+        self.assertIn("-r requirements-scoring.txt", said)
+        self.assertNotIn("sandbox", said)
 
 
 class Hostile(ScoringTest):

@@ -23,11 +23,11 @@ for _name, _members in UNUSED.items():
 
 from evalplus import __version__ as VERSION  # noqa: E402
 from evalplus.data import get_mbpp_plus, get_mbpp_plus_hash  # noqa: E402
-from evalplus.eval import MBPP_OUTPUT_NOT_NONE_TASKS, PASS  # noqa: E402
+from evalplus.eval import MBPP_OUTPUT_NOT_NONE_TASKS  # noqa: E402
 from evalplus.evaluate import check_correctness, get_groundtruth  # noqa: E402
 from evalplus.sanitize import sanitize  # noqa: E402
 
-__all__ = ["MBPP_OUTPUT_NOT_NONE_TASKS", "PASS", "VERSION", "check_correctness", "get_groundtruth",
+__all__ = ["MBPP_OUTPUT_NOT_NONE_TASKS", "VERSION", "check_correctness", "get_groundtruth",
            "get_mbpp_plus", "get_mbpp_plus_hash", "sanitize", "forget_unused"]
 
 

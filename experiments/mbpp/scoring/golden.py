@@ -5,9 +5,9 @@
   golden.py compare --published RESULTS.json --inside verdicts.jsonl --outside RESULTS.json
 
 RESULTS.json is what evalplus.evaluate writes. prepare takes the programs out of it, once for
-scoring.score (generations.jsonl) and once for evalplus.evaluate (samples.jsonl). compare lists every
-task on which the verdicts differ; exit code 1 where those inside the sandbox are not those of
-EvalPlus outside it.
+scoring.score (generations.jsonl) and once for evalplus.evaluate (samples.jsonl). compare lists
+every task on which the verdicts differ; exit code 1 where those inside the sandbox are not those
+of EvalPlus outside it.
 """
 import argparse
 import json

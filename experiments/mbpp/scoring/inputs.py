@@ -3,6 +3,10 @@ import hashlib
 import json
 
 
+TASK = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input",
+        "atol", "contract")
+
+
 class BadInput(Exception):
     """Names the file, the line and what is wrong."""
 
@@ -11,8 +15,9 @@ def read_data(path):
     """The ids of the tasks of an MBPP+ file, and the file's sha256."""
     records, digest = _records(path)
     for place, record in records:
-        if not isinstance(record.get("task_id"), str) or "plus_input" not in record:
-            raise BadInput(f"{place}: not a task of MBPP+ (no task_id, or no plus_input)")
+        missing = [name for name in TASK if name not in record]
+        if missing or not isinstance(record["task_id"], str):
+            raise BadInput(f"{place}: not a task of MBPP+ (no {', '.join(missing) or 'task_id'})")
     if not records:
         raise BadInput(f"{path}: no tasks in it")
     return {record["task_id"] for _, record in records}, digest

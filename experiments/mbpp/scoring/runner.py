@@ -42,8 +42,9 @@ def probe(order, send):
         if open_ways:
             send(wrong=f"bwrap does not hold: {', '.join(open_ways)}")
             return
+    limits = {**order["limits"], "min_time_limit": 20.0}  # a busy machine is no reason to refuse
     for name, (code, status) in wanted.items():
-        verdict = _check(order["limits"], PROBE, PROBE_EXPECTED, code)
+        verdict = _check(limits, PROBE, PROBE_EXPECTED, code)
         if (verdict["base"], verdict["plus"]) != (status, status):
             send(wrong=f"the probe program '{name}' should {status}, but: {verdict}")
             return

@@ -50,6 +50,10 @@ class Outcome:
         message = self.messages[-1] if self.messages else {}
         return message if key in message else None
 
+    def last_line(self):
+        """Of the log: of a traceback, the error."""
+        return self.log.rpartition("\n")[2]
+
 
 class Sandbox:
     """python: the interpreter of the environment with EvalPlus. confined: False runs it bare."""

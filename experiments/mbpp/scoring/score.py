@@ -18,80 +18,20 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 
-from scoring import inputs, journal, sandbox
+from scoring import inputs, journal, sandbox, trial
 
 OK, BAD_INPUT, UNAVAILABLE, IO, TRY_AGAIN = 0, 65, 69, 74, 75
 INTERRUPTED = 130
-EVALPLUS = "0.3.1"
 STATUSES = ("pass", "fail", "timeout")
-UNSAFE = "none (--allow-unsafe-scoring)"
 REPORT_SECONDS = 15
-
-
-class Unavailable(Exception):
-    """Something that scoring needs is not there, or does not work here."""
 
 
 def say(text):
     print(f"score: {text}", file=sys.stderr, flush=True)
-
-
-def open_sandbox(limits, allow_unsafe):
-    """(sandbox, its name, versions) after a trial; never a bare one that was not asked for."""
-    try:
-        name = _bubblewrap_version()
-        confined = sandbox.Sandbox(limits)
-        return confined, name, _probe(confined)
-    except Unavailable as error:
-        if not allow_unsafe:
-            raise Unavailable(
-                f"no sandbox: {error}\nGenerated programs are not run without one. In a machine "
-                "that holds nothing else, --allow-unsafe-scoring runs them as you.") from None
-        say(f"NOT SAFE: generated programs run without a sandbox ({error})")
-        bare = sandbox.Sandbox(limits, confined=False)
-        return bare, UNSAFE, _probe(bare)
-
-
-def _bubblewrap_version():
-    try:
-        asked = subprocess.run(["bwrap", "--version"], capture_output=True, text=True)
-    except OSError:
-        raise Unavailable("bubblewrap (bwrap) is not installed; on Debian: "
-                          "apt-get install bubblewrap") from None
-    if asked.returncode != 0:
-        raise Unavailable(f"bwrap --version ended with {asked.returncode}: {asked.stderr.strip()}")
-    return asked.stdout.strip()
-
-
-def _probe(box):
-    outcome = box.run({"step": "probe"})
-    versions = outcome.last("evalplus")
-    if versions is None:
-        wrong = outcome.last("wrong")
-        raise Unavailable(wrong["wrong"] if wrong else _explain(outcome))
-    if versions["evalplus"] != EVALPLUS:
-        raise Unavailable(f"EvalPlus {EVALPLUS} is needed, but {versions['evalplus']} is there; "
-                          "install requirements-scoring.txt")
-    return versions
-
-
-def _explain(outcome):
-    text = f"the trial run ended with {outcome.ended}: {outcome.log or 'it said nothing'}"
-    if "ModuleNotFoundError" in outcome.log:
-        text += (f"\nInstall the packages for {sys.executable}: pip install --require-hashes "
-                 "--no-deps -r requirements-scoring.txt (in a virtual environment)")
-    elif "libseccomp" in outcome.log:
-        text += "\nInstall libseccomp; on Debian: apt-get install libseccomp2"
-    elif "bwrap:" in outcome.log:
-        text += ("\nbubblewrap needs user namespaces, which this system or container does not give "
-                 "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns; "
-                 "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined)")
-    return text
 
 
 def reference_outputs(box, data, work, settings):
@@ -107,8 +47,8 @@ def reference_outputs(box, data, work, settings):
         outcome = box.run({"step": "references"}, folder=unfinished,
                           limits=sandbox.REFERENCE_LIMITS)
         if outcome.last("tasks") is None:
-            raise Unavailable(f"the reference solutions of {data} did not run through "
-                              f"({outcome.ended}): {outcome.log}")
+            raise inputs.BadInput(f"{data}: the reference solutions do not run through "
+                                  f"({outcome.ended}): {outcome.last_line()}")
         (unfinished / "data.jsonl").unlink()
         shutil.rmtree(unfinished / "evalplus")
         unfinished.rename(folder)
@@ -129,7 +69,8 @@ def judge(box, folder, task_id, text, sanitize):
             return {"solution": None, "base": "fail", "plus": "fail",
                     "seconds": round(time.monotonic() - start, 3),
                     "note": f"the sandbox ended without a verdict: {outcome.ended}"}
-    raise Unavailable(f"{task_id}: the sandbox did not start ({outcome.ended}): {outcome.log}")
+    raise trial.Unavailable(f"{task_id}: the sandbox did not start ({outcome.ended}): "
+                            f"{outcome.last_line()}")
 
 
 class Scoring:
@@ -182,8 +123,12 @@ def write(path, text):
 def score(arguments):
     tasks, digest = inputs.read_data(arguments.data)
     generations = inputs.read_generations(arguments.generations, tasks)
+    if not arguments.output.parent.is_dir():
+        raise OSError(f"{arguments.output}: the folder is not there")
     limits = {"min_time_limit": arguments.min_time_limit}
-    box, name, versions = open_sandbox(limits, arguments.allow_unsafe_scoring)
+    box, name, versions = trial.open_sandbox(limits, arguments.allow_unsafe_scoring)
+    if not box.confined:
+        say("NOT SAFE: generated programs run without a sandbox")
     settings = {**versions, "data_sha256": digest}
     record = {**settings, "sandbox": name, "limits": box.limits, "python_hash_seed": 0,
               "sanitiser": "none" if arguments.as_is else "evalplus.sanitize"}
@@ -238,7 +183,7 @@ def main(arguments=None):
     except inputs.BadInput as error:
         say(error)
         return BAD_INPUT
-    except Unavailable as error:
+    except trial.Unavailable as error:
         say(error)
         return UNAVAILABLE
     except journal.Busy as error:
