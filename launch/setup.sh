@@ -12,6 +12,8 @@ packages=(
   openmpi-bin
   # fetch-model.py, the tests
   python3 python3-pip ca-certificates
+  # the sandbox of experiments/mbpp
+  bubblewrap libseccomp2 python3-venv
 )
 
 if ! command -v dpkg-query >/dev/null; then
