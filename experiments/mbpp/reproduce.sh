@@ -9,13 +9,14 @@
 # --check RESULTS         compare the token ids with those of committed results
 # --verify-claims RESULTS nothing but: compute every figure of committed results again
 # --offline DIR           no network: data and model from DIR, Python packages from DIR/wheels
+# --prepare               nothing but: make the Python environments
 # --work DIR              everything under way (default: build/mbpp)
 # --allow-unsafe-scoring  run generated programs without a sandbox where bubblewrap does not work
 # Stopped or killed at any moment, it goes on when it is started again with the same options.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
-quick=0 model="" tasks="" peer=0 check="" offline="" work=$repository/build/mbpp unsafe=0
+prepare=0 quick=0 model="" tasks="" peer=0 check="" offline="" work=$repository/build/mbpp unsafe=0
 
 wrong() {
   echo "reproduce: $1; see reproduce.sh --help" >&2
@@ -28,6 +29,7 @@ while [[ $# -gt 0 ]]; do
       exit 0
       ;;
     --quick) quick=1 ;;
+    --prepare) prepare=1 ;;
     --peer) peer=1 ;;
     --allow-unsafe-scoring) unsafe=1 ;;
     --model | --tasks | --check | --verify-claims | --offline | --work)
@@ -57,9 +59,11 @@ done
 
 step() { printf '\n== %s\n' "$*" >&2; }
 
-# environment NAME REQUIREMENTS: a virtual environment, made once.
+# environment NAME REQUIREMENTS: a virtual environment, made once, by one process at a time.
 environment() {
   local folder=$work/$1 requirements=$here/$2 stamp
+  exec 9>"$folder.lock"
+  flock 9
   stamp=$(sha256sum <"$requirements")
   if [[ $(cat "$folder/made-from" 2>/dev/null) != "$stamp" ]]; then
     rm -rf "$folder"
@@ -73,7 +77,15 @@ environment() {
       --only-binary=:all: "${from[@]}" -r "$requirements" >&2
     echo "$stamp" >"$folder/made-from"
   fi
+  exec 9>&-
 }
+
+mkdir -p "$work"
+if [[ $prepare == 1 ]]; then
+  environment venv requirements.txt
+  environment venv-scoring requirements-scoring.txt
+  exit 0
+fi
 
 step "1 of 4: headrace"
 program=${HEADRACE:-$repository/build/release/headrace}
@@ -85,7 +97,6 @@ fi
 "$program" --version >&2
 
 step "2 of 4: Python packages"
-mkdir -p "$work"
 environment venv requirements.txt
 environment venv-scoring requirements-scoring.txt
 

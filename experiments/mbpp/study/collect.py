@@ -14,7 +14,7 @@ whose tokens are the same in every run has one line.
 """
 import json
 
-from study import data
+from study import data, journal
 
 
 def outputs_of_run(path, run):
@@ -33,8 +33,8 @@ def outputs_of_run(path, run):
 
 def outputs_of_endpoint(records):
     """The same of the journal of endpoint.py; requests that failed have no output."""
-    for record in records:
-        if record.get("text") is not None:
+    for record in journal.latest(records[1:]).values():
+        if record["text"] is not None:
             usage = record["usage"]
             yield ("endpoint", record["task_id"], record["draw"]), {
                 "text": record["text"], "token_ids": None, "finish": record["finish"],

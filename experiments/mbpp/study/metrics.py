@@ -12,7 +12,7 @@ import itertools
 import json
 import pathlib
 
-from study import collect, data, estimates, follow
+from study import data, estimates, follow, journal
 
 REFERENCE = "batch1-stages1"
 PERCENTILES = (50, 90, 99)
@@ -166,7 +166,8 @@ def endpoint_speed(records):
     """Σ tokens of successes over wall time, waits and failures in it; of each session apart from
     the others, so that an interruption does not count."""
     header, records = records[0], records[1:]
-    good = [record for record in records if record.get("finish") is not None]
+    latest = journal.latest(records)
+    good = [record for record in latest.values() if record["finish"] is not None]
     sessions = {}
     for record in records:
         sessions.setdefault(record["session"], []).append(record)
@@ -175,8 +176,8 @@ def endpoint_speed(records):
     generated = sum(record["usage"]["completion_tokens"] for record in good)
     failures = [failure for record in records for failure in record["failures"]]
     return {"label": header["label"], "model": header["model"], "api": header["api"],
-            "concurrency": header["concurrency"], "requests": len(records), "done": len(good),
-            "failed": len(records) - len(good), "failed_attempts": len(failures),
+            "concurrency": header["concurrency"], "requests": len(latest), "done": len(good),
+            "failed": len(latest) - len(good), "failed_attempts": len(failures),
             "waited_s": sum(record["waited_s"] for record in records), "sessions": len(sessions),
             "seconds": seconds, "generated": generated,
             "generated_per_s": generated / seconds if seconds else None,
