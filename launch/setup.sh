@@ -11,7 +11,7 @@ packages=(
   # run
   openmpi-bin
   # fetch-model.py, the tests
-  python3 python3-pip ca-certificates
+  python3 python3-pip python3-venv ca-certificates
 )
 
 if ! command -v dpkg-query >/dev/null; then

@@ -1,8 +1,9 @@
 """Every figure that the report states, with where it comes from.
 
-    python3 -m study.claims RESULTS [--claim ID]
+    python3 -m study.claims RESULTS [--claim ID | --table]
 
-computes them again from the measured files of a results directory and prints them. claims.json
+computes them again from the measured files of a results directory and prints them, or the short table
+that READMEs show. claims.json
 holds what was committed; study.verify compares the two.
 """
 import argparse
@@ -11,7 +12,7 @@ import json
 import pathlib
 import sys
 
-from study import data, metrics
+from study import data, metrics, report
 
 PUBLISHED = pathlib.Path(__file__).resolve().parent.parent / "published.json"
 VERDICTS = "generations.jsonl, verdicts.jsonl"
@@ -184,6 +185,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=pathlib.Path)
     parser.add_argument("--claim", metavar="ID", help="only this one")
+    parser.add_argument("--table", action="store_true", help="the short table as Markdown")
     arguments = parser.parse_args()
     try:
         files = metrics.read(arguments.results)
@@ -194,6 +196,9 @@ def main():
     if arguments.claim and arguments.claim not in claims:
         print(f"claims: there is no claim {arguments.claim}", file=sys.stderr)
         return 2
+    if arguments.table:
+        print(report.short_table(files, report.Figures(claims)))
+        return 0
     for claim in [claims[arguments.claim]] if arguments.claim else claims.values():
         print(f"{claim.id}: {claim.text}  [{claim.value!r} {claim.unit}; {claim.file}]")
     return 0

@@ -64,4 +64,5 @@ def full(tasks, qwen_prompt):
 def quick(tasks):
     runs = greedy_runs(tasks, QUICK_BATCHES)
     runs.append(Run("sampled-batch16-stages1", "sampled", 16, 1, 2, min(tasks, 5), 3))
-    return Plan(tuple(runs), peer_runs(tasks, PEER_BATCHES), (1, 4), bench_repeat=1, bench_tokens=32)
+    return Plan(tuple(runs), peer_runs(tasks, PEER_BATCHES), QUICK_BATCHES, bench_repeat=1,
+                bench_tokens=32)

@@ -78,6 +78,25 @@ def main_table(files, results, figures, published):
     return table(heads, rows)
 
 
+def short_table(files, figures):
+    """For a README: a row for each batch size."""
+    runs = main_runs(files)
+    by_batch = {}
+    for name, run in runs:
+        by_batch.setdefault(run["batch"], {})[run["ranks"]] = name
+    heads = ["batch", "tok/s, 1 stage × 2 threads", "tok/s, 2 stages × 1 thread",
+             "tok/s, fixed length, 1 stage", "latency s, p50 / p90 / p99", "pass@1 base, %",
+             "pass@1 plus, %", "requests with other token ids"]
+    rows = []
+    for batch, names in sorted(by_batch.items()):
+        one, two = names[1], names[2]
+        rows.append([str(batch), figures.number(f"speed.{one}"), figures.number(f"speed.{two}"),
+                     figures.spread(f"fixed.stages1.batch{batch}.generated"),
+                     latency_cell(figures, one), figures.percent(f"pass1.{one}.base"),
+                     figures.percent(f"pass1.{one}.plus"), figures.count("differ.most")])
+    return table(heads, rows)
+
+
 def question(manifest):
     return f"""# MBPP scaling study: {manifest['model']['name']}
 
