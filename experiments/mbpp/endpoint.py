@@ -183,7 +183,8 @@ def parse(arguments):
     parser.add_argument("--timeout", type=float, default=attempts.Policy.timeout_s,
                         help="seconds for one attempt (%(default)s)")
     parser.add_argument("--longest-wait", type=float, default=attempts.Policy.longest_wait_s,
-                        help="seconds between attempts; who asks for more is given up (%(default)s)")
+                        help="seconds between attempts; who asks for more is given up "
+                             "(%(default)s)")
     options = parser.parse_args(arguments)
     address = urllib.parse.urlsplit(options.base_url)
     if address.scheme not in ("http", "https") or not address.hostname or address.username:
@@ -202,7 +203,8 @@ def key_from_environment(options):
         return ""
     key = os.environ.get(options.key_variable, "").strip()
     if not key:
-        raise data.DataError(f"the environment has no {options.key_variable}; set it, or say --no-key")
+        raise data.DataError(f"the environment has no {options.key_variable}; set it, or say "
+                             "--no-key")
     return key
 
 

@@ -73,8 +73,8 @@ environment() {
     }
     local from=()
     if [[ -n $offline ]]; then from=(--no-index --find-links "$offline/wheels"); fi
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
-      --only-binary=:all: "${from[@]}" -r "$requirements" >&2
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
+      --no-deps --only-binary=:all: "${from[@]}" -r "$requirements" >&2
     echo "$stamp" >"$folder/made-from"
   fi
   exec 9>&-
@@ -108,7 +108,9 @@ data=$(python3 -m study.data "$work/data" "${offline_data[@]}")
 if [[ -z $model ]]; then
   name=qwen2.5-coder-0.5b
   if [[ $quick == 1 ]]; then name=smollm2-135m; fi
-  if [[ -n $check ]] && grep -q '"name": "SmolLM2' "$check/manifest.json"; then name=smollm2-135m; fi
+  if [[ -n $check ]] && grep -q '"name": "SmolLM2' "$check/manifest.json"; then
+    name=smollm2-135m
+  fi
   if [[ -n $offline ]]; then
     # A file that is there and whole is not fetched.
     compgen -G "$offline/*[0-9][mMbB]-[iI]nstruct*.gguf" >/dev/null ||

@@ -42,7 +42,7 @@ def chat_completion(text="Sure.\n```python\ndef f(): return 1\n```", tokens=9):
 
 def google_error(status, details, as_list=True):
     """The shape of Google's OpenAI-compatible endpoint: a list with one error in it."""
-    error = {"error": {"code": status, "message": "Resource has been exhausted", "details": details}}
+    error = {"error": {"code": status, "message": "Resource exhausted", "details": details}}
     return [error] if as_list else error
 
 
@@ -201,7 +201,11 @@ class Requests(EndpointTest):
         server = self.serve(lambda *_: (200, completion()))
         self.assertIn("OPENAI_API_KEY", self.call(server, expect=BAD_FILE, key=" "))
         self.assertEqual([], server.bodies)
-        self.call(server, 1, 1, "completions", "--base-url", "http://u:p@localhost/v1", expect=USAGE)
+
+    def test_address_with_a_key_in_it_is_refused(self):
+        server = self.serve(lambda *_: (200, completion()))
+        for address in ("http://u:p@localhost/v1", "http://localhost/v1?key=1"):
+            self.call(server, 1, 1, "completions", "--base-url", address, expect=USAGE)
 
 
 class Failures(EndpointTest):

@@ -1,7 +1,7 @@
 """experiments/mbpp/reproduce.sh --quick from end to end, on a real model, killed and started again.
 
-HEADRACE_STUDY_WORK: a folder with the Python environments (reproduce.sh --prepare --work), where the
-study works; default: build/mbpp. Where they are not there, they are made, which needs the network.
+HEADRACE_STUDY_WORK: where the study works and has its Python environments; default: build/mbpp.
+Where they are not there ("reproduce.sh --prepare"), they are made, which needs the network.
 """
 import json
 import os
@@ -37,8 +37,9 @@ class Quick(harness.ProgramTest):
         shutil.rmtree(self.study, ignore_errors=True)
 
     def command(self, *more):
-        return [str(word) for word in (STUDY / "reproduce.sh", "--quick", "--tasks", TASKS, "--work",
-                                       WORK, "--model", self.model, *more)]
+        words = (STUDY / "reproduce.sh", "--quick", "--tasks", TASKS, "--work", WORK,
+                 "--model", self.model, *more)
+        return [str(word) for word in words]
 
     def reproduce(self, *more, expect=0):
         done = subprocess.run(self.command(*more), stdin=subprocess.DEVNULL, capture_output=True,

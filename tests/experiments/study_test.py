@@ -177,9 +177,10 @@ def make_results(folder, other_ids=(1, 2, 3)):
     if ids[0] == ids[1]:
         lines.append(output("Mbpp/3", 0, "b", ids[0], names))
     else:
-        lines += [output("Mbpp/3", 0, "b", ids[0], names[:1]), output("Mbpp/3", 0, "c", ids[1], names[1:])]
-    lines += [output("Mbpp/2", draw, f"s{draw}", [draw], ["sampled-batch64-stages1"], kind="sampled")
-              for draw in range(5)]
+        lines.append(output("Mbpp/3", 0, "b", ids[0], names[:1]))
+        lines.append(output("Mbpp/3", 0, "c", ids[1], names[1:]))
+    lines += [output("Mbpp/2", draw, f"s{draw}", [draw], ["sampled-batch64-stages1"],
+                     kind="sampled") for draw in range(5)]
     for number, line in enumerate(lines):
         line["sample"] = number
     verdicts = [{"task_id": line["task_id"], "sample": line["sample"],

@@ -1,9 +1,9 @@
 """What to do after an attempt at an endpoint has failed.
 
-Statuses: 408, 429 and 5xx are worth another attempt, and so is a connection that broke, an answer that
-came too late or one that is not what the API promises. Google's endpoints say how long to wait in the
-body of a 429, as google.rpc.RetryInfo (googleapis, google/rpc/error_details.proto); others in the
-header Retry-After.
+Statuses 408, 429 and 5xx are worth another attempt, and so is a connection that broke, an answer
+that came too late or one that is not what the API promises. Google's endpoints say how long to wait
+in the body of a 429, as google.rpc.RetryInfo (googleapis, google/rpc/error_details.proto); others
+in the header Retry-After.
 """
 import dataclasses
 import json

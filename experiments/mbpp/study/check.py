@@ -36,7 +36,8 @@ def compare(committed, fresh):
 def speeds(committed, fresh):
     """Lines with the tokens/s of runs that both have; they are not compared."""
     old, new = (metrics.results_of(files)["speed"] for files in (committed, fresh))
-    return [f"  {name:32} {old[name]['generated_per_s']:8.1f} there {new[name]['generated_per_s']:8.1f} here"
+    rate = lambda speed, name: f"{speed[name]['generated_per_s']:8.1f}"
+    return [f"  {name:32} {rate(old, name)} there {rate(new, name)} here"
             for name in new if name in old]
 
 

@@ -2,9 +2,8 @@
 
     python3 -m study.claims RESULTS [--claim ID | --table]
 
-computes them again from the measured files of a results directory and prints them, or the short table
-that READMEs show. claims.json
-holds what was committed; study.verify compares the two.
+computes them again from the measured files of a results directory and prints them, or the short
+table that READMEs show. claims.json holds what was committed; study.verify compares the two.
 """
 import argparse
 import dataclasses
@@ -42,37 +41,52 @@ def where(run):
     return f"batch {run['batch']}, {stages} of {threads}"
 
 
+def pieces_of(speed):
+    if speed["pieces"] == 1 and not speed["untimed_requests"]:
+        return ""
+    untimed = speed["untimed_requests"]
+    killed = f"; {untimed} requests are of killed pieces and have no times" if untimed else ""
+    return f" (in {speed['pieces']} pieces{killed})"
+
+
 def speed_claims(files, results):
     for name, speed in results["speed"].items():
         run, file = files.runs[name]["run"], f"runs/{name}.json"
         place = f"{name} ({where(run)}, {speed['requests']} requests)"
-        pieces = f", in {speed['pieces']} pieces" if speed["pieces"] > 1 else ""
-        yield Claim(f"speed.{name}", f"{place} generated {speed['generated_per_s']:.1f} tokens/s over "
-                    f"the whole run{pieces}.", speed["generated_per_s"], "tokens/s", file)
-        yield Claim(f"cpu.{name}", f"{place} generated {speed['generated_per_cpu_s']:.1f} tokens for "
-                    "each second of processor time.", speed["generated_per_cpu_s"], "tokens/CPU s",
-                    file)
-        yield Claim(f"others.{name}", f"During {name}, other programs took "
-                    f"{100 * speed['others_cpu_share']:.0f} % of the machine's processor time.",
-                    speed["others_cpu_share"], "share", file)
-        for key, seconds in (speed["latency_s"] or {}).items():
-            if key != "requests":
-                yield Claim(f"latency.{name}.{key}", f"In {place}, {key[1:]} % of requests were in "
-                            f"flight for at most {seconds:.1f} s.", seconds, "s", file)
+        rate, per_cpu = speed["generated_per_s"], speed["generated_per_cpu_s"]
+        yield Claim(f"speed.{name}", f"{place} generated {rate:.1f} tokens/s over the whole run"
+                    f"{pieces_of(speed)}.", rate, "tokens/s", file)
+        yield Claim(f"cpu.{name}", f"{place} generated {per_cpu:.1f} tokens for each second of "
+                    "processor time.", per_cpu, "tokens/CPU s", file)
+        others = speed["others_cpu_share"]
+        yield Claim(f"others.{name}", f"During {name}, other programs took {100 * others:.0f} % of "
+                    "the machine's processor time.", others, "share", file)
+        yield from latency_claims(name, place, speed["latency_s"], file)
+
+
+def latency_claims(name, place, latency, file):
+    for key, seconds in (latency or {}).items():
+        if key != "requests":
+            yield Claim(f"latency.{name}.{key}", f"{place}: {key[1:]} % of requests were in flight "
+                        f"for at most {seconds:.1f} s.", seconds, "s", file)
+
+
+FIXED_WORDS = {"prefill": "prefilled", "decode": "decoded",
+               "generated": "generated (prefill included)"}
 
 
 def fixed_claims(results):
-    words = {"prefill": "prefilled", "decode": "decoded", "generated": "generated (prefill included)"}
     for stages, batches in results["fixed_length"].items():
         for batch, rates in batches.items():
-            for key, word in words.items():
+            for key, word in FIXED_WORDS.items():
                 rate = rates[f"{key}_tokens_per_s"]
                 if rate is None:
                     continue
-                yield Claim(f"fixed.{stages}.batch{batch}.{key}", f"The fixed-length run at batch "
-                            f"{batch} with {stages[6:]} stage(s) {word} {rate['median']:.1f} tokens/s "
-                            f"(median; {rate['min']:.1f} to {rate['max']:.1f}).", rate["median"],
-                            "tokens/s", f"bench/{stages}.json", rate["min"], rate["max"],
+                text = (f"The fixed-length run at batch {batch} with {stages[6:]} stage(s) {word} "
+                        f"{rate['median']:.1f} tokens/s (median; {rate['min']:.1f} to "
+                        f"{rate['max']:.1f}).")
+                yield Claim(f"fixed.{stages}.batch{batch}.{key}", text, rate["median"], "tokens/s",
+                            f"bench/{stages}.json", rate["min"], rate["max"],
                             "minimum and maximum of the repetitions")
 
 
@@ -95,38 +109,52 @@ def accuracy_claims(results):
                     "token limit.", accuracy["cut_at_limit"], "outputs", "generations.jsonl")
     for name, accuracy in results["accuracy_without_sanitiser"].items():
         for tests in ("base", "plus"):
-            yield share_claim(f"pass1-as-is.{name}.{tests}", f"{name}, without EvalPlus's sanitiser,",
-                              tests, accuracy[tests], "generations.jsonl, as-is/verdicts.jsonl")
+            yield share_claim(f"pass1-as-is.{name}.{tests}",
+                              f"{name}, without EvalPlus's sanitiser,", tests, accuracy[tests],
+                              "generations.jsonl, as-is/verdicts.jsonl")
+
+
+def samples_claims(results):
     for name, found in results["pass_at_k"].items():
-        for k, tests in found["k"].items():
-            for key, value in tests.items():
-                yield Claim(f"pass{k}.{name}.{key}", f"{name}: pass@{k} of the {key} tests is "
-                            f"{percent(value['value'])} % ({percent(value['low'])} to "
-                            f"{percent(value['high'])}), {found['samples']} samples of each of "
-                            f"{found['tasks']} tasks.", value["value"], "share", VERDICTS,
+        for k, by_tests in found["k"].items():
+            for tests, value in by_tests.items():
+                text = (f"{name}: pass@{k} of the {tests} tests is {percent(value['value'])} % "
+                        f"({percent(value['low'])} to {percent(value['high'])}), "
+                        f"{found['samples']} samples of each of {found['tasks']} tasks.")
+                yield Claim(f"pass{k}.{name}.{tests}", text, value["value"], "share", VERDICTS,
                             value["low"], value["high"], "95 %, bootstrap over tasks")
 
 
-def difference_claims(results):
-    for entry in results["differences"]:
-        for key, what in (("token_ids", "token ids"), ("texts", "texts"), ("base", "base verdicts"),
-                          ("plus", "plus verdicts")):
-            yield Claim(f"differ.{entry['a']}.{entry['b']}.{key}", f"Of {entry['requests']} requests, "
-                        f"{entry[key]} have other {what} in {entry['b']} than in {entry['a']}.",
-                        entry[key], "requests", VERDICTS)
-    pairs = results["differences"]
+PARTS = {"token_ids": "token ids", "texts": "texts", "base": "base verdicts",
+         "plus": "plus verdicts"}
+
+
+def difference_claims(entries, parts):
+    for entry in entries:
+        for key in parts:
+            text = (f"Of {entry['requests']} requests, {entry[key]} have other {PARTS[key]} in "
+                    f"{entry['b']} than in {entry['a']}.")
+            yield Claim(f"differ.{entry['a']}.{entry['b']}.{key}", text, entry[key], "requests",
+                        VERDICTS if key in ("base", "plus") else "generations.jsonl")
+
+
+def most_different(pairs):
     if pairs:
         worst = max(entry["token_ids"] for entry in pairs)
-        yield Claim("differ.most", f"Over all {len(pairs)} pairs of runs with requests in common, at "
-                    f"most {worst} requests have other token ids.", worst, "requests",
-                    "generations.jsonl")
+        text = (f"In {len(pairs)} pairs of runs, with other batch sizes or stage counts, "
+                + (f"up to {worst} requests have other token ids." if worst else
+                   "no request has other token ids."))
+        yield Claim("differ.most", text, worst, "requests", "generations.jsonl")
+
+
+def prompt_claims(results):
     for entry in results["prompt_difference"]:
         for tests in ("base", "plus"):
             for which, other in (("a", "b"), ("b", "a")):
                 count = entry[f"{tests}_only_{which}"]
-                yield Claim(f"prompt.{tests}.only-{entry[which]}", f"Of {entry['tasks']} tasks, {count} "
-                            f"pass the {tests} tests only in {entry[which]}, not in {entry[other]}.",
-                            count, "tasks", VERDICTS)
+                text = (f"Of {entry['tasks']} tasks, {count} pass the {tests} tests only in "
+                        f"{entry[which]}, not in {entry[other]}.")
+                yield Claim(f"prompt.{tests}.only-{entry[which]}", text, count, "tasks", VERDICTS)
 
 
 def peer_claims(results):
@@ -134,44 +162,46 @@ def peer_claims(results):
         file = f"endpoint/{name}.jsonl"
         place = f"{peer['label']} at concurrency {peer['concurrency']} ({peer['done']} tasks)"
         yield Claim(f"failed.{name}", f"{place}: {peer['failed']} requests failed, "
-                    f"{peer['failed_attempts']} attempts had to be repeated.", peer["failed"],
-                    "requests", file)
+                    f"{peer['failed_attempts']} attempts had to be repeated, "
+                    f"{peer['waited_s']:.0f} s were waited.", peer["failed"], "requests", file)
         if not peer["done"]:
             continue
-        yield Claim(f"speed.{name}", f"{place} generated {peer['generated_per_s']:.1f} tokens/s.",
-                    peer["generated_per_s"], "tokens/s", file)
-        for key, seconds in peer["latency_s"].items():
-            yield Claim(f"latency.{name}.{key}", f"{place}: {key[1:]} % of requests took at most "
-                        f"{seconds:.1f} s.", seconds, "s", file)
+        rate = peer["generated_per_s"]
+        yield Claim(f"speed.{name}", f"{place} generated {rate:.1f} tokens/s.", rate, "tokens/s",
+                    file)
+        yield from latency_claims(name, place, peer["latency_s"], file)
         for tests in ("base", "plus"):
             yield share_claim(f"pass1.{name}.{tests}", place, tests, peer["accuracy"][tests])
         if "headrace_over_it" in peer:
-            yield Claim(f"ratio.{name}", f"headrace at batch {peer['concurrency']} on the same tasks "
-                        f"({peer['headrace_run']}) generated {peer['headrace_over_it']:.2f} times the "
-                        f"tokens/s of {place}.", peer["headrace_over_it"], "ratio",
-                        f"{file}, runs/{peer['headrace_run']}.json")
-            other = peer["against_headrace"]
-            yield Claim(f"against.{name}", f"{place}: {other['texts']} of {other['requests']} texts "
-                        "are other than headrace's.", other["texts"], "requests",
-                        "generations.jsonl")
-    for entry in results["peer_differences"]:
-        yield Claim(f"differ.{entry['a']}.{entry['b']}.texts", f"Of {entry['requests']} requests, "
-                    f"{entry['texts']} have other texts in {entry['b']} than in {entry['a']}.",
-                    entry["texts"], "requests", "generations.jsonl")
+            yield from beside_claims(name, place, peer, file)
+
+
+def beside_claims(name, place, peer, file):
+    """headrace beside the peer, on the same tasks."""
+    ratio, run, other = peer["headrace_over_it"], peer["headrace_run"], peer["against_headrace"]
+    yield Claim(f"ratio.{name}", f"headrace at batch {peer['concurrency']} on the same tasks "
+                f"({run}) generated {ratio:.2f} times the tokens/s of {place}.", ratio, "ratio",
+                f"{file}, runs/{run}.json")
+    yield Claim(f"against.{name}", f"{place}: {other['texts']} of {other['requests']} texts are "
+                "other than headrace's.", other["texts"], "requests", "generations.jsonl")
 
 
 def published_claims():
     for index, row in enumerate(json.loads(PUBLISHED.read_text(encoding="utf-8"))):
         for tests in ("base", "plus"):
-            yield Claim(f"published.{index}.{tests}", f"{row['name']}: {row[tests]} % ({tests} tests), "
-                        f"{row['source']}; {'' if row['run'] else 'not run; '}{row['note']}.",
-                        row[tests] / 100, "share", "published.json")
+            text = (f"{row['name']}: {row[tests]} % ({tests} tests), {row['source']}; "
+                    f"{'' if row['run'] else 'not run; '}{row['note']}.")
+            yield Claim(f"published.{index}.{tests}", text, row[tests] / 100, "share",
+                        "published.json")
 
 
 def claims_of(files, results):
     """{id: Claim}"""
     found = [*speed_claims(files, results), *fixed_claims(results), *accuracy_claims(results),
-             *difference_claims(results), *peer_claims(results), *published_claims()]
+             *samples_claims(results), *difference_claims(results["differences"], PARTS),
+             *most_different(results["differences"]), *prompt_claims(results),
+             *peer_claims(results), *difference_claims(results["peer_differences"], ["texts"]),
+             *published_claims()]
     return {claim.id: claim for claim in found}
 
 

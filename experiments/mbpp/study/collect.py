@@ -9,8 +9,8 @@ whose tokens are the same in every run has one line.
     sample     number of the line among those of its task in this file (what scoring counts by)
     runs       names of the runs
     text       after the prefill, cut at the stop string
-    token_ids  generated tokens, the end-of-sequence token or those of the stop string included; null
-               where the program does not tell them
+    token_ids  generated tokens, the end-of-sequence token or those of the stop string included;
+               null where the program does not tell them
 """
 import json
 

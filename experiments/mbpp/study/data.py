@@ -49,7 +49,8 @@ def sha256_of_model(path):
     path = pathlib.Path(path)
     if path.is_file():
         return sha256_of(path)
-    lines = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(path.iterdir()) if file.is_file()]
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    lines = [f"{sha256_of(file)}  {file.name}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -94,7 +95,8 @@ def content_from(folder):
         if (folder / name).is_file():
             with open(folder / name, "rb") as file:
                 return unpacked(file, name)
-    raise DataError(f"{folder} holds none of {', '.join(OFFLINE_NAMES)}; download {ADDRESS} into it")
+    raise DataError(f"{folder} holds none of {', '.join(OFFLINE_NAMES)}; download {ADDRESS} into "
+                    "it")
 
 
 def content_from_publisher():

@@ -3,12 +3,13 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
 import time
 
-from study import data, follow, prompts
+from study import follow, prompts
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 STOPPED = 75  # exit code of headrace, and of this study: start it again
@@ -22,9 +23,14 @@ class Stopped(Exception):
     """The study was asked to stop; what is done is kept."""
 
 
+def dies_with_us(command):
+    """The command, so that it is asked to end when the study ends, however that comes."""
+    prefix = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    return [*prefix, *map(str, command)]
+
+
 class Child:
-    """The program that runs at the moment. A signal to the study ends it in order, and so does the
-    end of the study itself, however it comes."""
+    """The program that runs at the moment. A signal to the study ends it in order."""
 
     def __init__(self):
         self._process = None
@@ -41,10 +47,9 @@ class Child:
         """The exit code. lock: a file descriptor that is held for as long as the child lives."""
         if self.stop:
             raise Stopped
-        dies_with_us = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         # A session of its own: Ctrl-C reaches the study, which then asks the child once.
-        self._process = subprocess.Popen([*dies_with_us, *map(str, command)],
-                                         stdin=subprocess.DEVNULL, start_new_session=True,
+        self._process = subprocess.Popen(dies_with_us(command), stdin=subprocess.DEVNULL,
+                                         start_new_session=True,
                                          pass_fds=[] if lock is None else [lock], **options)
         code = self._process.wait()
         self._process = None
@@ -91,16 +96,29 @@ def done_in(path):
 
 def processor_ticks():
     """(ticks that any process of the machine took, all ticks) since it was started."""
-    fields = [int(word) for word in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    line = pathlib.Path("/proc/stat").read_text().split("\n")[0]
+    fields = [int(word) for word in line.split()[1:9]]
     idle = fields[3] + fields[4]
     return sum(fields) - idle, sum(fields)
 
 
-def share_of_others(before, after, own_s):
-    """The share of the machine's processor time that went to other programs than this run."""
-    busy, total = (b - a for a, b in zip(before, after))
-    own = own_s * os.sysconf("SC_CLK_TCK")
-    return round(max(0.0, busy - own) / total, 3) if total else None
+class Processors:
+    """What the machine's processors do from now on."""
+
+    def __init__(self):
+        self._ticks, self._own = processor_ticks(), self._own_seconds()
+
+    @staticmethod
+    def _own_seconds():
+        """Of all children that have ended, and theirs."""
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    def share_of_others(self):
+        """The share of processor time that went to other programs than children of the study."""
+        busy, total = (b - a for a, b in zip(self._ticks, processor_ticks()))
+        own = (self._own_seconds() - self._own) * os.sysconf("SC_CLK_TCK")
+        return round(max(0.0, busy - own) / total, 3) if total else 0.0
 
 
 def piece_of(report, finished, others, started):
@@ -133,7 +151,7 @@ def one_piece(setting, run, folder, resume):
                  "--threads", run.threads, "--order", "input", "--token-ids",
                  "--report", report_file, "--progress", "none"] + ["--resume"] * resume
     command, environment = command_of(setting.program, run.ranks, "generate", arguments)
-    started, before = int(time.time()), processor_ticks()
+    started, processors = int(time.time()), Processors()
     follower = follow.Follower(folder / "out.jsonl")
     with open(folder / "log", "ab") as log:
         try:
@@ -146,8 +164,7 @@ def one_piece(setting, run, folder, resume):
         return code, None
     report = json.loads(report_file.read_text())
     finished = follow.finish_times(follower.seen, report["generation_s"])
-    own = sum(stage["cpu_s"] for stage in report["stages"])
-    return code, piece_of(report, finished, share_of_others(before, processor_ticks(), own), started)
+    return code, piece_of(report, finished, processors.share_of_others(), started)
 
 
 def generate(setting, run, tasks, say):
@@ -172,7 +189,7 @@ def generate(setting, run, tasks, say):
     if code != 0 or missing:
         log = (folder / "log").read_text(errors="replace").strip().split("\n")
         raise RunError(f"{run.name}: headrace ended with exit code {code}, {len(missing)} requests "
-                       f"are missing; start the study again to go on. Its last words ({folder}/log):"
+                       f"are missing; start the study again to go on. Its last words ({folder}):"
                        "\n  " + "\n  ".join(log[-5:]))
     rate = f", {piece['tokens']['generated'] / piece['generation_s']:.1f} tokens/s" if piece else ""
     say(f"{run.name}: done{rate}")
@@ -190,18 +207,13 @@ def bench(setting, plan, ranks, threads, say):
                  "--batch", ",".join(map(str, plan.bench_batches)), "--json", fresh,
                  "--prompt-tokens", plan.bench_tokens, "--generate-tokens", plan.bench_tokens]
     command, environment = command_of(setting.program, ranks, "bench", arguments)
-    before = processor_ticks()
+    processors = Processors()
     with open(target.with_name("log"), "ab") as log:
         code = setting.child.run(command, setting.lock, env=environment, stdout=log, stderr=log)
     if code != 0:
         raise RunError(f"headrace bench ended with exit code {code}; see {target.with_name('log')}")
     report = json.loads(fresh.read_text())
     report["model"] = setting.model.name
-    report["machine_busy"] = round(busy_share(before, processor_ticks()), 3)
+    report["others_cpu_share"] = processors.share_of_others()
     write_whole(target, json.dumps(report, indent=1) + "\n")
     fresh.unlink()
-
-
-def busy_share(before, after):
-    busy, total = (b - a for a, b in zip(before, after))
-    return busy / total if total else 0.0

@@ -70,8 +70,8 @@ def begin(setting, study_plan, data_file, tasks):
     there = metrics.load_json(path)
     other = manifest.same_study(there, made)
     if other:
-        raise data.DataError(f"{setting.work} holds a study with another {', '.join(other)}; move it "
-                             "away, or name another --work")
+        raise data.DataError(f"{setting.work} holds a study with another {', '.join(other)}; "
+                             "move it away, or name another --work")
     return there
 
 
@@ -137,7 +137,8 @@ def score(setting, arguments, data_file, results):
         folder.mkdir(exist_ok=True)
         command = [arguments.scoring_python, "-m", "scoring.score", "--data", data_file,
                    "--generations", results / "generations.jsonl",
-                   "--output", folder / "verdicts.jsonl", "--work", setting.work.parent / "scoring", *options]
+                   "--output", folder / "verdicts.jsonl",
+                   "--work", setting.work.parent / "scoring", *options]
         command += ["--allow-unsafe-scoring"] * arguments.allow_unsafe_scoring
         code = setting.child.run(command, setting.lock, cwd=HERE)
         if code != 0:
@@ -162,7 +163,7 @@ def write_report(results):
 def results_folder(arguments, made):
     if arguments.results:
         return arguments.results
-    if arguments.quick or made["tasks"] < data.TASKS:
+    if arguments.quick or arguments.check or made["tasks"] < data.TASKS:
         return arguments.work / "results"
     return HERE / "results" / f"{made['started'][:10]}-{made['name']}"
 
@@ -198,8 +199,8 @@ def parse(arguments):
     parser.add_argument("--data", type=folder, required=True, help="MbppPlus.jsonl")
     parser.add_argument("--work", type=folder, required=True,
                         help="folder of this study; its last part is the study's name")
-    parser.add_argument("--results", type=folder, help="default: results/DATE-NAME; below --work for "
-                        "--quick and less than all tasks")
+    parser.add_argument("--results", type=folder, help="default: results/DATE-NAME; below --work "
+                        "for --quick, --check and less than all tasks")
     parser.add_argument("--scoring-python", default=sys.executable, metavar="FILE",
                         help="a Python that has requirements-scoring.txt")
     parser.add_argument("--quick", action="store_true")

@@ -5,7 +5,7 @@
     verdicts.jsonl, as-is/...       of scoring, in the same order; as-is: without the sanitiser
     runs/NAME.json                  the pieces of each run: times, tokens, when each result came
     bench/stagesN.json              headrace bench
-    endpoint/NAME.jsonl             journals of endpoint.py, texts taken out
+    endpoint/NAME.jsonl             journals of endpoint.py, texts taken out (study/journal.py)
 """
 import dataclasses
 import itertools
@@ -69,7 +69,8 @@ def by_run(files, verdicts):
     runs = {}
     for generation, verdict in zip(files.generations, verdicts):
         for name in generation["runs"]:
-            runs.setdefault(name, {})[generation["task_id"], generation["draw"]] = generation, verdict
+            request = generation["task_id"], generation["draw"]
+            runs.setdefault(name, {})[request] = generation, verdict
     return runs
 
 
@@ -130,7 +131,7 @@ def speed(run, outputs):
             "generated_per_s": generated / seconds, "tokens_per_s": (generated + prompt) / seconds,
             "requests_per_s": sum(p["requests"]["done"] for p in pieces) / seconds,
             "cpu_s": cpu, "generated_per_cpu_s": generated / cpu,
-            "others_cpu_share": sum((p["others_cpu_share"] or 0) * p["generation_s"]
+            "others_cpu_share": sum(p["others_cpu_share"] * p["generation_s"]
                                     for p in pieces) / seconds,
             "untimed_requests": len(outputs) - sum(p["requests"]["done"] for p in pieces),
             "latency_s": latency_of(run, order)}
@@ -187,7 +188,7 @@ def endpoint_speed(records):
 
 
 def peers(files, outputs, speeds):
-    """Each journal of an endpoint beside headrace's run of the same tasks at the same batch size."""
+    """Each journal of an endpoint beside headrace's run of the same tasks at that batch size."""
     found = {}
     for name, records in files.endpoints.items():
         entry = endpoint_speed(records)
@@ -201,6 +202,10 @@ def peers(files, outputs, speeds):
             entry["accuracy"] = accuracy(mine)
         found[name] = entry
     return found
+
+
+def label_of(files, name):
+    return files.endpoints[name][0]["label"]
 
 
 def results_of(files):
@@ -224,7 +229,8 @@ def results_of(files):
         "prompt_difference": [compare_prompts(outputs, shown, name) for name, kind in kinds.items()
                               if kind == "qwen-prompt"],
         "peers": peers(files, outputs, speeds),
-        "peer_differences": differences(outputs, list(files.endpoints)),
+        "peer_differences": [entry for entry in differences(outputs, list(files.endpoints))
+                             if label_of(files, entry["a"]) == label_of(files, entry["b"])],
     }
 
 

@@ -5,7 +5,7 @@ import re
 import markdown
 
 STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-size: 12px; display: block; overflow-x: auto }
 th, td { border: 1px solid #ccc; padding: 3px 6px; text-align: left }
 th { background: #f2f2f2 } svg { max-width: 100%; height: auto } code { overflow-wrap: anywhere }
@@ -23,7 +23,8 @@ def page(text, plots, claims):
     body = markdown.markdown(text, extensions=["tables"])
     for name, svg in plots.items():
         body = re.sub(rf'<img [^>]*src="{name}\.svg"[^>]*>', lambda _: own_names(svg, name), body)
-    rows = "".join(f"<tr><td><code>{claim.id}</code></td><td>{html.escape(claim.text, quote=False)}</td>"
+    rows = "".join(f"<tr><td><code>{claim.id}</code></td>"
+                   f"<td>{html.escape(claim.text, quote=False)}</td>"
                    f"<td>{html.escape(claim.file)}</td></tr>" for claim in claims.values())
     title = re.search(r"<h1>(.*?)</h1>", body)[1]
     return (f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'

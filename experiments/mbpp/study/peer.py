@@ -1,7 +1,6 @@
 """Another program on the same model file, behind an OpenAI-compatible endpoint of its own."""
 import dataclasses
 import http.client
-import os
 import pathlib
 import shlex
 import socket
@@ -61,8 +60,8 @@ def start(peer, model, concurrency, log):
     port = free_port()
     words = [word.format(model=model, port=port, concurrency=concurrency, context=CONTEXT,
                          contexts=CONTEXT * concurrency) for word in shlex.split(peer.command)]
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                               start_new_session=True)
+    process = subprocess.Popen(generate.dies_with_us(words), stdin=subprocess.DEVNULL, stdout=log,
+                               stderr=log, start_new_session=True)
     end = time.monotonic() + START_S
     while not answers(port):
         if process.poll() is not None or time.monotonic() > end:

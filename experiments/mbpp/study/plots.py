@@ -6,7 +6,8 @@ import matplotlib
 
 matplotlib.use("svg")
 matplotlib.rcParams.update({"svg.hashsalt": "headrace", "font.size": 9, "axes.grid": True,
-                            "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+                            "grid.alpha": 0.3, "axes.spines.top": False,
+                            "axes.spines.right": False})
 from matplotlib import pyplot  # after the choice of what draws
 
 SIZE = (6.4, 3.4)  # inches
@@ -49,14 +50,16 @@ def speed(files, results):
         if fixed:
             xs = sorted(map(int, fixed))
             rates = [fixed[str(batch)]["generated_tokens_per_s"] for batch in xs]
-            spread = [[r["median"] - r["min"] for r in rates], [r["max"] - r["median"] for r in rates]]
+            spread = [[rate["median"] - rate["min"] for rate in rates],
+                      [rate["max"] - rate["median"] for rate in rates]]
             axes.errorbar(xs, [rate["median"] for rate in rates], yerr=spread, fmt="s--", capsize=3,
                           color=f"C{ranks - 1}", alpha=0.6, label=f"fixed length, {ranks} stage(s)")
             batches.update(xs)
     peers = {}
     for peer in results["peers"].values():
         if peer["generated_per_s"]:
-            peers.setdefault(peer["label"], []).append((peer["concurrency"], peer["generated_per_s"]))
+            point = peer["concurrency"], peer["generated_per_s"]
+            peers.setdefault(peer["label"], []).append(point)
     for index, (label, points) in enumerate(sorted(peers.items())):
         axes.plot(*zip(*sorted(points)), "x:", color=f"C{index + 3}", label=label)
     batch_axis(axes, batches)

@@ -11,8 +11,8 @@ MAX_TOKENS = 768
 TEMPERATURE = 0.8  # EvalPlus's, where it samples
 TOP_P = 0.95       # the same
 
-INSTRUCTION = ("Please provide a self-contained Python script that solves the following problem in a "
-               "markdown code block:")
+INSTRUCTION = ("Please provide a self-contained Python script that solves the following problem "
+               "in a markdown code block:")
 PREFILL = ("Below is a Python script with a self-contained function that solves the problem and "
            "passes corresponding tests:\n```python\n")
 EOS = ["<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint("]

@@ -72,8 +72,8 @@ def main_table(files, results, figures, published):
                      latency_cell(figures, name), figures.percent(f"pass1.{name}.base"),
                      figures.percent(f"pass1.{name}.plus"), "–"])
     for index, row in enumerate(published):
-        rows.append([row["name"] + ("" if row["run"] else ", *not run*"), "–", "–", "–", "–", "–", "–",
-                     "–", "–", figures.percent(f"published.{index}.base", interval=False),
+        rows.append([row["name"] + ("" if row["run"] else ", *not run*"), *["–"] * 8,
+                     figures.percent(f"published.{index}.base", interval=False),
                      figures.percent(f"published.{index}.plus", interval=False), "–"])
     return table(heads, rows)
 
@@ -112,20 +112,23 @@ def answer(files, results, figures):
     runs = main_runs(files)
     for ranks in sorted({run["ranks"] for _, run in runs}):
         rates = [(run["batch"], f"speed.{name}") for name, run in runs if run["ranks"] == ranks]
-        words = ", ".join(f"{figures.number(identity)} at batch {batch}" for batch, identity in rates)
+        words = ", ".join(f"{figures.number(identity)} at batch {batch}"
+                          for batch, identity in rates)
         lines.append(f"- Generated tokens/s over the whole run, {ranks} stage(s): {words}.")
     shares = ", ".join(figures.percent(f"pass1.{runs[0][0]}.{tests}") + f" % {tests}"
                        for tests in ("base", "plus"))
     lines.append(f"- pass@1 (greedy, 95 % interval in brackets): {shares}.")
     if figures.text("differ.most"):
-        so = " Batch size and stage count change the speed only." * (figures.count("differ.most") == "0")
-        lines.append(f"- {figures.text('differ.most')}{so}")
+        equal = figures.count("differ.most") == "0"
+        lines.append(f"- {figures.text('differ.most')}"
+                     + " Batch size and stage count change the speed only." * equal)
     return "\n".join(lines)
 
 
 def method(files, scoring):
     manifest = files.manifest
     cpu, data, fixed = manifest["machine"]["cpu"], manifest["data"], manifest["fixed_length"]
+    sampled = manifest["sampling"]["sampled"]
     return f"""## Method
 
 - Model: {manifest['model']['name']}, sha256 `{manifest['model']['sha256']}`.
@@ -135,8 +138,7 @@ def method(files, scoring):
 - Requests: EvalPlus's chat prompt with its prefill and stop strings, greedy, at most
   {manifest['sampling']['greedy']['max_tokens']} new tokens, one ordinary batch file for
   `headrace generate --max-batch N`. Sampled runs: temperature
-  {manifest['sampling']['sampled']['temperature']}, top_p {manifest['sampling']['sampled']['top_p']},
-  a seed from task and sample.
+  {sampled['temperature']}, top_p {sampled['top_p']}, a seed from task and sample.
 - tok/s, whole run: generated tokens over the time from the first step to the last, ramp-up and
   stragglers included, loading not. tok/CPU s: the same over the processor time of all ranks, which
   other programs on the machine disturb less. Prefill and decode share steps in such a run, so they
@@ -147,8 +149,8 @@ def method(files, scoring):
 - Scoring: EvalPlus {scoring.get('evalplus')}, sanitiser {scoring.get('sanitiser')}, sandbox:
   {scoring.get('sandbox')}. plus: base and plus tests.
 - Intervals: pass@1 Wilson score over tasks, pass@k percentile bootstrap over tasks (10,000
-  resamples), both 95 %. They say how much another set of tasks would change the figure, not how much
-  another run would: that is in the last column."""
+  resamples), both 95 %. They say how much another set of tasks would change the figure, not how
+  much another run would: that is in the last column."""
 
 
 def samples(files, results, figures):
@@ -182,20 +184,21 @@ def same_tokens(results, figures):
 def peers(results, figures):
     lines = []
     for name in results["peers"]:
-        lines += [f"- {figures.text(f'{key}.{name}')}" for key in ("speed", "ratio", "against", "failed")
-                  if figures.text(f"{key}.{name}")]
+        texts = [figures.text(f"{key}.{name}") for key in ("speed", "ratio", "against", "failed")]
+        lines += [f"- {text}" for text in texts if text]
     if not lines:
         return None
-    return ("## Beside another program\n\nThe same file, prompts and stop strings on the same machine; "
-            "headrace and the other program ran in turn. Concurrency of the client stands in for the "
-            "batch size, which an endpoint does not have.\n\n" + "\n".join(lines))
+    return ("## Beside another program\n\nThe same file, prompts and stop strings on the same "
+            "machine; headrace and the other program ran in turn. Concurrency of the client stands "
+            "in for the batch size, which an endpoint does not have.\n\n" + "\n".join(lines))
 
 
 def beside_published(files, results, figures, published):
     lines = ["## Beside published figures", ""]
     for row in published:
         mark = "" if row["run"] else "**not run**; "
-        lines.append(f"- {row['name']}: {row['base']} / {row['plus']} (base / plus). {mark}{row['note']}. "
+        lines.append(f"- {row['name']}: {row['base']} / {row['plus']} (base / plus). "
+                     f"{mark}{row['note']}. "
                      f"Source: {row['source']}.")
     runs = [name for name, _ in main_runs(files)]
     lines += ["", "What of the difference can be shown with this model file:", ""]
@@ -210,8 +213,8 @@ def beside_published(files, results, figures, published):
             for which in ("a", "b"):
                 lines.append(f"- Prompt: {figures.text(f'prompt.{tests}.only-{entry[which]}')}")
     lines.append(f"- Limit: {figures.text(f'cut.{runs[0]}')}")
-    lines.append("- Quantisation is not isolated here: the published figures are of bf16 weights, and "
-                 "only the quantised file was run. What prompt and sanitiser leave unexplained is "
+    lines.append("- Quantisation is not isolated here: the published figures are of bf16 weights, "
+                 "and only the quantised file was run. What prompt and sanitiser leave unexplained is "
                  "quantisation, the other differences of the harnesses, and chance together.")
     return "\n".join(lines)
 
@@ -236,8 +239,8 @@ def again():
     return """## Do it again
 
 `experiments/mbpp/reproduce.sh` makes all of this; `--check` this folder compares the token ids of
-another run with `generations.jsonl`, and `--verify-claims` computes every figure here again from the
-measured files (`claims.json` names the file and the command of each)."""
+another run with `generations.jsonl`, and `--verify-claims` computes every figure here again from
+the measured files (`claims.json` names the file and the command of each)."""
 
 
 def markdown(files, results, claims, scoring, published, plots):
