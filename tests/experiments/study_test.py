@@ -266,6 +266,12 @@ class Results(harness.ProgramTest):
                                           speed["untimed_requests"]))
         # What was in flight when the first piece ended cannot be told, so only the second counts.
         self.assertEqual({"requests": 1, "p50": 2.0, "p90": 2.0, "p99": 2.0}, speed["latency_s"])
+        # A piece that was killed leaves nothing but its results.
+        write_json(path, {**run, "pieces": [second]})
+        speed = metrics.results_of(metrics.read(self.folder))["speed"]["batch1-stages1"]
+        self.assertEqual((1, 2.0, 3, 1), (speed["pieces"], speed["seconds"], speed["generated"],
+                                          speed["untimed_requests"]))
+        self.assertEqual(1, speed["latency_s"]["requests"])
 
     def test_verdicts_of_other_generations_are_refused(self):
         make_results(self.folder)

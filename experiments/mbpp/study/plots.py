@@ -73,10 +73,10 @@ def accuracy(files, results):
     figure, axes = pyplot.subplots(figsize=SIZE)
     batches = set()
     for ranks, runs in greedy_by_stages(files, results).items():
-        for tests, mark in (("base", "o"), ("plus", "s")):
+        for tests, mark, aside in (("base", "o", 0.06), ("plus", "s", -0.06)):
             shares = [results["accuracy"][name][tests] for _, name in runs]
             # Side by side, or equal points would hide each other.
-            xs = [batch * (1.06 if ranks == 1 else 0.94) for batch, _ in runs]
+            xs = [batch * 2 ** (aside + (ranks - 1.5) * 0.3) for batch, _ in runs]
             spread = [[100 * (s["value"] - s["low"]) for s in shares],
                       [100 * (s["high"] - s["value"]) for s in shares]]
             axes.errorbar(xs, [100 * s["value"] for s in shares], yerr=spread, fmt=mark, capsize=3,

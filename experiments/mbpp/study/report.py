@@ -200,8 +200,16 @@ def beside_published(files, results, figures, published):
         lines.append(f"- {row['name']}: {row['base']} / {row['plus']} (base / plus). "
                      f"{mark}{row['note']}. "
                      f"Source: {row['source']}.")
+    name = files.manifest["model"]["name"].lower()
+    if any(row["model"] and row["model"] in name for row in published):
+        lines += ["", *explanations(files, results, figures)]
+    return "\n".join(lines)
+
+
+def explanations(files, results, figures):
+    """Why our figures are not those published for the same model."""
+    lines = ["What of the difference can be shown with this model file:", ""]
     runs = [name for name, _ in main_runs(files)]
-    lines += ["", "What of the difference can be shown with this model file:", ""]
     for name in results["accuracy_without_sanitiser"]:
         for tests in ("base", "plus"):
             lines.append(f"- Sanitiser: {figures.text(f'pass1-as-is.{name}.{tests}')} With it: "
