@@ -12,6 +12,7 @@ import time
 from study import follow, prompts
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
+DEVICE = ("--device", "cpu")  # the study is of CPUs, on a machine with a GPU as well
 STOPPED = 75  # exit code of headrace, and of this study: start it again
 
 
@@ -148,7 +149,7 @@ def one_piece(setting, run, folder, resume):
     report_file.unlink(missing_ok=True)
     arguments = ["--model", setting.model, "--input", folder / "in.jsonl",
                  "--output", folder / "out.jsonl", "--max-batch", run.batch,
-                 "--threads", run.threads, "--order", "input", "--token-ids",
+                 "--threads", run.threads, *DEVICE, "--order", "input", "--token-ids",
                  "--report", report_file, "--progress", "none"] + ["--resume"] * resume
     command, environment = command_of(setting.program, run.ranks, "generate", arguments)
     started, processors = int(time.time()), Processors()
@@ -203,8 +204,9 @@ def bench(setting, plan, ranks, threads, say):
     target.parent.mkdir(parents=True, exist_ok=True)
     say(f"fixed-length run, {ranks} stage(s), batch {', '.join(map(str, plan.bench_batches))}")
     fresh = target.with_name("unfinished.json")
-    arguments = ["--model", setting.model, "--threads", threads, "--repeat", plan.bench_repeat,
-                 "--batch", ",".join(map(str, plan.bench_batches)), "--json", fresh,
+    arguments = ["--model", setting.model, "--threads", threads, *DEVICE,
+                 "--repeat", plan.bench_repeat, "--json", fresh,
+                 "--batch", ",".join(map(str, plan.bench_batches)),
                  "--prompt-tokens", plan.bench_tokens, "--generate-tokens", plan.bench_tokens]
     command, environment = command_of(setting.program, ranks, "bench", arguments)
     processors = Processors()

@@ -94,6 +94,7 @@ def make(name, setting, plan, data_file, tasks):
                     "system": platform.platform()},
         "versions": versions(setting.program),
         "sampling": sampling(),
+        "device": "cpu",
         "runs": [dataclasses.asdict(run) for run in plan.runs],
         "fixed_length": {"batches": plan.bench_batches, "repeat": plan.bench_repeat,
                          "prompt_tokens": plan.bench_tokens, "generate_tokens": plan.bench_tokens},
