@@ -11,9 +11,9 @@ packages=(
   # run
   openmpi-bin
   # fetch-model.py, the tests
-  python3 python3-pip ca-certificates
+  python3 python3-pip python3-venv ca-certificates
   # the sandbox of experiments/mbpp
-  bubblewrap libseccomp2 python3-venv
+  bubblewrap libseccomp2
 )
 
 if ! command -v dpkg-query >/dev/null; then

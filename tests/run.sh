@@ -34,6 +34,11 @@ if [[ -z ${HEADRACE_SHARED:-} && -d ../shared ]]; then
   export HEADRACE_SHARED
 fi
 
+# The Python packages of the MBPP study.
+experiments/mbpp/reproduce.sh --prepare ||
+  echo "run.sh: tests of the MBPP study that need its Python packages are skipped" >&2
+export HEADRACE_STUDY_PYTHON=$repository/build/mbpp/venv-scoring/bin/python
+
 # Twice as many tests as cores at a time: those with processes of their own wait most of their time.
 # What must run alone does; CTest knows which.
 code=0

@@ -1,0 +1,97 @@
+"""Another program on the same model file, behind an OpenAI-compatible endpoint of its own."""
+import dataclasses
+import http.client
+import pathlib
+import shlex
+import socket
+import subprocess
+import sys
+import time
+
+from study import generate
+
+START_S = 300  # for loading the model
+CONTEXT = 2048  # tokens of one sequence: the longest prompt and 768 more
+ENDPOINT = pathlib.Path(__file__).resolve().parent.parent / "endpoint.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """command: words with {model}, {port}, {concurrency}, {context} (of one sequence) and
+    {contexts} (of all) in them."""
+    label: str
+    command: str
+
+    def command_without_folders(self):
+        return " ".join(word.rpartition("/")[2] for word in shlex.split(self.command))
+
+
+def parse(text):
+    label, equals, command = text.partition("=")
+    if not equals or not label or not command:
+        raise ValueError(f"--peer {text}: must be LABEL=COMMAND")
+    return Peer(label, command)
+
+
+def journal_name(peer, concurrency):
+    return f"{peer.label}-c{concurrency}"
+
+
+def free_port():
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
+def answers(port):
+    """Whether the server has loaded its model: llama-server says 503 until then."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/v1/models")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def start(peer, model, concurrency, log):
+    """(process, port), once it answers."""
+    port = free_port()
+    words = [word.format(model=model, port=port, concurrency=concurrency, context=CONTEXT,
+                         contexts=CONTEXT * concurrency) for word in shlex.split(peer.command)]
+    process = subprocess.Popen(generate.dies_with_us(words), stdin=subprocess.DEVNULL, stdout=log,
+                               stderr=log, start_new_session=True)
+    end = time.monotonic() + START_S
+    while not answers(port):
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            process.wait()
+            raise generate.RunError(f"{peer.label} does not answer on port {port}; see {log.name}")
+        time.sleep(0.5)
+    return process, port
+
+
+def run(setting, peer, concurrency, tasks, data_file, system, say):
+    """Brings the journal of this concurrency to its end."""
+    folder = setting.work / "endpoint"
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = folder / f"{journal_name(peer, concurrency)}.jsonl"
+    done = folder / f"{journal_name(peer, concurrency)}.done"
+    if done.exists():
+        return
+    say(f"{peer.label} at concurrency {concurrency}")
+    with open(folder / f"{peer.label}.log", "ab") as log:
+        server, port = start(peer, setting.model, concurrency, log)
+        try:
+            code = setting.child.run(
+                [sys.executable, ENDPOINT, "--base-url", f"http://127.0.0.1:{port}/v1", "--no-key",
+                 "--model", setting.model.name, "--label", peer.label, "--api", "completions",
+                 "--system", system, "--concurrency", concurrency, "--tasks", tasks,
+                 "--data", data_file, "--output", journal], setting.lock, stdout=sys.stderr)
+        finally:
+            server.terminate()
+            server.wait(60)
+    if code not in (0, 1):
+        raise generate.RunError(f"endpoint.py ended with exit code {code}; see {journal}")
+    done.touch()

@@ -1,0 +1,383 @@
+"""experiments/mbpp/study: prompts, estimates, what is kept of a run, claims."""
+import fractions
+import gzip
+import itertools
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import time
+import unittest
+
+import harness
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+STUDY = REPOSITORY / "experiments" / "mbpp"
+sys.path.insert(0, str(STUDY))
+from study import check, claims, collect, data, estimates, follow, metrics, plan, prompts
+from study import report, verify
+
+TASK = data.Task("Mbpp/2", '"""\nWrite a function.\nassert f(1) == 2\n"""\n')
+
+
+class Prompts(harness.ProgramTest):
+    def test_request(self):
+        request = prompts.request(TASK, 0)
+        self.assertEqual("Mbpp/2#0", request["custom_id"])
+        user, assistant = request["body"]["messages"]
+        self.assertEqual(
+            "Please provide a self-contained Python script that solves the following problem in a "
+            'markdown code block:\n```\n"""\nWrite a function.\nassert f(1) == 2\n"""\n```\n',
+            user["content"])
+        self.assertEqual("assistant", assistant["role"])
+        self.assertTrue(assistant["content"].endswith("corresponding tests:\n```python\n"))
+        self.assertEqual(["<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(",
+                          "\nprint(", "\n```\n"], request["body"]["stop"])
+        self.assertEqual((0, 768), (request["body"]["temperature"], request["body"]["max_tokens"]))
+        self.assertNotIn("seed", request["body"])
+
+    def test_seeds_are_of_task_and_draw(self):
+        seeds = {prompts.request(data.Task(f"Mbpp/{task}", ""), draw, sampled=True)["body"]["seed"]
+                 for task in range(100) for draw in range(10)}
+        self.assertEqual(1000, len(seeds))
+        self.assertEqual(prompts.seed_of("Mbpp/2", 3), prompts.seed_of("Mbpp/2", 3))
+
+    def test_chatml_is_the_program_s_chat_template(self):
+        """The text that peers get has the tokens of the chat request that headrace gets."""
+        model = harness.real_model(harness.SMOL)
+        system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        request = prompts.request(TASK, 0)["body"]
+        text = prompts.chatml(request["messages"], system)
+        found = self.generate(model, [{"messages": request["messages"], "max_tokens": 4},
+                                      {"prompt": text, "max_tokens": 4}])
+        chat, plain = found["line-1"], found["line-2"]
+        self.assertEqual(chat["response"]["body"]["usage"], plain["response"]["body"]["usage"])
+        self.assertEqual(harness.token_ids(chat), harness.token_ids(plain))
+
+
+class Estimates(unittest.TestCase):
+    def test_pass_at_k_is_exact(self):
+        """Against the share of all choices of k samples that have a correct one."""
+        for samples in range(1, 9):
+            for correct, k in itertools.product(range(samples + 1), range(1, samples + 1)):
+                choices = list(itertools.combinations(range(samples), k))
+                share = fractions.Fraction(sum(min(c) < correct for c in choices), len(choices))
+                self.assertAlmostEqual(float(share), estimates.pass_at_k(samples, correct, k),
+                                       delta=1e-15)
+
+    def test_pass_at_k_needs_k_samples(self):
+        with self.assertRaises(ValueError):
+            estimates.pass_at_k(5, 2, 6)
+
+    def test_wilson(self):
+        # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3.
+        for passed, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
+                                         (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+            found = estimates.wilson(passed, count)
+            self.assertAlmostEqual(low, found[0], delta=5e-5)
+            self.assertAlmostEqual(high, found[1], delta=5e-5)
+
+    def test_bootstrap_is_about_the_normal_interval(self):
+        values = [0.0] * 60 + [1.0] * 40
+        low, high = estimates.bootstrap(values)
+        half = 1.96 * math.sqrt(0.4 * 0.6 / 100)
+        self.assertAlmostEqual(0.4 - half, low, delta=0.015)
+        self.assertAlmostEqual(0.4 + half, high, delta=0.015)
+        self.assertEqual((low, high), estimates.bootstrap(values))
+
+    def test_percentile_is_the_nearest_rank(self):
+        values = [5, 1, 4, 2, 3]
+        self.assertEqual([1, 3, 5, 5], [estimates.percentile(values, p) for p in (.2, .5, .9, 1)])
+
+
+class Latency(harness.ProgramTest):
+    def test_a_request_begins_when_a_slot_comes_free(self):
+        finished = {"a": 5.0, "b": 2.0, "c": 6.0, "d": 9.0}
+        # Two slots: c takes b's place at 2, d takes a's at 5.
+        self.assertEqual({"a": 5.0, "b": 2.0, "c": 4.0, "d": 4.0},
+                         follow.latencies("abcd", finished, 2))
+
+    def test_more_slots_than_requests(self):
+        self.assertEqual({"a": 5.0, "b": 2.0},
+                         follow.latencies("ab", {"a": 5.0, "b": 2.0}, 64))
+
+    def test_follower_sees_whole_lines(self):
+        path = self.folder / "out.jsonl"
+        path.write_text('{"custom_id": "old"}\n')
+        follower = follow.Follower(path)
+        with open(path, "a") as file:
+            file.write('{"custom_id": "a"}\n{"custom')
+            file.flush()
+            time.sleep(5 * follow.POLL)
+            file.write('_id": "b"}\n')
+        follower.close()
+        self.assertEqual(["a", "b"], [name for name, _ in follower.seen])
+        times = follow.finish_times(follower.seen, 10.0)
+        self.assertEqual(10.0, times["b"])
+        self.assertLess(times["a"], 10.0)
+
+
+class Data(harness.ProgramTest):
+    def test_offline_file_is_checked(self):
+        (self.folder / data.FILE).write_text("{}\n")
+        with self.assertRaisesRegex(data.DataError, "sha256"):
+            data.fetch(self.folder / "there", self.folder)
+        self.assertFalse((self.folder / "there").exists())
+
+    def test_offline_file_may_be_compressed(self):
+        shared = harness.shared_file("data/mbpp/MbppPlus-v0.2.0.jsonl")
+        with gzip.open(self.folder / (data.FILE + ".gz"), "wb", compresslevel=1) as file:
+            file.write(shared.read_bytes())
+        path = data.fetch(self.folder / "there", self.folder)
+        tasks = data.read_tasks(path, 3)
+        self.assertEqual(["Mbpp/2", "Mbpp/3", "Mbpp/4"], [task.task_id for task in tasks])
+        self.assertEqual(data.TASKS, len(data.read_tasks(path)))
+        with self.assertRaisesRegex(data.DataError, "379"):
+            data.read_tasks(path, 379)
+
+    def test_missing_file_says_what_to_do(self):
+        with self.assertRaisesRegex(data.DataError, "download https://"):
+            data.fetch(self.folder / "there", self.folder)
+
+
+def output(task, draw, text, ids, names, **more):
+    return {"task_id": task, "draw": draw, "text": text, "token_ids": ids, "runs": names,
+            "finish": "stop", "prompt_tokens": 9, "kind": "greedy", **more}
+
+
+def piece(finished, seconds):
+    tokens = 3 * len(finished)
+    return {"outcome": "done", "started": 1, "load_s": 1.0, "generation_s": seconds,
+            "tokens": {"prompt": 9 * len(finished), "generated": tokens}, "cpu_s": 2 * seconds,
+            "requests": {"done": len(finished), "failed": 0, "resumed": 0},
+            "others_cpu_share": 0.1, "steps": 5, "stages": [], "finished_s": finished}
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_lines(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+
+
+def rates(value):
+    return {"min": value - 1, "median": value, "max": value + 1}
+
+
+def make_results(folder, other_ids=(1, 2, 3)):
+    """A results directory of two greedy runs of two tasks and a sampled one, written by hand.
+    other_ids: what the second run has for the second task, (1, 2, 3) in the first."""
+    names = ["batch1-stages1", "batch4-stages1"]
+    ids = [[1, 2, 3], list(other_ids)]
+    lines = [output("Mbpp/2", 0, "a", [7, 8, 9], names)]
+    if ids[0] == ids[1]:
+        lines.append(output("Mbpp/3", 0, "b", ids[0], names))
+    else:
+        lines.append(output("Mbpp/3", 0, "b", ids[0], names[:1]))
+        lines.append(output("Mbpp/3", 0, "c", ids[1], names[1:]))
+    lines += [output("Mbpp/2", draw, f"s{draw}", [draw], ["sampled-batch64-stages1"],
+                     kind="sampled") for draw in range(5)]
+    for number, line in enumerate(lines):
+        line["sample"] = number
+    verdicts = [{"task_id": line["task_id"], "sample": line["sample"],
+                 "base": "pass" if line["text"] in ("a", "b", "s0") else "timeout",
+                 "plus": "pass" if line["text"] in ("a", "s0") else "fail"} for line in lines]
+    write_lines(folder / "generations.jsonl", lines)
+    write_lines(folder / "verdicts.jsonl", verdicts)
+    for name, batch, kind, ended in ((names[0], 1, "greedy", {"Mbpp/2#0": 1.0, "Mbpp/3#0": 3.0}),
+                                     (names[1], 4, "greedy", {"Mbpp/2#0": 1.0, "Mbpp/3#0": 1.5}),
+                                     ("sampled-batch64-stages1", 64, "sampled",
+                                      {f"Mbpp/2#{draw}": 1.0 for draw in range(5)})):
+        run = plan.Run(name, kind, batch, 1, 2, 2)
+        write_json(folder / "runs" / f"{name}.json",
+                   {"run": vars(run), "pieces": [piece(ended, max(ended.values()))]})
+    write_json(folder / "bench" / "stages1.json", {"batches": [{
+        "batch": 1, "prefill_tokens_per_s": rates(50.0), "decode_tokens_per_s": rates(10.0),
+        "generated_tokens_per_s": rates(8.0)}]})
+    write_json(folder / "scoring.json", {"evalplus": "0.3.1", "sandbox": "none", "sanitiser": "x"})
+    greedy = {"max_tokens": 768}
+    write_json(folder / "manifest.json", {
+        "model": {"name": "m.gguf", "sha256": "1" * 64}, "tasks": 2, "started": "2026-11-26T00:00",
+        "data": {"name": data.VERSION, "sha256": data.SHA256},
+        "machine": {"cpu": {"usable_cores": 2, "model": "c", "vector_flags": ["avx2"]}},
+        "versions": {"headrace": "headrace 0"}, "sampling": {
+            "greedy": greedy, "sampled": {"temperature": 0.8, "top_p": 0.95}},
+        "fixed_length": {"prompt_tokens": 128, "generate_tokens": 128, "repeat": 3}})
+    write_reports(folder)
+
+
+def write_reports(folder):
+    """As study.main does, without plots."""
+    files = metrics.read(folder)
+    computed = metrics.results_of(files)
+    found = claims.claims_of(files, computed)
+    text = report.markdown(files, computed, found, metrics.load_json(folder / "scoring.json"),
+                           metrics.load_json(claims.PUBLISHED), [])
+    (folder / "results.json").write_text(json.dumps(computed))
+    (folder / "claims.json").write_text(claims.text_of(found))
+    (folder / "report.md").write_text(text)
+    (folder / "report.html").write_text("\n".join(claim.text for claim in found.values()))
+
+
+class Results(harness.ProgramTest):
+    def results(self, **more):
+        make_results(self.folder, **more)
+        return metrics.results_of(metrics.read(self.folder))
+
+    def test_accuracy_and_speed(self):
+        found = self.results()
+        accuracy = found["accuracy"]["batch1-stages1"]
+        # A program that passes the plus tests only after failing the base tests has not passed.
+        self.assertEqual((2, 1), (accuracy["base"]["passed"], accuracy["plus"]["passed"]))
+        speed = found["speed"]["batch1-stages1"]
+        self.assertEqual((6, 3.0, 2.0), (speed["generated"], speed["seconds"],
+                                         speed["generated_per_s"]))
+        self.assertEqual(1.0, speed["generated_per_cpu_s"])
+        self.assertEqual({"requests": 2, "p50": 1.0, "p90": 2.0, "p99": 2.0}, speed["latency_s"])
+        self.assertEqual(1.5, found["speed"]["batch4-stages1"]["latency_s"]["p99"])
+
+    def test_pass_at_k(self):
+        found = self.results()["pass_at_k"]["sampled-batch64-stages1"]
+        self.assertEqual(["1", "5"], list(found["k"]))
+        self.assertAlmostEqual(0.2, found["k"]["1"]["base"]["value"])
+        self.assertAlmostEqual(1.0, found["k"]["5"]["plus"]["value"])
+
+    def test_differences(self):
+        entry, = self.results()["differences"]
+        self.assertEqual((2, 0, 0, 0), (entry["requests"], entry["token_ids"], entry["texts"],
+                                        entry["base"]))
+        entry, = self.results(other_ids=(1, 2, 4))["differences"]
+        self.assertEqual((1, 1, 1, 0), (entry["token_ids"], entry["texts"], entry["base"],
+                                        entry["plus"]))
+
+    def test_run_in_pieces(self):
+        make_results(self.folder)
+        path = self.folder / "runs" / "batch1-stages1.json"
+        run = metrics.load_json(path)
+        first, second = piece({"Mbpp/2#0": 1.0}, 1.5), piece({"Mbpp/3#0": 2.0}, 2.0)
+        first["outcome"] = "interrupted"
+        write_json(path, {**run, "pieces": [first, second]})
+        speed = metrics.results_of(metrics.read(self.folder))["speed"]["batch1-stages1"]
+        self.assertEqual((2, 3.5, 6, 0), (speed["pieces"], speed["seconds"], speed["generated"],
+                                          speed["untimed_requests"]))
+        # What was in flight when the first piece ended cannot be told, so only the second counts.
+        self.assertEqual({"requests": 1, "p50": 2.0, "p90": 2.0, "p99": 2.0}, speed["latency_s"])
+        # A piece that was killed leaves nothing but its results.
+        write_json(path, {**run, "pieces": [second]})
+        speed = metrics.results_of(metrics.read(self.folder))["speed"]["batch1-stages1"]
+        self.assertEqual((1, 2.0, 3, 1), (speed["pieces"], speed["seconds"], speed["generated"],
+                                          speed["untimed_requests"]))
+        self.assertEqual(1, speed["latency_s"]["requests"])
+
+    def test_verdicts_of_other_generations_are_refused(self):
+        make_results(self.folder)
+        verdicts = data.read_json_lines(self.folder / "verdicts.jsonl")
+        write_lines(self.folder / "verdicts.jsonl", verdicts[::-1])
+        with self.assertRaisesRegex(data.DataError, "score it again"):
+            metrics.read(self.folder)
+
+    def test_equal_outputs_are_one_line(self):
+        same, other = {"text": "a", "token_ids": [1]}, {"text": "a", "token_ids": [2]}
+        key = ("greedy", "Mbpp/2", 0)
+        found = collect.distinct([("r1", [(key, same)]), ("r2", [(key, other)]),
+                                  ("r3", [(key, dict(same))])])
+        lines = collect.lines_of(found, ["Mbpp/2"])
+        self.assertEqual([(0, ["r1", "r3"]), (1, ["r2"])],
+                         [(line["sample"], line["runs"]) for line in lines])
+
+
+class Verify(harness.ProgramTest):
+    def setUp(self):
+        super().setUp()
+        make_results(self.folder)
+
+    def wrong(self):
+        return verify.verify(self.folder)[0]
+
+    def test_what_was_computed_is_right(self):
+        wrong, count = verify.verify(self.folder)
+        self.assertEqual([], wrong)
+        self.assertGreater(count, 30)
+
+    def test_every_file_that_is_changed_is_found(self):
+        changes = {"verdicts.jsonl": ('"base": "timeout"', '"base": "pass"'),
+                   "generations.jsonl": ('"finish": "stop"', '"finish": "length"'),
+                   "runs/batch4-stages1.json": ('"generation_s": 1.5', '"generation_s": 1.25'),
+                   "bench/stages1.json": ('"median": 8.0', '"median": 8.5'),
+                   "results.json": ('"passed": 2', '"passed": 3'),
+                   "claims.json": ("2.0 tokens/s", "3.0 tokens/s"),
+                   "report.md": ("| 2.0 |", "| 2.5 |"),
+                   "report.html": ("2.0 tokens/s", "3.0 tokens/s")}
+        for name, (old, new) in changes.items():
+            with self.subTest(name=name):
+                path = self.folder / name
+                text = path.read_text()
+                self.assertIn(old, text)
+                path.write_text(text.replace(old, new, 1))
+                self.assertNotEqual([], self.wrong())
+                path.write_text(text)
+        self.assertEqual([], self.wrong())
+
+    def test_command_line(self):
+        command = [STUDY / "reproduce.sh", "--verify-claims", self.folder]
+        done = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual(0, done.returncode, done.stdout + done.stderr)
+        self.assertRegex(done.stdout, r"verify: \d+ claims computed again, 0 differences")
+        path = self.folder / "claims.json"
+        path.write_text(path.read_text().replace("2.0 tokens/s", "3.0 tokens/s"))
+        done = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual(1, done.returncode, done.stdout + done.stderr)
+
+    def test_one_claim_by_its_command(self):
+        done = subprocess.run([sys.executable, "-m", "study.claims", self.folder, "--claim",
+                               "speed.batch1-stages1"], cwd=STUDY, capture_output=True, text=True)
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn("generated 2.0 tokens/s over the whole run", done.stdout)
+
+
+class Check(harness.ProgramTest):
+    def setUp(self):
+        super().setUp()
+        make_results(self.folder / "committed")
+
+    def check(self, **more):
+        make_results(self.folder / "fresh", **more)
+        said = []
+        good = check.check(self.folder / "committed", self.folder / "fresh", said.append)
+        return good, "\n".join(said)
+
+    def test_same(self):
+        good, said = self.check()
+        self.assertTrue(good)
+        self.assertIn("7 requests compared", said)
+        self.assertRegex(said, r"batch1-stages1 +2\.0 there +2\.0 here")
+
+    def test_other_token_ids(self):
+        good, said = self.check(other_ids=(1, 2, 4))
+        self.assertFalse(good)
+        self.assertIn("greedy Mbpp/3#0: other token ids in batch4-stages1", said)
+
+    def test_other_model_is_refused(self):
+        make_results(self.folder / "fresh")
+        path = self.folder / "committed" / "manifest.json"
+        path.write_text(path.read_text().replace("1" * 64, "2" * 64))
+        with self.assertRaisesRegex(data.DataError, "something else: model"):
+            check.check(self.folder / "committed", self.folder / "fresh", print)
+
+
+class Committed(unittest.TestCase):
+    def test_claims_of_all_committed_results(self):
+        folders = sorted((STUDY / "results").glob("*/"))
+        if not folders:
+            self.skipTest("no results are committed")
+        for folder in folders:
+            with self.subTest(results=folder.name):
+                self.assertEqual([], verify.verify(folder)[0])
+
+
+if __name__ == "__main__":
+    harness.main()
