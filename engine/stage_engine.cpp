@@ -386,12 +386,12 @@ std::vector<StageEngine::MicroBatch> StageEngine::cut(std::span<const BatchItem>
   return micro_batches;
 }
 
-// Of the pages that single rows bring over the link, those that the host shall attend to.
+// Of the pages in host memory that single rows have, those that the host shall attend to.
 int64_t StageEngine::pages_for_the_host(std::span<const BatchItem> batch) const {
   if (!host_attention_.rows) return 0;
   int64_t pages = 0;
   for (const BatchItem& item : batch) {
-    if (item.rows == 1) pages += kv_.visiting_pages(item.slot);
+    if (item.rows == 1) pages += kv_.pages_at_home(item.slot);
   }
   return std::llround(host_attention_.share * static_cast<double>(pages));
 }

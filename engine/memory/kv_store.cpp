@@ -139,10 +139,17 @@ int64_t KvStore::visiting_pages(int slot) const {
   return disk_ ? disk_->count(slot) : std::ssize(sequences_[slot].passing);
 }
 
+int64_t KvStore::pages_at_home(int slot) const {
+  int64_t pages = 0, left = std::ssize(sequences_[slot].passing);
+  for (const int64_t run : sequences_[slot].runs) {
+    if (!is_on_disk(run)) pages += std::min(left, passage_->run());
+    left -= passage_->run();
+  }
+  return pages;
+}
+
 bool KvStore::is_at_home(int slot) const {
-  const Sequence& sequence = sequences_[slot];
-  return passage_ && sequence.passing.size() == sequence.memory.size() &&
-         std::ranges::none_of(sequence.runs, [&](int64_t run) { return is_on_disk(run); });
+  return passage_ && pages_at_home(slot) == std::ssize(sequences_[slot].memory);
 }
 
 int64_t KvStore::visit_pages() const {

@@ -68,6 +68,8 @@ class KvStore {
   // several sequences should have, so that those of the next one come meanwhile.
   int64_t visiting_pages(int slot) const;
   int64_t visit_pages() const;
+  // Those that have their homes in host memory, beside a device.
+  int64_t pages_at_home(int slot) const;
   // All pages of this sequence have their homes in host memory, none on a device or disk.
   bool is_at_home(int slot) const;
   // All pages are where they are for good.

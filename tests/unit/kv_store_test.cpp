@@ -348,6 +348,8 @@ TEST(KvStore, PagesAreOnDiskWhereDeviceAndHostHaveNoRoom) {
   kv.reserve(3, 5);
   EXPECT_FALSE(kv.store.is_at_home(3));
   EXPECT_EQ(kv.store.visiting_pages(3), 3) << "the arena has two of them";
+  EXPECT_EQ(kv.store.pages_at_home(3), 0);
+  EXPECT_EQ(kv.store.pages_at_home(2), 3);
   const std::vector<BatchItem> visited = {{3, 70, 10}};
   kv.store.begin_sweep({visited});
   const std::vector<KvPassage::Page> pages = {
@@ -362,6 +364,7 @@ TEST(KvStore, PagesAreOnDiskWhereDeviceAndHostHaveNoRoom) {
   EXPECT_EQ(kv.store.visiting_pages(5), 0);
   kv.reserve(6, 10);
   EXPECT_FALSE(kv.store.is_at_home(6));
+  EXPECT_EQ(kv.store.pages_at_home(6), 0);
   EXPECT_THROW(kv.reserve(6, 11), std::logic_error);
 }
 
