@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -52,9 +53,9 @@ struct Options {
 
 // What the process that reads tells the one that watches, also when it dies.
 struct Progress {
-  volatile uint64_t seed = 0;
-  volatile uint64_t accepted = 0;
-  volatile uint64_t refused = 0;
+  std::atomic<uint64_t> seed = 0;
+  std::atomic<uint64_t> accepted = 0;
+  std::atomic<uint64_t> refused = 0;
 };
 
 int usage() {
@@ -111,8 +112,7 @@ int read_mutations(const Options& options, const std::string& folder, Progress& 
   for (uint64_t done = 0; !is_over(done); ++done) {
     progress.seed = options.seed + done;
     const bool accepted = options.reader->accepts(folder, mutated(seeds, progress.seed));
-    uint64_t volatile& count = accepted ? progress.accepted : progress.refused;
-    count = count + 1;
+    ++(accepted ? progress.accepted : progress.refused);
   }
   return 0;
 }
@@ -163,15 +163,15 @@ int fuzz(const Options& options, const std::string& folder) {
   std::printf("%s: %llu inputs from seed %llu on, %llu of them accepted; peak memory %ld MiB\n",
               options.reader->name, static_cast<unsigned long long>(inputs),
               static_cast<unsigned long long>(options.seed),
-              static_cast<unsigned long long>(progress.accepted), peak_mib());
+              static_cast<unsigned long long>(progress.accepted.load()), peak_mib());
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
     const std::string how = hangs ? "hangs"
                             : WIFSIGNALED(status)
                                 ? std::string("dies: ") + strsignal(WTERMSIG(status))
                                 : "fails, see above";
     std::printf("FOUND: the input of seed %llu %s. Again: fuzz_readers %s --seed %llu --rounds 1\n",
-                static_cast<unsigned long long>(progress.seed), how.c_str(), options.reader->name,
-                static_cast<unsigned long long>(progress.seed));
+                static_cast<unsigned long long>(progress.seed.load()), how.c_str(),
+                options.reader->name, static_cast<unsigned long long>(progress.seed.load()));
     return kFailed;
   }
   if (inputs > 100 && (progress.accepted == 0 || progress.refused == 0)) {

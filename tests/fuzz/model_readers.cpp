@@ -53,12 +53,12 @@ bool accepts_safetensors(const std::string& folder, const std::string& input) {
   const std::vector<std::string> parts = parts_of(input, 3);
   const std::string index = folder + "/model.safetensors.index.json";
   const std::string whole = folder + "/model.safetensors";
-  std::filesystem::remove(index);
-  std::filesystem::remove(whole);
+  const std::string part = folder + "/part.safetensors";
+  for (const std::string& file : {index, whole, part}) std::filesystem::remove(file);
   test::write_file(folder + "/config.json", parts[0]);
   const bool in_parts = parts.size() > 1 && !parts[1].empty();
   if (in_parts) test::write_file(index, parts[1]);
-  if (parts.size() > 2) test::write_file(in_parts ? folder + "/part.safetensors" : whole, parts[2]);
+  if (parts.size() > 2) test::write_file(in_parts ? part : whole, parts[2]);
   return opens(folder, folder);
 }
 

@@ -61,8 +61,8 @@ std::vector<std::string> tokenizer_json_seeds(const std::string&) {
                     test::read_file(path + "/tokenizer_config.json"));
   }
   const std::string gpt2 = test::read_file((test::text_data("gpt2") / "tokenizer.json").string());
-  for (const nlohmann::json& known :
-       test::read_json(test::text_data("chat.json")).at("templates")) {
+  const nlohmann::json chat = test::read_json(test::text_data("chat.json"));
+  for (const nlohmann::json& known : chat.at("templates")) {
     const nlohmann::json config = {{"chat_template", known.at("text")}};
     seeds.push_back(gpt2 + std::string(1, '\0') + config.dump());
   }

@@ -14,6 +14,7 @@
 
 #include "engine/error.h"
 #include "engine/memory/budget.h"
+#include "engine/sanitizer.h"
 
 namespace headrace {
 namespace {
@@ -81,7 +82,7 @@ TEST(MemoryBudget, HugeSizesAreRefused) {
 }
 
 TEST(MemoryBudget, TheOperatingSystemsRefusalDoesNotFit) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(HEADRACE_ASAN) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "the sanitizer's allocator aborts instead of refusing";
 #endif
   MemoryBudget budget("host memory", std::numeric_limits<uint64_t>::max());
@@ -94,7 +95,7 @@ TEST(MemoryBudget, TheOperatingSystemsRefusalDoesNotFit) {
   EXPECT_TRUE(contains(most, "KV cache")) << most;
 }
 
-#ifndef __SANITIZE_ADDRESS__  // which has its own heap
+#ifndef HEADRACE_ASAN  // which has its own heap
 
 // Bytes of this process in memory.
 int64_t resident() {
