@@ -24,10 +24,15 @@ if [[ ! -d $source ]]; then
   tar -xzf "$folder/llama_cpp_python-$version.tar.gz" -C "$folder"
 fi
 
+# Without AMX: compiled by g++ 12, llama.cpp's AMX kernels die of an illegal instruction, since the
+# compiler drops what is stored to the tile configuration before ldtilecfg.
+flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+
 # A Release build for this machine's CPU, without what a server on this machine does not need.
 cmake -S "$source/vendor/llama.cpp" -B "$folder/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
   -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF \
-  -DLLAMA_USE_PREBUILT_UI=OFF -DBUILD_SHARED_LIBS=ON >"$folder/configure.log"
+  -DLLAMA_USE_PREBUILT_UI=OFF -DBUILD_SHARED_LIBS=ON \
+  -DCMAKE_C_FLAGS="$flags" -DCMAKE_CXX_FLAGS="$flags" >"$folder/configure.log"
 nice cmake --build "$folder/build" --target llama-server -j "$(nproc)" >"$folder/build.log"
 
 # The Python package without a library of its own: it finds the one above.

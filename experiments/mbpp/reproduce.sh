@@ -8,6 +8,7 @@
 #                         package llama-cpp-python, which takes long)
 # --check RESULTS         compare the token ids with those of committed results
 # --verify-claims RESULTS nothing but: compute every figure of committed results again
+# --report                no more generation: the report of the runs that are done so far
 # --offline DIR           no network: data and model from DIR, Python packages from DIR/wheels
 # --prepare               nothing but: make the Python environments
 # --work DIR              everything under way (default: build/mbpp)
@@ -16,7 +17,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
-prepare=0 quick=0 model="" tasks="" peer=0 check="" offline="" work=$repository/build/mbpp unsafe=0
+prepare=0 report=0 quick=0 model="" tasks="" peer=0 check="" offline="" work=$repository/build/mbpp unsafe=0
 
 wrong() {
   echo "reproduce: $1; see reproduce.sh --help" >&2
@@ -30,6 +31,7 @@ while [[ $# -gt 0 ]]; do
       ;;
     --quick) quick=1 ;;
     --prepare) prepare=1 ;;
+    --report) report=1 ;;
     --peer) peer=1 ;;
     --allow-unsafe-scoring) unsafe=1 ;;
     --model | --tasks | --check | --verify-claims | --offline | --work)
@@ -133,6 +135,7 @@ if [[ -n $tasks ]]; then
   options+=(--tasks "$tasks")
 fi
 if [[ $unsafe == 1 ]]; then options+=(--allow-unsafe-scoring); fi
+if [[ $report == 1 ]]; then options+=(--report); fi
 if [[ -n $check ]]; then options+=(--check "$check"); fi
 if [[ $peer == 1 ]]; then
   [[ -z $offline ]] || wrong "--peer builds llama.cpp and needs the network"

@@ -73,8 +73,12 @@ class Quick(harness.ProgramTest):
     def test_end_to_end(self):
         self.end_in("batch1-stages1", signal.SIGKILL, -signal.SIGKILL)
         self.end_in("batch1-stages2", signal.SIGTERM, STOPPED)
-        said = self.reproduce()
         results = self.study / "results"
+        self.reproduce("--report")
+        self.assertIn("Runs of the plan that are not done: batch1-stages2, batch4-stages2, ",
+                      (results / "report.md").read_text())
+        said = self.reproduce()
+        self.assertNotIn("not done", (results / "report.md").read_text())
         self.assertIn(f"report: {results}/report.html", said)
 
         lines = data.read_json_lines(results / "generations.jsonl")

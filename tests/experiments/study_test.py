@@ -202,6 +202,7 @@ def make_results(folder, other_ids=(1, 2, 3)):
     greedy = {"max_tokens": 768}
     write_json(folder / "manifest.json", {
         "model": {"name": "m.gguf", "sha256": "1" * 64}, "tasks": 2, "started": "2026-11-26T00:00",
+        "missing_runs": [],
         "data": {"name": data.VERSION, "sha256": data.SHA256},
         "machine": {"cpu": {"usable_cores": 2, "model": "c", "vector_flags": ["avx2"]}},
         "versions": {"headrace": "headrace 0"}, "sampling": {

@@ -168,16 +168,26 @@ def one_piece(setting, run, folder, resume):
     return code, piece_of(report, finished, processors.share_of_others(), started)
 
 
+def is_done(setting, run, tasks):
+    """Whether the run has a result for each of its requests, and at least one piece with times."""
+    folder = setting.work / "runs" / run.name
+    wanted = {request["custom_id"] for request in requests_of(run, tasks)}
+    return wanted <= done_in(folder / "out.jsonl") and (folder / "pieces.json").exists()
+
+
 def generate(setting, run, tasks, say):
     """Brings the run to its end, from wherever it stands."""
+    if is_done(setting, run, tasks):
+        return
     folder = setting.work / "runs" / run.name
     folder.mkdir(parents=True, exist_ok=True)
     requests = requests_of(run, tasks)
     wanted = {request["custom_id"] for request in requests}
     results, pieces_file = folder / "out.jsonl", folder / "pieces.json"
     done = done_in(results)
-    if wanted <= done:
-        return
+    if wanted <= done:  # killed between its last result and its report: there are no times
+        shutil.rmtree(folder)
+        return generate(setting, run, tasks, say)
     say(f"{run.name}: {len(done)} of {len(wanted)} requests are done")
     write_whole(folder / "in.jsonl", "".join(json.dumps(request) + "\n" for request in requests))
     code, piece = one_piece(setting, run, folder, resume=results.exists())

@@ -86,10 +86,10 @@ def default_system(program, model):
 
 
 def run_all(setting, study_plan, peers, data_file, tasks):
-    for run in study_plan.runs:
-        generate.generate(setting, run, tasks, say)
     for ranks, threads in plan.STAGES:
         generate.bench(setting, study_plan, ranks, threads, say)
+    for run in study_plan.runs:
+        generate.generate(setting, run, tasks, say)
     # In turn, so that both sides meet the same machine.
     for run in study_plan.peer_runs if peers else ():
         generate.generate(setting, run, tasks, say)
@@ -98,19 +98,23 @@ def run_all(setting, study_plan, peers, data_file, tasks):
                      default_system(setting.program, setting.model), say)
 
 
-def finished_runs(setting, study_plan):
-    """Peers may have been run by an earlier start."""
-    pieces = lambda run: setting.work / "runs" / run.name / "pieces.json"
-    return [*study_plan.runs, *(run for run in study_plan.peer_runs if pieces(run).exists())]
+def finished_runs(setting, study_plan, tasks):
+    """Those of the plan, and those beside peers, of this start or an earlier one."""
+    runs = [*study_plan.runs, *study_plan.peer_runs]
+    found = [run for run in runs if generate.is_done(setting, run, tasks)]
+    if not any(run.kind == "greedy" for run in found):
+        raise data.DataError("no greedy run is done, so there is nothing to report yet")
+    return found
 
 
 def gather(setting, study_plan, made, tasks, results):
     """The measured files, without what only this machine understands."""
+    finished = finished_runs(setting, study_plan, tasks)
     for folder in ("runs", "bench", "endpoint"):
         shutil.rmtree(results / folder, ignore_errors=True)
         (results / folder).mkdir(parents=True)
     named = []
-    for run in finished_runs(setting, study_plan):
+    for run in finished:
         source = setting.work / "runs" / run.name
         named.append((run.name, list(collect.outputs_of_run(source / "out.jsonl", run))))
         pieces = metrics.load_json(source / "pieces.json")
@@ -127,6 +131,7 @@ def gather(setting, study_plan, made, tasks, results):
     found = collect.distinct(named)
     collect.write(results / "generations.jsonl",
                   collect.lines_of(found, [task.task_id for task in tasks]))
+    made["missing_runs"] = [run.name for run in study_plan.runs if run not in finished]
     made["finished"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     generate.write_whole(results / "manifest.json", json.dumps(made, indent=1) + "\n")
 
@@ -177,7 +182,8 @@ def study(arguments):
         made = begin(setting, study_plan, arguments.data, tasks)
         add_peers(setting, arguments.peer, made)
         results = results_folder(arguments, made)
-        run_all(setting, study_plan, arguments.peer, arguments.data, tasks)
+        if not arguments.report:
+            run_all(setting, study_plan, arguments.peer, arguments.data, tasks)
         results.mkdir(parents=True, exist_ok=True)
         say("collecting the outputs")
         gather(setting, study_plan, made, tasks, results)
@@ -204,6 +210,7 @@ def parse(arguments):
     parser.add_argument("--scoring-python", default=sys.executable, metavar="FILE",
                         help="a Python that has requirements-scoring.txt")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--report", action="store_true", help="only the report, of what is done")
     parser.add_argument("--tasks", type=int, metavar="N", help="only the first N")
     parser.add_argument("--peer", type=peer.parse, action="append", default=[],
                         metavar="LABEL=COMMAND", help="a server to run in turn with headrace")

@@ -105,7 +105,7 @@ def pass_at_ks(outputs):
 
 
 def latency_of(run, order):
-    """Percentiles over the pieces of a run that were not cut short: those end all that they begin."""
+    """Percentiles over the pieces that were not cut short: those end all that they begin."""
     values = []
     for piece in run["pieces"]:
         if piece["outcome"] == "done":

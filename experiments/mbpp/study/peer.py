@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from study import generate
+from study import data, generate, journal
 
 START_S = 300  # for loading the model
 CONTEXT = 2048  # tokens of one sequence: the longest prompt and 768 more
@@ -76,7 +76,7 @@ def run(setting, peer, concurrency, tasks, data_file, system, say):
     """Brings the journal of this concurrency to its end."""
     folder = setting.work / "endpoint"
     folder.mkdir(parents=True, exist_ok=True)
-    journal = folder / f"{journal_name(peer, concurrency)}.jsonl"
+    output = folder / f"{journal_name(peer, concurrency)}.jsonl"
     done = folder / f"{journal_name(peer, concurrency)}.done"
     if done.exists():
         return
@@ -88,10 +88,13 @@ def run(setting, peer, concurrency, tasks, data_file, system, say):
                 [sys.executable, ENDPOINT, "--base-url", f"http://127.0.0.1:{port}/v1", "--no-key",
                  "--model", setting.model.name, "--label", peer.label, "--api", "completions",
                  "--system", system, "--concurrency", concurrency, "--tasks", tasks,
-                 "--data", data_file, "--output", journal], setting.lock, stdout=sys.stderr)
+                 "--data", data_file, "--output", output], setting.lock, stdout=sys.stderr)
         finally:
             server.terminate()
             server.wait(60)
-    if code not in (0, 1):
-        raise generate.RunError(f"endpoint.py ended with exit code {code}; see {journal}")
+    records = data.read_json_lines(output)[1:] if output.exists() else []
+    answered = journal.latest(records).values()
+    if code not in (0, 1) or all(record["text"] is None for record in answered):
+        raise generate.RunError(f"{peer.label} gave no answers (endpoint.py: exit code {code}); see "
+                                f"{output} and {log.name}")
     done.touch()

@@ -89,7 +89,7 @@ def short_table(files, figures):
              "pass@1 plus, %", "requests with other token ids"]
     rows = []
     for batch, names in sorted(by_batch.items()):
-        one, two = names[1], names[2]
+        one, two = names.get(1), names.get(2)
         rows.append([str(batch), figures.number(f"speed.{one}"), figures.number(f"speed.{two}"),
                      figures.spread(f"fixed.stages1.batch{batch}.generated"),
                      latency_cell(figures, one), figures.percent(f"pass1.{one}.base"),
@@ -222,8 +222,8 @@ def explanations(files, results, figures):
                 lines.append(f"- Prompt: {figures.text(f'prompt.{tests}.only-{entry[which]}')}")
     lines.append(f"- Limit: {figures.text(f'cut.{runs[0]}')}")
     lines.append("- Quantisation is not isolated here: the published figures are of bf16 weights, "
-                 "and only the quantised file was run. What prompt and sanitiser leave unexplained is "
-                 "quantisation, the other differences of the harnesses, and chance together.")
+                 "and only the quantised file was run. What prompt and sanitiser leave unexplained "
+                 "is quantisation, the other differences of the harnesses, and chance together.")
     return "\n".join(lines)
 
 
@@ -236,11 +236,16 @@ def not_shown(files, figures):
 - One machine, one model file, one run of each kind: tokens/s of two runs of one command vary, and
   other programs took a share of the processor meanwhile ({busy}). Compare rates within this report,
   not with other machines.
-- Both stages ran on one machine; no network was between them.
+{missing_runs(files)}- Both stages ran on one machine; no network was between them.
 - No GPU was used, and nothing here says how a GPU's speed depends on the batch size.
 - Gemini 1.5 Pro was not run and cannot be: no tokens/s of it, at no concurrency.
 - A verdict is EvalPlus's: passing its tests is not being right.
 - MBPP is public; models may have been trained on it."""
+
+
+def missing_runs(files):
+    names = files.manifest["missing_runs"]
+    return f"- Runs of the plan that are not done: {', '.join(names)}.\n" if names else ""
 
 
 def again():
