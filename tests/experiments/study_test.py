@@ -201,7 +201,7 @@ def make_results(folder, other_ids=(1, 2, 3)):
     write_json(folder / "scoring.json", {"evalplus": "0.3.1", "sandbox": "none", "sanitiser": "x"})
     greedy = {"max_tokens": 768}
     write_json(folder / "manifest.json", {
-        "model": {"name": "m.gguf", "sha256": "1" * 64}, "tasks": 2, "started": "2026-11-26T00:00",
+        "model": {"name": "qwen2.5-coder-0.5b-instruct.gguf", "sha256": "1" * 64}, "tasks": 2, "started": "2026-11-26T00:00",
         "missing_runs": [],
         "data": {"name": data.VERSION, "sha256": data.SHA256},
         "machine": {"cpu": {"usable_cores": 2, "model": "c", "vector_flags": ["avx2"]}},
@@ -240,6 +240,12 @@ class Results(harness.ProgramTest):
         self.assertEqual(1.0, speed["generated_per_cpu_s"])
         self.assertEqual({"requests": 2, "p50": 1.0, "p90": 2.0, "p99": 2.0}, speed["latency_s"])
         self.assertEqual(1.5, found["speed"]["batch4-stages1"]["latency_s"]["p99"])
+
+    def test_report_explains_what_is_published_for_the_model(self):
+        make_results(self.folder)
+        lines = (self.folder / "report.md").read_text().split("\n")
+        self.assertIn("What of the difference can be shown with this model file:", lines)
+        self.assertIn("- Limit: 0 outputs of batch1-stages1 were cut at the token limit.", lines)
 
     def test_pass_at_k(self):
         found = self.results()["pass_at_k"]["sampled-batch64-stages1"]

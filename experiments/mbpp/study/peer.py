@@ -95,6 +95,6 @@ def run(setting, peer, concurrency, tasks, data_file, system, say):
     records = data.read_json_lines(output)[1:] if output.exists() else []
     answered = journal.latest(records).values()
     if code not in (0, 1) or all(record["text"] is None for record in answered):
-        raise generate.RunError(f"{peer.label} gave no answers (endpoint.py: exit code {code}); see "
-                                f"{output} and {log.name}")
+        raise generate.RunError(f"{peer.label} gave no answers (endpoint.py: exit code {code}); "
+                                f"see {output} and {log.name}")
     done.touch()

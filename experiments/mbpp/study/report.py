@@ -224,7 +224,7 @@ def explanations(files, results, figures):
     lines.append("- Quantisation is not isolated here: the published figures are of bf16 weights, "
                  "and only the quantised file was run. What prompt and sanitiser leave unexplained "
                  "is quantisation, the other differences of the harnesses, and chance together.")
-    return "\n".join(lines)
+    return lines
 
 
 def not_shown(files, figures):
