@@ -24,8 +24,8 @@ if [[ ! -d $source ]]; then
   tar -xzf "$folder/llama_cpp_python-$version.tar.gz" -C "$folder"
 fi
 
-# Without AMX: compiled by g++ 12, llama.cpp's AMX kernels die of an illegal instruction, since the
-# compiler drops what is stored to the tile configuration before ldtilecfg.
+# Without AMX: compiled by g++ 12, llama.cpp's AMX kernels ended with an illegal instruction where they
+# were tried.
 flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 # A Release build for this machine's CPU, without what a server on this machine does not need.

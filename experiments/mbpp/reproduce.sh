@@ -1,7 +1,7 @@
 #!/bin/bash
 # The MBPP scaling study: set-up, generation at every batch size and stage count, scoring, report.
 #   experiments/mbpp/reproduce.sh [OPTIONS]
-# --quick                 SmolLM2-135M-Instruct, 20 tasks, batch 1, 4 and 16: under 15 minutes
+# --quick                 SmolLM2-135M-Instruct, 20 tasks, batch 1, 4 and 16
 # --model DIR|GGUF        another model (default: Qwen2.5-Coder-0.5B-Instruct Q4_K_M, fetched)
 # --tasks N               only the first N of the 378 tasks
 # --peer                  also llama.cpp on the same file, in turn with headrace (built from the
