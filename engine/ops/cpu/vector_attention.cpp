@@ -39,39 +39,90 @@ struct Page {
 template <KvFormat kFormat>
 constexpr size_t kElementBytes = kFormat == KvFormat::kF16 ? 2 : 4;
 
+// Of one query, over the pages before.
 struct Softmax {
-  float max, sum, keep;
-  int valid;  // tokens of the current page this query sees
+  float max, sum;
 };
 
-// Scores of one page -> p[16], and the running maximum and sum. Lanes past `valid` get p = 0.
-void page_softmax(const V* dot, float scale, bool first, Softmax& state, float* p) {
-  float score[kPageTokens];
-  V masked[kHalfV];
-  V max_v = hn::Set(kF, -std::numeric_limits<float>::infinity());
-  for (int v = 0; v < kHalfV; ++v) {
-    const auto seen = hn::FirstN(kF, static_cast<size_t>(std::max(0, state.valid - v * kL)));
-    masked[v] = hn::IfThenElse(seen, hn::Mul(dot[v], hn::Set(kF, scale)),
-                               hn::Set(kF, -std::numeric_limits<float>::infinity()));
-    max_v = hn::IfThenElse(hn::Gt(masked[v], max_v), masked[v], max_v);  // passes over NaN
+// The same of the queries of a page, in lanes, and of that page.
+struct PageSoftmax {
+  alignas(64) float max[16] = {}, sum[16] = {};
+  alignas(64) float keep[16];
+  int valid[QueryTile::kMost];  // tokens of the page that a query sees
+};
+
+// Adds up the 16 lanes of a canonical sum.
+float tree(const V* lanes) {
+  const hn::FixedTag<float, 4> four;
+#if HWY_TARGET == HWY_AVX3
+  const hn::FixedTag<float, 8> eight;
+  const auto v = hn::Add(hn::LowerHalf(eight, lanes[0]), hn::UpperHalf(eight, lanes[0]));
+#else
+  const auto v = hn::Add(lanes[0], lanes[1]);
+#endif
+  auto w = hn::Add(hn::LowerHalf(four, v), hn::UpperHalf(four, v));
+  w = hn::Add(w, hn::Shuffle1032(w));
+  return hn::GetLane(hn::Add(w, hn::Shuffle2301(w)));
+}
+
+// Dot products of one page -> p[16] of each query, and the running maximum and sum. Lanes past
+// `valid` get p = 0.
+template <int kQueries>
+void page_softmax(V (*dot)[kHalfV], float scale, bool first, PageSoftmax& state,
+                  float (*p)[kPageTokens]) {
+  const V none = hn::Set(kF, -std::numeric_limits<float>::infinity());
+  const auto seen = [&](int i, int v) {
+    return hn::FirstN(kF, static_cast<size_t>(std::max(0, state.valid[i] - v * kL)));
+  };
+  alignas(64) float of_page[16] = {};
+  for (int i = 0; i < kQueries; ++i) {
+    V most = none;
+    for (int v = 0; v < kHalfV; ++v) {
+      V& score = dot[i][v];
+      score = hn::IfThenElse(seen(i, v), hn::Mul(score, hn::Set(kF, scale)), none);
+      most = hn::IfThenElse(hn::Gt(score, most), score, most);  // passes over NaN
+    }
+    of_page[i] = hn::GetLane(hn::MaxOfLanes(kF, most));
   }
-  const float page_max = hn::GetLane(hn::MaxOfLanes(kF, max_v));
-  const float new_max = first ? page_max : std::max(state.max, page_max);
-  state.keep = first ? 1.0f : canonical_exp(state.max - new_max);
-  for (int v = 0; v < kHalfV; ++v) {
-    const auto seen = hn::FirstN(kF, static_cast<size_t>(std::max(0, state.valid - v * kL)));
-    const V e = hn::IfThenElseZero(seen, exp(hn::Sub(masked[v], hn::Set(kF, new_max))));
-    hn::StoreU(e, kF, p + v * kL);
-    hn::StoreU(e, kF, score + v * kL);
+  for (int at = 0; at < kQueries; at += kL) {
+    const V before = hn::Load(kF, state.max + at), here = hn::Load(kF, of_page + at);
+    const V max = first ? here : hn::IfThenElse(hn::Lt(before, here), here, before);
+    hn::Store(first ? hn::Set(kF, 1.0f) : exp(hn::Sub(before, max)), kF, state.keep + at);
+    hn::Store(max, kF, state.max + at);
   }
-  state.sum = std::fma(state.sum, state.keep, tree(score));
-  state.max = new_max;
+  alignas(64) float sums[16] = {};
+  for (int i = 0; i < kQueries; ++i) {
+    V e[kHalfV];
+    for (int v = 0; v < kHalfV; ++v) {
+      const V shifted = hn::Sub(dot[i][v], hn::Set(kF, state.max[i]));
+      e[v] = hn::IfThenElseZero(seen(i, v), exp(shifted));
+      hn::StoreU(e[v], kF, p[i] + v * kL);
+    }
+    sums[i] = tree(e);
+  }
+  for (int at = 0; at < kQueries; at += kL) {
+    const V sum = hn::MulAdd(hn::Load(kF, state.sum + at), hn::Load(kF, state.keep + at),
+                             hn::Load(kF, sums + at));
+    hn::Store(sum, kF, state.sum + at);
+  }
 }
 
 // Fetches `next`, a page of the same format, into the caches while it computes.
 template <KvFormat kFormat, int kQueries>
 void attend_page(const AttentionTile& t, const int* which, Softmax* states, int64_t number,
                  const Page& page, const Page& next) {
+  const float* q[kQueries];
+  PageSoftmax state;
+  int seen_by_all = kPageTokens, seen_by_any = 0;
+  for (int i = 0; i < kQueries; ++i) {
+    q[i] = t.q[which[i]];
+    state.max[i] = states[which[i]].max;
+    state.sum[i] = states[which[i]].sum;
+    const int64_t left = t.position[which[i]] + 1 - number * kPageTokens;
+    state.valid[i] = static_cast<int>(std::min<int64_t>(kPageTokens, left));
+    seen_by_all = std::min(seen_by_all, state.valid[i]);
+    seen_by_any = std::max(seen_by_any, state.valid[i]);
+  }
   V dot[kQueries][kHalfV];
   for (auto& row : dot) {
     for (V& v : row) v = hn::Zero(kF);
@@ -81,20 +132,13 @@ void attend_page(const AttentionTile& t, const int* which, Softmax* states, int6
     for (int v = 0; v < kHalfV; ++v) {
       const V key = load_kv<kFormat>(page.k, d * kPageTokens + v * kL);
       for (int i = 0; i < kQueries; ++i) {
-        dot[i][v] = hn::MulAdd(hn::Set(kF, t.q[which[i]][d]), key, dot[i][v]);
+        dot[i][v] = hn::MulAdd(hn::Set(kF, q[i][d]), key, dot[i][v]);
       }
     }
   }
   float p[kQueries][kPageTokens];
-  int seen_by_all = kPageTokens, seen_by_any = 0;
-  for (int i = 0; i < kQueries; ++i) {
-    Softmax& state = states[which[i]];
-    const int64_t left = t.position[which[i]] + 1 - number * kPageTokens;
-    state.valid = static_cast<int>(std::min<int64_t>(kPageTokens, left));
-    seen_by_all = std::min(seen_by_all, state.valid);
-    seen_by_any = std::max(seen_by_any, state.valid);
-    page_softmax(dot[i], t.scale, number == 0, state, p[i]);
-  }
+  page_softmax<kQueries>(dot, t.scale, number == 0, state, p);
+  for (int i = 0; i < kQueries; ++i) states[which[i]] = {state.max[i], state.sum[i]};
   for (int d = 0; d < t.head_dim; d += kL) {
     // out has head_dim elements; the last vector of an odd head_dim is kept in `tail`.
     const bool whole = d + kL <= t.head_dim;
@@ -103,7 +147,7 @@ void attend_page(const AttentionTile& t, const int* which, Softmax* states, int6
     for (int i = 0; i < kQueries; ++i) {
       const float* from = t.out[which[i]] + d;
       const V old = whole ? hn::LoadU(kF, from) : hn::MaskedLoad(lanes, kF, from);
-      out[i] = hn::Mul(old, hn::Set(kF, states[which[i]].keep));
+      out[i] = hn::Mul(old, hn::Set(kF, state.keep[i]));
     }
     int token = 0;
     for (; token < seen_by_all; ++token) {
@@ -117,7 +161,7 @@ void attend_page(const AttentionTile& t, const int* which, Softmax* states, int6
     for (; token < seen_by_any; ++token) {
       const V value = load_kv<kFormat>(page.v, token * t.v_stride + d);
       for (int i = 0; i < kQueries; ++i) {
-        if (token < states[which[i]].valid) {
+        if (token < state.valid[i]) {
           out[i] = hn::MulAdd(hn::Set(kF, p[i][token]), value, out[i]);
         }
       }
