@@ -7,7 +7,6 @@ Every round runs all of them in turn, by the clock of the thread. Prints "a / b 
 and maximum of the ratios of a round.
 """
 import argparse
-import collections
 import json
 import os
 import subprocess
@@ -73,7 +72,7 @@ def main():
             for form in ("f16", "q8", "q4")]
     print("\nDecode attention, 16 sequences of 4,096 tokens: time over a plain read of the pages\n")
     print(spread.table(["KV cache", "attention / read"], rows))
-    rates = collections.OrderedDict((name, [r[name] for r in rounds]) for name in rounds[0])
+    rates = {name: [r[name] for r in rounds] for name in rounds[0]}
     print("\n" + spread.table(["benchmark", "GFLOP/s", "GB/s"], [
         [name, spread.text([v["GFLOP/s"] for v in values], 1),
          spread.text([v["GB/s"] for v in values], 1)] for name, values in rates.items()]))

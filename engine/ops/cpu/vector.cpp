@@ -80,9 +80,10 @@ void tile_of(int rows, const float* x, int64_t ldx, const float* w, int k, float
   }
 }
 
+constexpr size_t kLine = 64;  // of the caches
+
 void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, float* acc,
               std::span<const std::byte> next) {
-  constexpr size_t kLine = 64;
   const int blocks = (rows + kTileRows - 1) / kTileRows;
   size_t line = 0;
   for (int b = 0; b < blocks; ++b) {
@@ -95,6 +96,18 @@ void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, floa
 
 // Few rows: the sums stay in registers while the weights go by.
 constexpr int kFewRows = kL == 16 ? 4 : 2;
+
+// A page of memory, at whose border a CPU stops to fetch what comes next by itself.
+constexpr size_t kAhead = 4096;
+
+// What a chunk of columns takes, a page further on.
+template <DType kType>
+void fetch_ahead(const std::byte* panel, int64_t k) {
+  constexpr PanelLayout kLayout = panel_layout(kType);
+  constexpr size_t kBytes = kLayout.block_bytes * kChunkK / kLayout.block_k;
+  const std::byte* const from = panel + static_cast<size_t>(k / kChunkK) * kBytes + kAhead;
+  for (size_t at = 0; at < kBytes; at += kLine) hwy::Prefetch(from + at);
+}
 
 template <DType kType, int kRows>
 void multiply_rows(const std::byte* panel, int64_t cols, const float* x, int64_t ldx, float* acc) {
@@ -118,6 +131,7 @@ void multiply_rows(const std::byte* panel, int64_t cols, const float* x, int64_t
   } else {
     for (int64_t k = 0; k < cols; k += kChunkK) {
       const std::byte* const block = panel + k / kLayout.block_k * kLayout.block_bytes;
+      fetch_ahead<kType>(panel, k);
       for_columns<kType>(block, static_cast<int>(k % kLayout.block_k) / kChunkK,
                          [&](int i, const V* w) { add_column(k + i, w); });
     }
