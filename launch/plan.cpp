@@ -11,6 +11,7 @@
 #include "launch/subcommands.h"
 #include "runtime/error.h"
 #include "runtime/json_bytes.h"
+#include "runtime/plan/plan_text.h"
 #include "runtime/rank.h"
 
 namespace headrace {

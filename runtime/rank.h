@@ -19,6 +19,7 @@
 #include "runtime/plan/device_plan.h"
 #include "runtime/plan/memory_plan.h"
 #include "runtime/plan/other_memory.h"
+#include "runtime/plan/plan_text.h"
 #include "runtime/plan/stage_plan.h"
 #include "runtime/report/stage_report.h"
 #include "runtime/requests/request_sizes.h"

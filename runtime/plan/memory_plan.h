@@ -85,11 +85,4 @@ StagePlan plan_stage(const ModelConfig& config, const WeightLayout& layout,
                      const Stage::Sizes& sizes, const Workload& workload, const PlanLimits& limits,
                      const Rates& rates);
 
-// One line: "layers 0-14, embedding: weights 45.1 MiB ..., KV cache 1.2 GiB (40,960 tokens), ...".
-std::string describe(const StagePlan& plan);
-// The same as lines of a table, with the measured rates.
-std::string plan_table(const StagePlan& plan, const Rates& rates);
-// What the plan predicts; empty without rates.
-std::string describe_prediction(const StagePlan& plan);
-
 }  // namespace headrace

@@ -1,4 +1,5 @@
 #include "runtime/plan/device_plan.h"
+#include "runtime/plan/plan_text.h"
 
 #include <gtest/gtest.h>
 
