@@ -1,6 +1,5 @@
 // StageEngine against the plain whole model of tests/reference: the same bits, for every family and
 // weight format, however the tokens are cut into steps, micro-batches and stages.
-#include "engine/device/device_stage.h"
 #include "engine/stage_engine.h"
 
 #include <gtest/gtest.h>
@@ -8,47 +7,26 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <optional>
-#include <random>
 
 #include "engine/checkpoint/quantized_checkpoint.h"
-#include "tests/device/fake_device.h"
 #include "tests/ops/op_test.h"
 #include "tests/reference/canonical.h"
 #include "tests/reference/model.h"
 #include "tests/unit/engine_logits.h"
-#include "tests/unit/fault_queue.h"
+#include "tests/unit/engine_stage.h"
 #include "tests/unit/memory_checkpoint.h"
 #include "tests/unit/model_files.h"
 
 namespace headrace {
 namespace {
 
+using test::describe;
+using test::EngineStage;
 using test::MemoryCheckpoint;
 using test::model_path;
-
-// How an engine is run: nothing of this may change a bit.
-struct RunShape {
-  Target target = supported_targets().front();
-  int threads = 1;
-  int64_t chunk = 1000;  // tokens per sequence and step
-  int64_t micro_batch_rows = 256;
-  int64_t logit_rows = 64;
-  std::vector<int> stages = {};  // first layers of all stages but the first
-  // Percent of the way from the least memory that weights can do with to all of it; none: all of
-  // them in memory, without an offload file.
-  std::optional<int> weight_memory = {};
-  uint64_t read_ahead = 1 << 20;
-  bool whole_layers = true;  // the ring holds a layer's weights until all micro-batches have passed
-  bool keep_head = true;
-  // KV pages that stay in memory, the others go to disk; none: all of them, without a disk.
-  std::optional<int> kv_memory_pages = {};
-  int kv_staging_pages = 4;
-  bool ahead = true;  // false: the serial schedule
-  IoMethod io = IoMethod::kAuto;
-  bool hesitates = false;  // weights that have come are seen late, then many of them at once
-  int device_slots = 0;    // layers at once on a device that computes them; 0: the CPU does
-};
+using test::random_sequences;
+using test::RunShape;
+using test::Sequences;
 
 std::vector<RunShape> all_runs(int layers) {
   std::vector<RunShape> runs;
@@ -115,133 +93,9 @@ std::vector<RunShape> offloaded_runs(int layers) {
   return runs;
 }
 
-std::string describe(const RunShape& run) {
-  std::string text = std::string(target_name(run.target)) + ", " + std::to_string(run.threads) +
-                     " threads, chunks of " + std::to_string(run.chunk) + ", micro-batches of " +
-                     std::to_string(run.micro_batch_rows);
-  for (const int cut : run.stages) text += ", cut before layer " + std::to_string(cut);
-  if (run.weight_memory) {
-    text += ", weights " + std::to_string(*run.weight_memory) + " % in memory, " +
-            format_bytes(run.read_ahead) + " ahead" + (run.whole_layers ? ", whole layers" : "") +
-            (run.keep_head ? "" : ", the head like a layer");
-  }
-  if (run.kv_memory_pages) {
-    text += ", " + std::to_string(*run.kv_memory_pages) + " KV pages in memory, staging of " +
-            std::to_string(run.kv_staging_pages);
-  }
-  if (!run.ahead) text += ", serial";
-  if (run.device_slots > 0)
-    text += ", a device with " + std::to_string(run.device_slots) + " slots";
-  if (run.io == IoMethod::kThreads) text += ", threads read";
-  if (run.hesitates) text += ", weights come late, then many at once";
-  return text;
-}
-
-using Sequences = std::vector<std::vector<int32_t>>;
-
-Sequences random_sequences(const ModelConfig& config, const std::vector<int>& lengths) {
-  std::mt19937_64 random(7);
-  Sequences sequences;
-  for (const int length : lengths) {
-    std::vector<int32_t>& tokens = sequences.emplace_back();
-    for (int i = 0; i < length; ++i) {
-      tokens.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(config.vocab_size)));
-    }
-  }
-  return sequences;
-}
-
 // Hidden states after the last layer and logits, of all tokens of a sequence.
 struct Outputs {
   std::vector<float> hidden, logits;
-};
-
-constexpr int kSlots = 8;
-constexpr int64_t kKvPages = 64;
-constexpr int64_t kMostRows = 16384;  // of a step
-
-// One stage: its weights, its KV cache and its engine.
-struct EngineStage {
-  EngineStage(const Checkpoint& checkpoint, const StageRange& range, KvFormat kv_format,
-              const Cpu& cpu, MemoryBudget& budget, const RunShape& run)
-      : offload(open_offload(checkpoint, range, cpu, budget, run)),
-        weights(make_weights(checkpoint, range, cpu, budget, run)),
-        device(make_device(checkpoint, kv_format, cpu, budget, run)),
-        kv(make_kv(checkpoint, range, kv_format, budget, run)),
-        engine(make_engine(checkpoint.config(), cpu, budget, run)) {}
-
-  // In float32, with nothing resident.
-  std::unique_ptr<DeviceStage> make_device(const Checkpoint& checkpoint, KvFormat format,
-                                           const Cpu& cpu, MemoryBudget& budget,
-                                           const RunShape& run) {
-    if (run.device_slots == 0) return nullptr;
-    DeviceStage::Sizes sizes;
-    sizes.weights.slots = run.device_slots;
-    sizes.kv_pages = kKvPages;
-    sizes.kv_format = format;
-    sizes.step_rows = kMostRows;
-    sizes.micro_batch_rows = run.micro_batch_rows;
-    sizes.logit_rows = run.logit_rows;
-    sizes.half = false;
-    return std::make_unique<DeviceStage>(std::make_unique<test::FakeDevice>(17), checkpoint,
-                                         weights, cpu.threads, budget, sizes);
-  }
-
-  StageEngine make_engine(const ModelConfig& config, const Cpu& cpu, MemoryBudget& budget,
-                          const RunShape& run) {
-    if (!device) {
-      return StageEngine(config, weights, kv, cpu, budget, run.micro_batch_rows, run.logit_rows);
-    }
-    return StageEngine(config, weights, device->weights(), kv, device->ops(), device->scratch(),
-                       cpu, budget, run.micro_batch_rows);
-  }
-
-  static std::unique_ptr<OffloadFile> open_offload(const Checkpoint& checkpoint,
-                                                   const StageRange& range, const Cpu& cpu,
-                                                   MemoryBudget& budget, const RunShape& run) {
-    if (!run.weight_memory) return nullptr;
-    return OffloadFile::open_or_build({testing::TempDir() + "offload", UINT64_MAX}, checkpoint,
-                                      range, weight_layout(checkpoint, range), budget, cpu.threads,
-                                      [](const std::string&) {});
-  }
-
-  WeightStore make_weights(const Checkpoint& checkpoint, const StageRange& range, const Cpu& cpu,
-                           MemoryBudget& budget, const RunShape& run) const {
-    if (!offload) return WeightStore(checkpoint, range, budget, cpu.threads);
-    const WeightLayout layout = weight_layout(checkpoint, range);
-    const uint64_t least = smallest_placement(layout, run.whole_layers);
-    const uint64_t all = layout.image_bytes();
-    const uint64_t bytes = least + (all - least) * static_cast<uint64_t>(*run.weight_memory) / 100;
-    return WeightStore(
-        checkpoint, range,
-        {place_weights(layout, bytes, {run.read_ahead, run.whole_layers, run.keep_head}), *offload,
-         [&run]() -> std::unique_ptr<IoQueue> {
-           return std::make_unique<test::FaultQueue>(
-               make_io_queue(8, run.io), test::FaultQueue::Faults{.hesitates = run.hesitates});
-         },
-         run.ahead},
-        budget, cpu.threads);
-  }
-
-  KvStore make_kv(const Checkpoint& checkpoint, const StageRange& range, KvFormat format,
-                  MemoryBudget& budget, const RunShape& run) const {
-    const KvPageShape shape{checkpoint.config().n_kv_heads, checkpoint.config().head_dim, format};
-    if (device) return KvStore(shape, range.layers(), kSlots, device->kv_on_device());
-    if (!run.kv_memory_pages) return KvStore(shape, range.layers(), kKvPages, kSlots, budget);
-    KvDiskOptions disk;
-    disk.directory = testing::TempDir();
-    disk.make_queue = [&run] { return make_io_queue(16, run.io); };
-    disk.pages = kKvPages - *run.kv_memory_pages;
-    disk.staging_pages = run.kv_staging_pages;
-    disk.ahead = run.ahead;
-    return KvStore(shape, range.layers(), *run.kv_memory_pages, kSlots, 4096, disk, budget);
-  }
-
-  std::unique_ptr<OffloadFile> offload;
-  WeightStore weights;
-  std::unique_ptr<DeviceStage> device;
-  KvStore kv;
-  StageEngine engine;
 };
 
 std::vector<Outputs> run_engine(const Checkpoint& checkpoint, const Sequences& sequences,
@@ -413,99 +267,6 @@ TEST(StageEngine, WhatIsLongerThanTheRingComesThroughIt) {
     runs.push_back({.micro_batch_rows = 5, .weight_memory = 0});
     runs.push_back({.stages = {1}, .weight_memory = 0});
     expect_reference_bits(checkpoint, runs, {40, 2});
-  }
-}
-
-// The best tokens and the logits of one call, from as many passes as the scratch memory makes it,
-// are those of plain logits.
-TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
-  ModelConfig config = test::small_llama();
-  config.vocab_size = 70000;
-  const MemoryCheckpoint checkpoint(config, {});
-  ThreadPool threads(2, 0);
-  const Cpu cpu{threads, kernels("auto")};
-  MemoryBudget budget("host memory", uint64_t{1} << 30);
-  const StageRange range{1, 2, false, true};
-  std::vector<RunShape> runs = {{.logit_rows = 1}, {.logit_rows = 1, .device_slots = 2}};
-  for (const int memory : {0, 99}) {
-    for (const bool hesitates : {false, true}) {
-      RunShape run{.logit_rows = 1, .weight_memory = memory, .whole_layers = false};
-      run.keep_head = false;
-      run.hesitates = hesitates;
-      runs.push_back(run);
-      run.device_slots = 2;
-      runs.push_back(run);
-    }
-  }
-  for (const RunShape& run : runs) {
-    SCOPED_TRACE(describe(run));
-    EngineStage stage(checkpoint, range, KvFormat::kF16, cpu, budget, run);
-    constexpr int64_t kRows = 4100;  // more than a block of logits has for one panel
-    const auto width = static_cast<size_t>(config.d_model);
-    const auto vocabulary = static_cast<size_t>(config.vocab_size);
-    Random random(5);
-    for (const auto& [best_rows, logit_rows] : std::vector<std::pair<int64_t, int64_t>>{
-             {1, 0}, {0, 5}, {4, 3}, {10, 2}, {16, 0}, {kRows, 1}, {0, 0}}) {
-      if (best_rows == kRows && run.device_slots + run.hesitates > 0) continue;  // takes seconds
-      std::vector<float> hidden = random.floats((best_rows + logit_rows) * config.d_model);
-      if (best_rows == 4) {
-        std::fill_n(hidden.begin(), width, 0.0f);  // all logits are equal
-        hidden[width] = kNan;
-      }
-      std::vector<float> same = hidden;
-      std::vector<BestToken> best(static_cast<size_t>(best_rows));
-      std::vector<float> logits;
-      stage.engine.head(
-          hidden.data(), best, logit_rows, [&](int64_t first, int64_t count, const float* some) {
-            EXPECT_EQ(static_cast<size_t>(first) * vocabulary, logits.size());
-            logits.insert(logits.end(), some, some + static_cast<size_t>(count) * vocabulary);
-          });
-      std::vector<float> expected(vocabulary);
-      for (int64_t row = 0; row < best_rows + logit_rows; ++row) {
-        if (best_rows == kRows && row % 500 != 0) continue;
-        SCOPED_TRACE(row);
-        test::logits_of(stage.engine, same.data() + row * config.d_model, 1, expected);
-        if (row >= best_rows) {
-          const auto at = static_cast<size_t>(row - best_rows) * vocabulary;
-          ASSERT_LE(at + vocabulary, logits.size());
-          EXPECT_TRUE(same_bits(expected, std::span(logits).subspan(at, vocabulary)));
-          continue;
-        }
-        const BestToken& token = best[static_cast<size_t>(row)];
-        EXPECT_EQ(token.has_nan, std::isnan(expected[0]));
-        if (token.has_nan) continue;
-        EXPECT_EQ(token.token, reference::argmax(expected));
-        EXPECT_EQ(token.logit, expected[static_cast<size_t>(token.token)]);
-      }
-      if (best_rows == 4) {
-        EXPECT_EQ(best[0].token, 0);
-        EXPECT_TRUE(best[1].has_nan);
-      }
-    }
-  }
-}
-
-// A slot that is released and taken again holds nothing of the sequence before.
-TEST(StageEngine, AReleasedSlotStartsAfresh) {
-  const auto checkpoint = Checkpoint::open(model_path("qwen2-tied"));
-  const ModelConfig& config = checkpoint->config();
-  ThreadPool threads(1, 0);
-  const Cpu cpu{threads, kernels("auto")};
-  MemoryBudget budget("host memory", uint64_t{1} << 30);
-  EngineStage stage(*checkpoint, {0, config.n_layers, true, true}, KvFormat::kF16, cpu, budget,
-                    {.micro_batch_rows = 8});
-  const auto sequences = random_sequences(config, {33, 20});
-  const reference::Model model(*checkpoint, KvFormat::kF16);
-  for (const auto& tokens : sequences) {
-    const std::vector<BatchItem> batch = {{3, 0, std::ssize(tokens)}};
-    std::vector<float> hidden(tokens.size() * static_cast<size_t>(config.d_model));
-    stage.engine.embed(batch, tokens, hidden.data());
-    stage.engine.sweep(batch, hidden.data());
-    std::vector<float> expected = model.embed(tokens);
-    model.layers(0, config.n_layers, expected);
-    EXPECT_TRUE(same_bits(expected, hidden));
-    stage.engine.release(3);
-    EXPECT_EQ(stage.kv.free_pages(), 64);
   }
 }
 

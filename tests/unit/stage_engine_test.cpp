@@ -1,0 +1,122 @@
+// The head of a StageEngine, and its slots.
+#include "engine/stage_engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "tests/ops/op_test.h"
+#include "tests/reference/canonical.h"
+#include "tests/reference/model.h"
+#include "tests/unit/engine_logits.h"
+#include "tests/unit/engine_stage.h"
+#include "tests/unit/memory_checkpoint.h"
+
+namespace headrace {
+namespace {
+
+using test::describe;
+using test::EngineStage;
+using test::MemoryCheckpoint;
+using test::model_path;
+using test::random_sequences;
+using test::RunShape;
+
+// The best tokens and the logits of one call, from as many passes as the scratch memory makes it,
+// are those of plain logits.
+TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
+  ModelConfig config = test::small_llama();
+  config.vocab_size = 70000;
+  const MemoryCheckpoint checkpoint(config, {});
+  ThreadPool threads(2, 0);
+  const Cpu cpu{threads, kernels("auto")};
+  MemoryBudget budget("host memory", uint64_t{1} << 30);
+  const StageRange range{1, 2, false, true};
+  std::vector<RunShape> runs = {{.logit_rows = 1}, {.logit_rows = 1, .device_slots = 2}};
+  for (const int memory : {0, 99}) {
+    for (const bool hesitates : {false, true}) {
+      RunShape run{.logit_rows = 1, .weight_memory = memory, .whole_layers = false};
+      run.keep_head = false;
+      run.hesitates = hesitates;
+      runs.push_back(run);
+      run.device_slots = 2;
+      runs.push_back(run);
+    }
+  }
+  for (const RunShape& run : runs) {
+    SCOPED_TRACE(describe(run));
+    EngineStage stage(checkpoint, range, KvFormat::kF16, cpu, budget, run);
+    constexpr int64_t kRows = 4100;  // more than a block of logits has for one panel
+    const auto width = static_cast<size_t>(config.d_model);
+    const auto vocabulary = static_cast<size_t>(config.vocab_size);
+    Random random(5);
+    for (const auto& [best_rows, logit_rows] : std::vector<std::pair<int64_t, int64_t>>{
+             {1, 0}, {0, 5}, {4, 3}, {10, 2}, {16, 0}, {kRows, 1}, {0, 0}}) {
+      if (best_rows == kRows && run.device_slots + run.hesitates > 0) continue;  // takes seconds
+      std::vector<float> hidden = random.floats((best_rows + logit_rows) * config.d_model);
+      if (best_rows == 4) {
+        std::fill_n(hidden.begin(), width, 0.0f);  // all logits are equal
+        hidden[width] = kNan;
+      }
+      std::vector<float> same = hidden;
+      std::vector<BestToken> best(static_cast<size_t>(best_rows));
+      std::vector<float> logits;
+      stage.engine.head(
+          hidden.data(), best, logit_rows, [&](int64_t first, int64_t count, const float* some) {
+            EXPECT_EQ(static_cast<size_t>(first) * vocabulary, logits.size());
+            logits.insert(logits.end(), some, some + static_cast<size_t>(count) * vocabulary);
+          });
+      std::vector<float> expected(vocabulary);
+      for (int64_t row = 0; row < best_rows + logit_rows; ++row) {
+        if (best_rows == kRows && row % 500 != 0) continue;
+        SCOPED_TRACE(row);
+        test::logits_of(stage.engine, same.data() + row * config.d_model, 1, expected);
+        if (row >= best_rows) {
+          const auto at = static_cast<size_t>(row - best_rows) * vocabulary;
+          ASSERT_LE(at + vocabulary, logits.size());
+          EXPECT_TRUE(same_bits(expected, std::span(logits).subspan(at, vocabulary)));
+          continue;
+        }
+        const BestToken& token = best[static_cast<size_t>(row)];
+        EXPECT_EQ(token.has_nan, std::isnan(expected[0]));
+        if (token.has_nan) continue;
+        EXPECT_EQ(token.token, reference::argmax(expected));
+        EXPECT_EQ(token.logit, expected[static_cast<size_t>(token.token)]);
+      }
+      if (best_rows == 4) {
+        EXPECT_EQ(best[0].token, 0);
+        EXPECT_TRUE(best[1].has_nan);
+      }
+    }
+  }
+}
+
+// A slot that is released and taken again holds nothing of the sequence before.
+TEST(StageEngine, AReleasedSlotStartsAfresh) {
+  const auto checkpoint = Checkpoint::open(model_path("qwen2-tied"));
+  const ModelConfig& config = checkpoint->config();
+  ThreadPool threads(1, 0);
+  const Cpu cpu{threads, kernels("auto")};
+  MemoryBudget budget("host memory", uint64_t{1} << 30);
+  EngineStage stage(*checkpoint, {0, config.n_layers, true, true}, KvFormat::kF16, cpu, budget,
+                    {.micro_batch_rows = 8});
+  const auto sequences = random_sequences(config, {33, 20});
+  const reference::Model model(*checkpoint, KvFormat::kF16);
+  for (const auto& tokens : sequences) {
+    const std::vector<BatchItem> batch = {{3, 0, std::ssize(tokens)}};
+    std::vector<float> hidden(tokens.size() * static_cast<size_t>(config.d_model));
+    stage.engine.embed(batch, tokens, hidden.data());
+    stage.engine.sweep(batch, hidden.data());
+    std::vector<float> expected = model.embed(tokens);
+    model.layers(0, config.n_layers, expected);
+    EXPECT_TRUE(same_bits(expected, hidden));
+    stage.engine.release(3);
+    EXPECT_EQ(stage.kv.free_pages(), 64);
+  }
+}
+
+}  // namespace
+}  // namespace headrace
