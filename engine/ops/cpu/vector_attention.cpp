@@ -51,20 +51,6 @@ struct PageSoftmax {
   int valid[QueryTile::kMost];  // tokens of the page that a query sees
 };
 
-// Adds up the 16 lanes of a canonical sum.
-float tree(const V* lanes) {
-  const hn::FixedTag<float, 4> four;
-#if HWY_TARGET == HWY_AVX3
-  const hn::FixedTag<float, 8> eight;
-  const auto v = hn::Add(hn::LowerHalf(eight, lanes[0]), hn::UpperHalf(eight, lanes[0]));
-#else
-  const auto v = hn::Add(lanes[0], lanes[1]);
-#endif
-  auto w = hn::Add(hn::LowerHalf(four, v), hn::UpperHalf(four, v));
-  w = hn::Add(w, hn::Shuffle1032(w));
-  return hn::GetLane(hn::Add(w, hn::Shuffle2301(w)));
-}
-
 // Dot products of one page -> p[16] of each query, and the running maximum and sum. Lanes past
 // `valid` get p = 0.
 template <int kQueries>

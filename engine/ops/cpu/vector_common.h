@@ -78,12 +78,18 @@ inline V exp(V x) {
   return hn::Mul(y, hn::BitCast(kF, exponent));
 }
 
-// Adds up the lanes of a canonical sum.
-inline float tree(float* lanes) {
-  for (int half = kSumLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
+// Adds up the 16 lanes of a canonical sum.
+inline float tree(const V* lanes) {
+  const hn::FixedTag<float, 4> four;
+#if HWY_TARGET == HWY_AVX3
+  const hn::FixedTag<float, 8> eight;
+  const auto v = hn::Add(hn::LowerHalf(eight, lanes[0]), hn::UpperHalf(eight, lanes[0]));
+#else
+  const auto v = hn::Add(lanes[0], lanes[1]);
+#endif
+  auto w = hn::Add(hn::LowerHalf(four, v), hn::UpperHalf(four, v));
+  w = hn::Add(w, hn::Shuffle1032(w));
+  return hn::GetLane(hn::Add(w, hn::Shuffle2301(w)));
 }
 
 void attend(const AttentionTile& tile);  // vector_attention.cpp
