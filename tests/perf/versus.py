@@ -12,6 +12,7 @@ model as Q4_0, which llama.cpp makes of it where FILE is not there, is measured,
 Prints "a / b / c", minimum, median and maximum over the rounds; ratios are taken within a round.
 """
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -101,25 +102,25 @@ def models(options):
 
 
 def measure(options):
-    """{model: {batch: {program: [rates of each round]}}}; a program that fails is left out."""
-    measured, found, batches = {}, programs(options), [int(b) for b in options.batch.split(",")]
-    named = models(options)
+    """{model: {batch: {program: [rates of each round]}}}; a peer that fails is left out."""
+    found, named = programs(options), models(options)
+    batches = [int(word) for word in options.batch.split(",")]
+    cells = list(itertools.product(named, batches, found))
+    measured = {name: {batch: {} for batch in batches} for name in named}
     for number in range(options.rounds):
-        for name, path in named.items():
-            for batch in batches:
-                for program, one in list(found.items()):
-                    print(f"round {number + 1} of {options.rounds}: {name}, batch {batch}, "
-                          f"{program}", file=sys.stderr, flush=True)
-                    cell = measured.setdefault(name, {}).setdefault(batch, {})
-                    if cell.get(program) is None and number > 0:
-                        continue
-                    try:
-                        cell.setdefault(program, []).append(one(options, path, batch))
-                    except RuntimeError as error:
-                        if program == "headrace":
-                            raise
-                        print(f"{program} is left out of {name}, batch {batch}: {error}")
-                        cell[program] = None
+        for cell in list(cells):
+            name, batch, program = cell
+            print(f"round {number + 1} of {options.rounds}: {name}, batch {batch}, {program}",
+                  file=sys.stderr, flush=True)
+            rounds = measured[name][batch].setdefault(program, [])
+            try:
+                rounds.append(found[program](options, named[name], batch))
+            except RuntimeError as error:
+                if program == "headrace":
+                    raise
+                print(f"{program} is left out of {name}, batch {batch}: {error}")
+                cells.remove(cell)
+                del measured[name][batch][program]
         if options.json:
             pathlib.Path(options.json).write_text(json.dumps(measured, indent=1))
     return measured
@@ -130,8 +131,6 @@ def report(measured):
         rows = []
         for batch, cell in batches.items():
             for program, rounds in cell.items():
-                if not rounds:
-                    continue
                 values = {rate: [r[rate] for r in rounds] for rate in RATES}
                 own = [r["generated"] for r in cell["headrace"]]
                 ratio = spread.text(spread.ratios(own, values["generated"]))
