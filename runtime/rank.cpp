@@ -355,6 +355,8 @@ void Rank::settle(Workload workload, bool build) {
   }
   if (plan_.device && agreed.kv_pages < plan_.sizes.kv_pages) {
     DeviceStage::Sizes& sizes = plan_.device->sizes;
+    const ModelConfig& config = checkpoint_->config();
+    plan_.disk -= DeviceStage::disk_kv_bytes(config, range_, sizes);
     int64_t less = sizes.kv_pages - agreed.kv_pages;
     for (int64_t* const pages : {&sizes.kv_disk_pages, &sizes.kv_host_pages}) {
       const int64_t here = std::min(less, *pages);
@@ -362,6 +364,8 @@ void Rank::settle(Workload workload, bool build) {
       less -= here;
     }
     plan_.sizes.kv_pages = sizes.kv_pages = agreed.kv_pages;
+    plan_.kv = DeviceStage::host_kv_bytes(config, range_, sizes);
+    plan_.disk += DeviceStage::disk_kv_bytes(config, range_, sizes);
   } else if (plan_.sizes.kv_disk_pages == 0 && agreed.kv_pages < plan_.sizes.kv_pages) {
     plan_.sizes.kv_pages = agreed.kv_pages;
     plan_.kv = Stage::kv_bytes(checkpoint_->config(), range_, plan_.sizes);

@@ -116,13 +116,16 @@ class DevicePlanner {
     if (has_room && sizes.kv_pages <= pages_allowed()) {
       return with_host(with_residents(sizes), sequences);
     }
+    // Where a disk is used, what is large for the device takes as much of the host.
+    std::optional<StagePlan> best;
     for (const int64_t window : {window_pages(sizes, kWindow), window_pages(sizes, 0)}) {
       sizes.kv_window = window;
       if (!move_kv(sizes)) continue;
       const std::optional<StagePlan> plan = with_host(with_residents(sizes), sequences);
-      if (plan) return plan;
+      if (plan && (!best || serves_more(*plan, *best))) best = plan;
+      if (plan && !plan->needs_disk()) break;
     }
-    return std::nullopt;
+    return best;
   }
 
   int64_t pages_allowed() const { return static_cast<int64_t>(device_.kv / page_); }
@@ -191,11 +194,12 @@ class DevicePlanner {
       if (plan && plan->placement.all_resident()) break;
     }
     if (!best) return best;
+    const StagePlan found = *best;
     for (int64_t part = all / kKvSteps; part > 0; part /= 2) {
       const int64_t on_disk = best->device->sizes.kv_disk_pages;
       const std::optional<StagePlan> plan =
-          on_disk > part ? with_disk(sizes, on_disk - part, sequences) : std::nullopt;
-      if (plan && !serves_more(*best, *plan)) best = plan;
+          on_disk >= part ? with_disk(sizes, on_disk - part, sequences) : std::nullopt;
+      if (plan && !serves_more(found, *plan)) best = plan;
     }
     return best;
   }
@@ -365,7 +369,17 @@ class DevicePlanner {
       return "device memory is too small for this stage" + table +
              "\ngive more --device-memory, a smaller --max-batch, more ranks, or --device cpu";
     }
+    uint64_t kv = DeviceStage::host_kv_bytes(config_, layout_.range, least);
     std::swap(least.kv_host_pages, least.kv_disk_pages);
+    if (limits_.disk > 0) {
+      kv = std::min(kv, DeviceStage::host_kv_bytes(config_, layout_.range, least));
+    }
+    if (limits_.kv_memory > 0 && kv > limits_.kv_memory) {
+      return "the KV cache's memory is too small for pages that do not stay on the device"
+             "\n  needed       " +
+             format_bytes(kv) + "\n  budget       " + format_bytes(limits_.kv_memory) +
+             "\ngive more --kv-memory, or --device-memory";
+    }
     const uint64_t disk = OffloadFile::file_bytes(layout_) +
                           DeviceStage::disk_kv_bytes(config_, layout_.range, least);
     return "host memory is too small for what does not stay on the device: weights of " +

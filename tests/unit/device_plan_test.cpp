@@ -328,6 +328,13 @@ TEST_F(DevicePlanTest, ARefusalNamesNeedBudgetAndCure) {
        {"host memory is too small", "20.0 MiB", "--host-memory", "or a --disk"}) {
     EXPECT_NE(host.find(word), host.npos) << host;
   }
+  limits_.host_memory = uint64_t{64} << 30;
+  limits_.kv_memory = 64 << 10;
+  kv_ = 0;
+  const std::string kv = refusal(uint64_t{8} << 30);
+  for (const char* word : {"KV cache's memory is too small", "64.0 KiB", "more --kv-memory"}) {
+    EXPECT_NE(kv.find(word), kv.npos) << kv;
+  }
 }
 
 TEST_F(DevicePlanTest, PredictsTheSlowestPath) {
