@@ -93,7 +93,8 @@ bool is_there(const std::string& path) {
   struct stat status {};
   if (::stat(path.c_str(), &status) == 0) return true;
   if (errno == ENOENT || errno == ENOTDIR || errno == ENAMETOOLONG) return false;
-  throw IoError(errno_text(path, "look for it") + "; check its permissions");
+  const bool is_denied = errno == EACCES || errno == EPERM;
+  throw IoError(errno_text(path, "look for it") + (is_denied ? "; check its permissions" : ""));
 }
 
 std::string read_text_file(const std::string& path, uint64_t limit) {

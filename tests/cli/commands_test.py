@@ -228,7 +228,10 @@ class Plan(CommandTest):
             text = self.run_text("plan", "--model", self.model, "--disk", self.disk, "--max-batch", 64,
                                  "--tokens", 2000, "--prompt-tokens", prompt)
             return float(re.search(r"computing ([\d.]+) s", text)[1])
-        self.assertLess(computing(1), computing(1999))  # half as many pages, and all of them
+        # Half as many pages, and all of them; each start measures the machine anew, beside what else
+        # runs there.
+        pairs = [(computing(1), computing(1999)) for _ in range(4)]
+        self.assertLess(min(half for half, _ in pairs), min(whole for _, whole in pairs))
         self.refused(harness.USAGE, *self.common, "--prompt-tokens", 200, says=["--prompt-tokens", "--tokens"])
 
     def test_disk_budget(self):
@@ -289,12 +292,13 @@ class Models(CommandTest):
         data = bytearray(TINY_GGUF.read_bytes())
         name = b"blk.1.ffn_down.weight"
         at = data.index(name)
-        data[at:at + 4] = b"\x1b[2J"
+        data[at:at + 6] = b"\x1b[2J\xc2\x9b"
         data[at + len(name) + 4 + 2 * 8] = 99  # its type, after two dimensions
         damaged = self.folder / "damaged.gguf"
         damaged.write_bytes(data)
-        log = self.refused(BAD_MODEL, "inspect", damaged, says=['tensor "?[2J1.ffn_down.weight" has type number 99'])
+        log = self.refused(BAD_MODEL, "inspect", damaged, says=['tensor "?[2J??ffn_down.weight" has type number 99'])
         self.assertNotIn("\x1b", log)
+        self.assertNotIn("\x9b", log)
 
     def test_unknown_family(self):
         config = json.loads((TINY / "config.json").read_text())

@@ -360,6 +360,20 @@ TEST_F(HfDirectory, DirectoriesThatMayNotBeSearched) {
   EXPECT_NE(text.find("Permission denied; check its permissions"), std::string::npos) << text;
 }
 
+TEST_F(HfDirectory, LinksInACircleAreNoMatterOfPermissions) {
+  copy("llama-gqa");
+  fs::create_symlink(path_ + "/b", path_ + "/a");
+  fs::create_symlink(path_ + "/a", path_ + "/b");
+  try {
+    Checkpoint::open(path_ + "/a/model");
+    FAIL();
+  } catch (const IoError& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find(path_ + "/a/model"), std::string::npos) << text;
+    EXPECT_EQ(text.find("permissions"), std::string::npos) << text;
+  }
+}
+
 TEST_F(HfDirectory, DirectoriesWithoutUsableWeights) {
   copy("llama-gqa");
   fs::remove(path_ + "/model.safetensors");
