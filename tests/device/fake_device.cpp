@@ -33,9 +33,10 @@ class Memory final : public DeviceBuffer {
   size_t size() const override { return size_; }
 
  private:
-  // Both ends: tests use little of what is large, and the system gives no memory for the rest.
+  // All of it, but only both ends of what is very large: tests use little of that, and the system
+  // gives no memory for the rest.
   void poison() {
-    const size_t some = std::min(size_, size_t{1} << 20);
+    const size_t some = size_ <= size_t{16} << 20 ? size_ : size_t{1} << 20;
     std::fill_n(bytes_, some, kPoison);
     std::fill_n(bytes_ + (size_ - some), some, kPoison);
   }

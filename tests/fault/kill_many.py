@@ -11,6 +11,7 @@ import harness
 import kill_test
 
 KILLS = int(os.environ.get("KILLS", "200"))
+PATIENCE = 60  # seconds until a rank has started
 SEED = int(os.environ.get("SEED", "1"))
 
 
@@ -49,7 +50,10 @@ class KillMany(kill_test.Killing):
             return False
         except subprocess.TimeoutExpired:
             pass
+        deadline = time.monotonic() + PATIENCE
         while job.process.poll() is None:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no {victim} to kill after {PATIENCE} s:\n{job.log()}")
             process = self.victim_process(job, victim)
             if process is not None:
                 with contextlib.suppress(ProcessLookupError):

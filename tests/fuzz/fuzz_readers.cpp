@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -72,6 +73,13 @@ int usage() {
 bool parse(int argc, char** argv, Options& options) {
   if (argc < 2) return false;
   options.reader = find_reader(argv[1]);
+  bool is_number = true;
+  const auto number = [&is_number](const char* text) {
+    char* end = nullptr;
+    const double value = std::strtod(text, &end);
+    is_number &= end != text && *end == '\0' && value >= 0;
+    return value;
+  };
   for (int i = 2; i < argc; ++i) {
     const std::string word = argv[i];
     if (!word.starts_with("--")) {
@@ -79,18 +87,20 @@ bool parse(int argc, char** argv, Options& options) {
     } else if (i + 1 == argc) {
       return false;
     } else if (word == "--seed") {
-      options.seed = std::strtoull(argv[++i], nullptr, 10);
+      options.seed = static_cast<uint64_t>(number(argv[++i]));
     } else if (word == "--rounds") {
-      options.rounds = std::strtoull(argv[++i], nullptr, 10);
+      options.rounds = static_cast<uint64_t>(number(argv[++i]));
     } else if (word == "--seconds") {
-      options.seconds = std::strtod(argv[++i], nullptr);
+      options.seconds = number(argv[++i]);
     } else if (word == "--write") {
       options.write = argv[++i];
     } else {
       return false;
     }
   }
-  return options.reader != nullptr;
+  const bool has_work =
+      options.rounds > 0 || options.seconds > 0 || !options.files.empty() || !options.write.empty();
+  return options.reader != nullptr && is_number && has_work;
 }
 
 // In the child. Its exit code; an exception that no reader may throw ends it.
@@ -174,8 +184,10 @@ int fuzz(const Options& options, const std::string& folder) {
                 options.reader->name, static_cast<unsigned long long>(progress.seed.load()));
     return kFailed;
   }
-  if (inputs > 100 && (progress.accepted == 0 || progress.refused == 0)) {
-    std::printf("the inputs are all accepted or all refused: this finds nothing\n");
+  // A hundredth of each, where there are enough to say.
+  const uint64_t fewer = std::min(progress.accepted.load(), progress.refused.load());
+  if (inputs == 0 || (inputs >= 1000 && fewer * 100 < inputs)) {
+    std::printf("hardly any inputs, or hardly any accepted or refused: this finds nothing\n");
     return kFailed;
   }
   return 0;
