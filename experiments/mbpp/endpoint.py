@@ -44,9 +44,9 @@ class Fatal(Exception):
         self.failure = failure
 
 
-def parameters_of(task, draw, options):
+def parameters_of(task, options):
     """The arguments of the client's call."""
-    body = prompts.request(task, draw, sampled=options.draws > 1)["body"]
+    body = prompts.request(task, draw=0, sampled=False)["body"]
     messages = body.pop("messages")
     if options.api == "completions":
         return {**body, "prompt": prompts.chatml(messages, options.system)}
@@ -79,9 +79,9 @@ class Caller:
         self._client, self._options, self._key = client, options, key
         self._policy = options.policy
 
-    async def call(self, task, draw, session):
+    async def call(self, task, session):
         """The request's line of the journal."""
-        parameters = parameters_of(task, draw, self._options)
+        parameters = parameters_of(task, self._options)
         started, failures, answer = time.time(), [], None
         for attempt in range(1, self._policy.attempts + 1):
             begin = time.monotonic()
@@ -100,7 +100,7 @@ class Caller:
                 break
             await asyncio.sleep(wait)
         text, finish, usage = answer or (None, None, None)
-        return {"task_id": task.task_id, "draw": draw, "session": session, "text": text,
+        return {"task_id": task.task_id, "draw": 0, "session": session, "text": text,
                 "finish": finish, "usage": usage,
                 "latency_s": round(time.monotonic() - begin, 4) if answer else None,
                 "attempts": len(failures) + (answer is not None), "failures": failures,
@@ -118,17 +118,16 @@ class Caller:
 
 async def worker(requests, caller, book):
     """One of as many as requests are under way at once; they share the iterator."""
-    for task, draw in requests:
-        record = await caller.call(task, draw, book.session)
+    for task in requests:
+        record = await caller.call(task, book.session)
         book.add(record)
         if record["text"] is None:
-            say(f"{task.task_id}#{draw} failed: {record['failures'][-1]['kind']}: "
+            say(f"{task.task_id} failed: {record['failures'][-1]['kind']}: "
                 f"{record['failures'][-1]['message']}")
 
 
 async def run(options, key, tasks, book):
-    missing = [(task, draw) for task in tasks for draw in range(options.draws)
-               if (task.task_id, draw) not in book.done]
+    missing = [task for task in tasks if (task.task_id, 0) not in book.done]
     say(f"{len(missing)} requests at concurrency {options.concurrency}, {len(book.done)} are done")
     # Attempts are bounded here, so the client makes one at a time.
     async with openai.AsyncOpenAI(api_key=key or "none", base_url=options.base_url, max_retries=0,
@@ -149,14 +148,14 @@ async def run(options, key, tasks, book):
 
 def header_of(options):
     return {"label": options.label, "model": options.model, "api": options.api,
-            "concurrency": options.concurrency, "tasks": options.tasks, "draws": options.draws,
+            "concurrency": options.concurrency, "tasks": options.tasks,
             "host": urllib.parse.urlsplit(options.base_url).hostname}
 
 
 def all_done(options, tasks):
     book = data.read_json_lines(options.output)[1:]
     answered = [record for record in journal.latest(book).values() if record["text"] is not None]
-    failed = len(tasks) * options.draws - len(answered)
+    failed = len(tasks) - len(answered)
     say(f"{len(answered)} requests have answers, {failed} failed; {options.output}")
     return OK if not failed else SOME_FAILED
 
@@ -174,8 +173,6 @@ def parse(arguments):
     parser.add_argument("--data", type=pathlib.Path, required=True, help="MbppPlus.jsonl")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--tasks", type=int, default=data.TASKS, help="only the first N")
-    parser.add_argument("--draws", type=int, default=1,
-                        help="more than 1: samples of each task, at the study's temperature")
     parser.add_argument("--key-variable", default="OPENAI_API_KEY", metavar="NAME")
     parser.add_argument("--no-key", action="store_true", help="the endpoint wants none")
     parser.add_argument("--attempts", type=int, default=attempts.Policy.attempts,
@@ -191,8 +188,8 @@ def parse(arguments):
         parser.error("--base-url must be http(s)://HOST/..., with no user or key in it")
     if address.query:
         parser.error("--base-url must have no ?query: a key in it would be stored")
-    if min(options.concurrency, options.draws, options.attempts) < 1:
-        parser.error("--concurrency, --draws and --attempts must be at least 1")
+    if min(options.concurrency, options.attempts) < 1:
+        parser.error("--concurrency and --attempts must be at least 1")
     options.policy = attempts.Policy(attempts=options.attempts, timeout_s=options.timeout,
                                      longest_wait_s=options.longest_wait)
     return options

@@ -21,7 +21,9 @@ if [[ ! -d $source ]]; then
   python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary=:all: \
     --dest "$folder" "llama-cpp-python==$version" >&2
   echo "$sha256  $folder/llama_cpp_python-$version.tar.gz" | sha256sum --check --quiet
-  tar -xzf "$folder/llama_cpp_python-$version.tar.gz" -C "$folder"
+  mkdir -p "$folder/unpacking"
+  tar -xzf "$folder/llama_cpp_python-$version.tar.gz" -C "$folder/unpacking"
+  mv "$folder/unpacking/llama_cpp_python-$version" "$source"
 fi
 
 # Without AMX: compiled by g++ 12, llama.cpp's AMX kernels ended with an illegal instruction where they

@@ -136,7 +136,10 @@ if [[ -n $tasks ]]; then
 fi
 if [[ $unsafe == 1 ]]; then options+=(--allow-unsafe-scoring); fi
 if [[ $report == 1 ]]; then options+=(--report); fi
-if [[ -n $check ]]; then options+=(--check "$check"); fi
+if [[ -n $check ]]; then
+  study+=-check  # not the runs that made the results, where they are here
+  options+=(--check "$check")
+fi
 if [[ $peer == 1 ]]; then
   [[ -z $offline ]] || wrong "--peer builds llama.cpp and needs the network"
   "$here/peer.sh" "$work/peer" >&2

@@ -1,7 +1,7 @@
 """Scoring of the MBPP study (experiments/mbpp/scoring): verdicts, and programs that attack it.
 
 Environment: HEADRACE_STUDY_PYTHON, a Python with experiments/mbpp/requirements-scoring.txt;
-default: this Python, then that of build/study-venv.
+default: this Python, then that of build/mbpp/venv-scoring.
 """
 import json
 import os
@@ -33,13 +33,13 @@ SECRET = "HEADRACE_SECRET"
 def find_python():
     """A Python that has EvalPlus; skips the test where there is none."""
     for python in (os.environ.get("HEADRACE_STUDY_PYTHON"), sys.executable,
-                   REPOSITORY / "build" / "study-venv" / "bin" / "python"):
+                   REPOSITORY / "build" / "mbpp" / "venv-scoring" / "bin" / "python"):
         python = shutil.which(python) if python else None
         if python and subprocess.run([python, "-c", "import evalplus, pyseccomp"],
                                      capture_output=True).returncode == 0:
             return python
     raise unittest.SkipTest("no Python has experiments/mbpp/requirements-scoring.txt "
-                            "(HEADRACE_STUDY_PYTHON, build/study-venv)")
+                            "(HEADRACE_STUDY_PYTHON, build/mbpp/venv-scoring)")
 
 
 def need_bubblewrap():

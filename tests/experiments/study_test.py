@@ -15,8 +15,8 @@ import harness
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STUDY = REPOSITORY / "experiments" / "mbpp"
 sys.path.insert(0, str(STUDY))
-from study import check, claims, collect, data, estimates, follow, metrics, plan, prompts
-from study import report, verify
+from study import check, claims, collect, data, estimates, follow, manifest, metrics, plan
+from study import prompts, report, verify
 
 TASK = data.Task("Mbpp/2", '"""\nWrite a function.\nassert f(1) == 2\n"""\n')
 
@@ -279,6 +279,23 @@ class Results(harness.ProgramTest):
         self.assertEqual((1, 2.0, 3, 1), (speed["pieces"], speed["seconds"], speed["generated"],
                                           speed["untimed_requests"]))
         self.assertEqual(1, speed["latency_s"]["requests"])
+
+    def test_an_endpoint_with_other_requests_or_elsewhere_is_no_twin(self):
+        here, tasks = {"api": "completions", "host": "127.0.0.1"}, {("Mbpp/2", 0): None}
+        self.assertTrue(metrics.is_twin(here, tasks, dict(tasks)))
+        self.assertFalse(metrics.is_twin({**here, "api": "chat"}, tasks, dict(tasks)))
+        self.assertFalse(metrics.is_twin({**here, "host": "example.org"}, tasks, dict(tasks)))
+        self.assertFalse(metrics.is_twin(here, tasks, {**tasks, ("Mbpp/3", 0): None}))
+
+    def test_answers_to_tasks_of_another_study_are_refused(self):
+        found = {("endpoint", "Mbpp/3", 0): [[{}, ["hosted"]]]}
+        with self.assertRaisesRegex(data.DataError, "hosted answered Mbpp/3.*--tasks"):
+            collect.lines_of(found, ["Mbpp/2"])
+
+    def test_another_program_makes_another_study(self):
+        old = {"program": {"sha256": "1"}, "tasks": 5}
+        self.assertEqual([], manifest.same_study(old, dict(old)))
+        self.assertEqual(["program"], manifest.same_study(old, {**old, "program": {"sha256": "2"}}))
 
     def test_verdicts_of_other_generations_are_refused(self):
         make_results(self.folder)

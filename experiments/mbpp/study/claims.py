@@ -139,6 +139,7 @@ def difference_claims(entries, parts):
 
 
 def most_different(pairs):
+    pairs = [entry for entry in pairs if not (entry["a"] + entry["b"]).count("peer-")]
     if pairs:
         worst = max(entry["token_ids"] for entry in pairs)
         text = (f"In {len(pairs)} pairs of runs, with other batch sizes or stage counts, "

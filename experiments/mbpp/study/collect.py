@@ -59,6 +59,10 @@ def distinct(named_outputs):
 def lines_of(found, order):
     """order: task ids as the data has them."""
     place = {task_id: index for index, task_id in enumerate(order)}
+    for (_, task_id, _), outputs in found.items():
+        if task_id not in place:
+            raise data.DataError(f"{', '.join(outputs[0][1])} answered {task_id}, which is no task "
+                                 "of this study; use the same --tasks")
     kinds = ["greedy", "sampled", "qwen-prompt", "endpoint"]
     counts, lines = {}, []
     for key in sorted(found, key=lambda key: (kinds.index(key[0]), place[key[1]], key[2])):

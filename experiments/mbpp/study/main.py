@@ -228,7 +228,7 @@ def main(arguments=None):
     except generate.Stopped:
         say("stopped; start it again to go on")
         return generate.STOPPED
-    except (generate.RunError, OSError, subprocess.CalledProcessError) as error:
+    except (generate.RunError, OSError, subprocess.SubprocessError) as error:
         say(error)
         return 70
 

@@ -104,6 +104,6 @@ def make(name, setting, plan, data_file, tasks):
 
 def same_study(old, new):
     """What must be equal for a study to go on where it stopped; names of what is not."""
-    keys = ("model", "data", "sampling", "runs", "fixed_length", "tasks")
+    keys = ("program", "model", "data", "sampling", "runs", "fixed_length", "tasks")
     text = lambda value: json.dumps(value, sort_keys=True)
     return [key for key in keys if text(old.get(key)) != text(new.get(key))]

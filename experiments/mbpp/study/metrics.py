@@ -187,6 +187,12 @@ def endpoint_speed(records):
                           for p in PERCENTILES} if good else None}
 
 
+def is_twin(header, mine, headrace):
+    """The same requests on the same machine, in turn."""
+    is_here = header["api"] == "completions" and header["host"] == "127.0.0.1"
+    return bool(is_here and mine and headrace and mine.keys() == headrace.keys())
+
+
 def peers(files, outputs, speeds):
     """Each journal of an endpoint beside headrace's run of the same tasks at that batch size."""
     found = {}
@@ -194,7 +200,7 @@ def peers(files, outputs, speeds):
         entry = endpoint_speed(records)
         mine = outputs.get(name)
         twin = f"peer-batch{entry['concurrency']}"
-        if mine and twin in speeds and entry["generated_per_s"]:
+        if is_twin(records[0], mine, outputs.get(twin)) and entry["generated_per_s"]:
             entry["headrace_run"] = twin
             entry["headrace_over_it"] = speeds[twin]["generated_per_s"] / entry["generated_per_s"]
             entry["against_headrace"] = compare(outputs[twin], mine)
@@ -210,7 +216,9 @@ def label_of(files, name):
 
 def results_of(files):
     outputs = by_run(files, files.verdicts)
-    kinds = {name: run["run"]["kind"] for name, run in files.runs.items()}
+    runs = {name: run["run"] for name, run in files.runs.items()}
+    ordered = sorted(runs, key=lambda name: (runs[name]["ranks"], runs[name]["batch"]))
+    kinds = {name: runs[name]["kind"] for name in ordered}
     one_each = [name for name, kind in kinds.items() if kind != "sampled"]
     speeds = {name: speed(run, outputs[name]) for name, run in files.runs.items()}
     as_is = by_run(files, files.as_is)

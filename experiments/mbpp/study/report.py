@@ -87,13 +87,14 @@ def short_table(files, figures):
     heads = ["batch", "tok/s, 1 stage × 2 threads", "tok/s, 2 stages × 1 thread",
              "tok/s, fixed length, 1 stage", "latency s, p50 / p90 / p99", "pass@1 base, %",
              "pass@1 plus, %", "requests with other token ids"]
-    rows = []
+    first, rows = runs[0][0], []
     for batch, names in sorted(by_batch.items()):
         one, two = names.get(1), names.get(2)
         rows.append([str(batch), figures.number(f"speed.{one}"), figures.number(f"speed.{two}"),
                      figures.spread(f"fixed.stages1.batch{batch}.generated"),
                      latency_cell(figures, one), figures.percent(f"pass1.{one}.base"),
-                     figures.percent(f"pass1.{one}.plus"), figures.count("differ.most")])
+                     figures.percent(f"pass1.{one}.plus"), "reference" if one == first else
+                     figures.count(f"differ.{first}.{one}.token_ids")])
     return table(heads, rows)
 
 
@@ -182,15 +183,22 @@ def same_tokens(results, figures):
 
 
 def peers(results, figures):
-    lines = []
-    for name in results["peers"]:
+    beside, hosted = [], []
+    for name, peer in results["peers"].items():
         texts = [figures.text(f"{key}.{name}") for key in ("speed", "ratio", "against", "failed")]
+        lines = beside if "headrace_run" in peer else hosted
         lines += [f"- {text}" for text in texts if text]
-    if not lines:
-        return None
-    return ("## Beside another program\n\nThe same file, prompts and stop strings on the same "
-            "machine; headrace and the other program ran in turn. Concurrency of the client stands "
-            "in for the batch size, which an endpoint does not have.\n\n" + "\n".join(lines))
+    stands_in = ("Concurrency of the client stands in for the batch size, which an endpoint does "
+                 "not have.")
+    parts = []
+    if beside:
+        parts.append("## Beside another program\n\nThe same file, prompts and stop strings on the "
+                     "same machine; headrace and the other program ran in turn. "
+                     f"{stands_in}\n\n" + "\n".join(beside))
+    if hosted:
+        parts.append("## Other endpoints\n\nThe same tasks, but another model, machine or prompt, "
+                     f"or not all of them answered. {stands_in}\n\n" + "\n".join(hosted))
+    return "\n\n".join(parts) or None
 
 
 def beside_published(files, results, figures, published):
