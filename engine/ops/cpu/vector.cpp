@@ -164,8 +164,9 @@ float lane_sum(int64_t n, Fold fold, Fold1 fold1) {
   float lanes[kSumLanes];
   for (int v = 0; v < kHalfV; ++v) hn::StoreU(acc[v], kF, lanes + v * kL);
   for (; i < n; ++i) lanes[i % kSumLanes] = fold1(lanes[i % kSumLanes], i);
-  for (int v = 0; v < kHalfV; ++v) acc[v] = hn::LoadU(kF, lanes + v * kL);
-  return tree(acc);
+  V sums[kHalfV];  // not `acc` again: g++ 12 fails with an internal error
+  for (int v = 0; v < kHalfV; ++v) sums[v] = hn::LoadU(kF, lanes + v * kL);
+  return tree(sums);
 }
 
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
