@@ -61,6 +61,21 @@ std::vector<int> balance(const std::vector<double>& layer_costs, double first_co
   return result;
 }
 
+// What a step of about 16 rows takes of a unit, in bytes read from memory: a core reads some 10
+// GB/s and does some 65 billion multiply-adds per second.
+double step_cost(const WeightUnit& unit) {
+  constexpr double kBytesPerWeight = 16 * 10e9 / 65e9;
+  double cost = static_cast<double>(unit.image_bytes);
+  for (const PlacedMatrix& matrix : unit.matrices) {
+    cost += kBytesPerWeight * static_cast<double>(matrix.tensor->rows * matrix.tensor->cols);
+  }
+  return cost;
+}
+
+// Of the rows of a step, those that the head is wanted for: tokens of a prompt but the last one are
+// not. A run has about one of them for every two that are generated.
+constexpr double kRowsOfHead = 2.0 / 3;
+
 }  // namespace
 
 std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
@@ -83,16 +98,11 @@ std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
   }
   std::vector<double> costs;
   for (int l = 0; l < layers; ++l) {
-    costs.push_back(
-        static_cast<double>(WeightStore::bytes_needed(checkpoint, {l, l + 1, false, false})));
+    costs.push_back(step_cost(weight_layout(checkpoint, {l, l + 1, false, false}).units.front()));
   }
-  const StageRange head{0, 0, false, true};
-  const double embedding_row =
-      static_cast<double>(checkpoint.require(Role::kTokenEmbedding).bytes) /
-      checkpoint.config().vocab_size;
-  return ranges_of(balance(costs, embedding_row,
-                           static_cast<double>(WeightStore::bytes_needed(checkpoint, head)),
-                           stages));
+  const WeightLayout last = weight_layout(checkpoint, {layers, layers, false, true});
+  const double head = kRowsOfHead * step_cost(last.units[last.head_unit()]);
+  return ranges_of(balance(costs, /*first_cost=*/0, head, stages));
 }
 
 int link_buffers(const StageRange& range) {

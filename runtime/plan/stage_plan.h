@@ -12,9 +12,10 @@
 namespace headrace {
 
 // Cuts the model's layers into `stages` consecutive ranges so that the most expensive stage is as
-// cheap as can be; the head counts for the last stage, the embedding look-up for the first. Cost is
-// the bytes of weights that a token passes. `split` (layers per stage) overrides the cut; it may be
-// empty. Throws UsageError if there are more stages than layers or `split` does not add up.
+// cheap as can be. Cost is an estimate of the time that a step with a good many rows takes, from
+// memory; the head is the last stage's, and not wanted for all rows. `split` (layers per stage)
+// overrides the cut; it may be empty. Throws UsageError if there are more stages than layers or
+// `split` does not add up.
 std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
                                    const std::vector<int>& split);
 
