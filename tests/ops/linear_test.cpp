@@ -140,6 +140,15 @@ TEST_P(Linear, LongRows) {
   }
 }
 
+// More than a core's second cache keeps: columns in blocks, several panels at a time, the last row
+// of 513 by itself.
+TEST_P(Linear, WideBlocksOfRows) {
+  const bool has_blocks = dtype_info(dtype()).block_elements > 1;
+  const Case c(dtype(), has_blocks ? 1024 : 801, 513);
+  ASSERT_NO_FATAL_FAILURE(check(c, 0, 513, 97, true));
+  ASSERT_NO_FATAL_FAILURE(check(c, 0, 200, 97, false));
+}
+
 // A row's result is the same wherever the row stands in the batch: alone, first, last, in between.
 TEST_P(Linear, RowsDoNotDependOnTheirBatch) {
   const Case c(dtype(), dtype_info(dtype()).block_elements == 1 ? 65 : 256, kMostRows);

@@ -14,6 +14,12 @@ constexpr int kRowBlock = 256;  // rows of x per pass over a panel: its accumula
 constexpr size_t kUnpackedRows = 64;  // of a panel, by one thread
 constexpr int kTileK = 128;           // columns expanded at a time: 16 KiB of float weights
 
+// Rows of x that a core's second cache does not keep beside the weights are taken kBlockK columns
+// at a time, for several panels.
+constexpr int64_t kKeptFloats = 192 << 10;
+constexpr int kBlockK = 4 * kTileK;
+constexpr int kMostPanels = 4;
+
 // Expands columns [k, k + count) of a panel, or points into it where it holds floats already.
 const float* expand(const Kernels& kernels, const PackedMatrix& w, const PanelLayout& layout,
                     const std::byte* panel, int64_t k, int count, float* scratch) {
@@ -33,21 +39,35 @@ const float* expand(const Kernels& kernels, const PackedMatrix& w, const PanelLa
   return scratch;
 }
 
-// acc[rows][32] += x[rows][w.cols] times the panel.
+// acc[rows][32] += columns [first, end) of x[rows][w.cols] times those of the panel, or all of
+// them.
 void multiply_panel(const Kernels& kernels, const float* x, int rows, const PackedMatrix& w,
-                    const std::byte* panel, float* acc) {
+                    const std::byte* panel, int64_t first, int64_t end, float* acc) {
   if (rows <= kernels.few_rows) {
     return kernels.multiply_panel[static_cast<int>(w.dtype)](panel, w.cols, x, w.cols, rows, acc);
   }
   const PanelLayout layout = panel_layout(w.dtype);
   const size_t tile_bytes = w.panel_bytes() * kTileK / static_cast<size_t>(w.cols);
   alignas(64) float scratch[kTileK * kPanelRows];
-  for (int64_t k = 0; k < w.cols; k += kTileK) {
-    const int count = static_cast<int>(std::min<int64_t>(kTileK, w.cols - k));
+  for (int64_t k = first; k < end; k += kTileK) {
+    const int count = static_cast<int>(std::min<int64_t>(kTileK, end - k));
     const float* const tile = expand(kernels, w, layout, panel, k, count, scratch);
     kernels.multiply(x + k, w.cols, rows, tile, count, acc,
                      {panel + static_cast<size_t>(k / kTileK + 1) * tile_bytes, tile_bytes});
   }
+}
+
+// Which panels and columns a thread takes at once.
+struct Blocks {
+  int64_t panels = 1;
+  int64_t columns = 0;
+};
+
+Blocks blocks_of(const Cpu& cpu, int64_t rows, int64_t row_blocks, int64_t panels, int64_t cols) {
+  if (std::min<int64_t>(rows, kRowBlock) * cols <= kKeptFloats) return {1, cols};
+  // Enough of them for every thread to have something to do until the end.
+  const int64_t for_each = panels * row_blocks / (4 * cpu.threads.threads());
+  return {std::clamp<int64_t>(for_each, 1, kMostPanels), kBlockK};
 }
 
 // For each row m of x and panel of [first, end): finish(m, n, width, acc) gets the sums of outputs
@@ -55,22 +75,32 @@ void multiply_panel(const Kernels& kernels, const float* x, int rows, const Pack
 template <typename Finish>
 void for_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, int64_t first,
                 int64_t end, Finish finish) {
-  const int64_t panels = end - first;
   const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
+  const Blocks block = blocks_of(cpu, rows, row_blocks, end - first, w.cols);
+  const int64_t groups = (end - first + block.panels - 1) / block.panels;
 
-  cpu.threads.parallel_for(panels * row_blocks, [&](int64_t item) {
-    const int64_t p = first + item % panels;
-    const int64_t first_row = item / panels * kRowBlock;
+  cpu.threads.parallel_for(groups * row_blocks, [&](int64_t item) {
+    const int64_t first_panel = first + item % groups * block.panels;
+    const int64_t panels = std::min(block.panels, end - first_panel);
+    const int64_t first_row = item / groups * kRowBlock;
     const int block_rows = static_cast<int>(std::min<int64_t>(kRowBlock, rows - first_row));
-    const std::byte* panel = w.panel(p);
+    const int64_t columns = block_rows <= cpu.kernels.few_rows ? w.cols : block.columns;
 
-    alignas(64) float acc[kRowBlock * kPanelRows];
-    std::fill_n(acc, block_rows * kPanelRows, 0.0f);
-    multiply_panel(cpu.kernels, x + first_row * w.cols, block_rows, w, panel, acc);
-
-    const int64_t n = p * kPanelRows;
-    const int width = static_cast<int>(std::min<int64_t>(kPanelRows, w.rows - n));
-    for (int m = 0; m < block_rows; ++m) finish(first_row + m, n, width, acc + m * kPanelRows);
+    alignas(64) float sums[kMostPanels][kRowBlock * kPanelRows];
+    for (int64_t p = 0; p < panels; ++p) std::fill_n(sums[p], block_rows * kPanelRows, 0.0f);
+    for (int64_t k = 0; k < w.cols; k += columns) {
+      for (int64_t p = 0; p < panels; ++p) {
+        multiply_panel(cpu.kernels, x + first_row * w.cols, block_rows, w, w.panel(first_panel + p),
+                       k, std::min(k + columns, w.cols), sums[p]);
+      }
+    }
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t n = (first_panel + p) * kPanelRows;
+      const int width = static_cast<int>(std::min<int64_t>(kPanelRows, w.rows - n));
+      for (int m = 0; m < block_rows; ++m) {
+        finish(first_row + m, n, width, sums[p] + m * kPanelRows);
+      }
+    }
   });
 }
 
