@@ -17,10 +17,10 @@
 namespace headrace {
 namespace {
 
-// Lines of a batch file that are not blank, or -1 for standard input.
+// Lines of a batch file that are not blank, or -1 where they can be read only once.
 int64_t count_requests(const GenerateOptions& options) {
   if (options.prompt) return 1;
-  if (options.input == "-") return -1;
+  if (comes_once(options.input)) return -1;
   std::ifstream file(options.input, std::ios::binary);
   std::vector<char> block(1 << 20);
   int64_t lines = 0;

@@ -43,6 +43,13 @@ int open_input(const std::string& path) {
 
 }  // namespace
 
+bool comes_once(const std::string& input) {
+  struct stat status {};
+  if (input == "-") return true;
+  return ::stat(input.c_str(), &status) == 0 && !S_ISREG(status.st_mode) &&
+         !S_ISDIR(status.st_mode);
+}
+
 struct RequestReader::Impl {
   Impl(const std::string& input, RequestDefaults request_defaults)
       : path(input), defaults(std::move(request_defaults)), fd(open_input(input)) {}

@@ -22,6 +22,9 @@ namespace headrace {
 // takes several times its bytes while it is parsed.
 inline constexpr size_t kMaxLineBytes = size_t{8} << 20;
 
+// What is read from this input is gone: "-" (standard input), a pipe, a terminal, a FIFO.
+bool comes_once(const std::string& input);
+
 // One thread.
 class RequestReader {
  public:

@@ -40,7 +40,7 @@ RequestSizes sizes_of_prompt(const std::string& prompt, const RequestDefaults& d
 }
 
 RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& defaults) {
-  if (input == "-") return {};
+  if (comes_once(input)) return {};
   RequestReader reader(input, defaults);
   std::vector<RequestSizes> all;
   RequestSizes sizes;

@@ -19,7 +19,8 @@ struct RequestSizes {
   bool sampled = false;   // some need more of the logits than the largest one
 };
 
-// Looks at the first thousand lines of a batch file. Nothing is known of standard input. Throws
+// Looks at the first thousand lines of a batch file. Nothing is known of one that comes_once().
+// Throws
 // UsageError, IoError.
 RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& defaults);
 // Of one prompt.

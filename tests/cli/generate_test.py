@@ -1,4 +1,5 @@
 """headrace generate as a person or a script uses it, and the scripts around it."""
+import json
 import os
 import pathlib
 import subprocess
@@ -39,6 +40,21 @@ class Streams(harness.ProgramTest):
                 path.write_text(job.stdout())
                 records = harness.read_results(path)
                 self.assert_same_results(self.generate(TINY, requests), records)
+
+    def test_input_that_can_be_read_only_once(self):
+        requests = [{"prompt": [1, 2, 3 + i], "max_tokens": 4} for i in range(5)]
+        lines = "".join(json.dumps(request) + "\n" for request in requests)
+        for ranks in (None, 2):
+            with self.subTest(ranks=ranks):
+                pipe = self.folder / f"pipe{ranks}"
+                os.mkfifo(pipe)
+                output = self.folder / f"out{ranks}.jsonl"
+                job = self.start("generate", "--model", TINY, "--input", pipe, "--output", output,
+                                 "--token-ids", ranks=ranks)
+                pipe.write_text(lines)  # waits for somebody who reads
+                self.assertEqual(harness.DONE, job.wait(), job.log())
+                self.assert_same_results(self.generate(TINY, requests),
+                                         harness.read_results(output))
 
     def test_prompt_without_tokenizer_fails(self):
         job = self.run_program("generate", "--model", TINY, "--prompt", "x",

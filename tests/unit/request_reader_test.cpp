@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -160,6 +161,19 @@ TEST_F(Reader, SizesOfAWholeInputAndOfALongOne) {
   EXPECT_EQ(sizes_of_requests(path_, {}).usual, 8);
   EXPECT_EQ(sizes_of_requests(path_, {}).prompt, 3);
   EXPECT_EQ(sizes_of_requests("-", {}).sequences, 0);
+}
+
+// Whoever looks at a pipe in advance takes requests from the run.
+TEST_F(Reader, NothingIsReadAheadOfWhatComesOnce) {
+  ASSERT_EQ(::mkfifo(path_.c_str(), 0600), 0);
+  EXPECT_TRUE(comes_once(path_));
+  EXPECT_EQ(sizes_of_requests(path_, {}).usual, 0);  // would wait for a writer
+  EXPECT_TRUE(comes_once("-"));
+  EXPECT_TRUE(comes_once("/dev/null"));
+  std::filesystem::remove(path_);
+  EXPECT_FALSE(comes_once(path_));
+  std::ofstream(path_) << "\n";
+  EXPECT_FALSE(comes_once(path_));
 }
 
 TEST(IdSet, HoldsWhatWasPutIn) {
