@@ -16,6 +16,7 @@
 #include "launch/options.h"
 #include "launch/ranks.h"
 #include "launch/run_options.h"
+#include "launch/shown.h"
 #include "launch/subcommands.h"
 #include "runtime/bench/bench.h"
 #include "runtime/error.h"
@@ -78,7 +79,7 @@ int bench(BenchArguments& a) {
     if (wires.is_first() && !a.json.empty()) json.emplace(a.json);
     const auto report = run_bench(a.bench, wires, interrupted);
     if (!report) return int{kExitDone};
-    if (std::fputs(bench_table(*report).c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
+    if (std::fputs(shown(bench_table(*report)).c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
       throw IoError(std::string("writing to standard output failed: ") + std::strerror(errno));
     }
     if (json) json->write(bench_json(*report));

@@ -2,7 +2,6 @@
 
 #include <spdlog/spdlog.h>
 
-#include <algorithm>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -16,17 +15,9 @@ namespace {
 
 constexpr size_t kLongestMessage = 16384;
 
-// Messages quote names from files: nothing in them is for the terminal to obey, nor without end.
-std::string shown(std::string text) {
+// Messages quote names from files, which may be long.
+std::string cut(std::string text) {
   if (text.size() > kLongestMessage) text.replace(kLongestMessage, std::string::npos, "...");
-  std::replace_if(
-      text.begin(), text.end(),
-      [](char c) { return (c >= 0 && c < ' ' && c != '\n' && c != '\t') || c == 0x7f; }, '?');
-  // U+0080 to U+009F, which terminals take for commands, too.
-  for (size_t at = 0; (at = text.find('\xc2', at)) != std::string::npos; ++at) {
-    const bool is_control = at + 1 < text.size() && static_cast<unsigned char>(text[at + 1]) < 0xa0;
-    if (is_control) text.replace(at, 2, "??");
-  }
   return text;
 }
 
@@ -34,7 +25,7 @@ std::string shown(std::string text) {
 
 int report_error() {
   const auto say = [](const std::exception& e, ExitCode code) {
-    spdlog::error("{}", shown(e.what()));
+    spdlog::error("{}", cut(e.what()));
     return code;
   };
   try {
@@ -58,7 +49,7 @@ int report_error() {
     return kExitDoesNotFit;
   } catch (const std::exception& e) {
     spdlog::error("internal error: {}; please report it with the command line and the model",
-                  shown(e.what()));
+                  cut(e.what()));
     return kExitInternal;
   }
 }

@@ -8,6 +8,7 @@
 #include "engine/memory/weight_store.h"
 #include "launch/exit_code.h"
 #include "launch/options.h"
+#include "launch/shown.h"
 #include "launch/subcommands.h"
 #include "runtime/open_model.h"
 #include "runtime/pipeline/stage.h"
@@ -19,9 +20,11 @@ namespace {
 
 void print_config(const Checkpoint& checkpoint) {
   const ModelConfig& c = checkpoint.config();
-  std::printf("model        %s (%s, %s)\n", c.name.c_str(), checkpoint.format().c_str(),
+  std::printf("model        %s (%s, %s)\n", shown(c.name).c_str(), checkpoint.format().c_str(),
               family_name(c.family));
-  for (const std::string& file : checkpoint.files()) std::printf("file         %s\n", file.c_str());
+  for (const std::string& file : checkpoint.files()) {
+    std::printf("file         %s\n", shown(file).c_str());
+  }
   std::printf("fingerprint  %s\n", checkpoint.fingerprint().c_str());
   std::printf("layers       %d\n", c.n_layers);
   std::printf("width        %d", c.d_model);
@@ -68,12 +71,12 @@ void print_text(const std::string& model) {
     std::printf("tokenizer    none: prompts must be token ids\n");
     return;
   }
-  std::printf("tokenizer    %s\n", tokenizer->description().c_str());
+  std::printf("tokenizer    %s\n", shown(tokenizer->description()).c_str());
   const auto chat = ChatTemplate::recognise(tokenizer->chat_template(), tokenizer->bos_token());
   if (chat) {
     std::printf("chat         %s", chat->name().c_str());
     if (!chat->default_system().empty())
-      std::printf(", default system message \"%s\"", chat->default_system().c_str());
+      std::printf(", default system message \"%s\"", shown(chat->default_system()).c_str());
     std::printf("\n");
   } else {
     std::printf("chat         %s; --chat-template takes %s\n",
@@ -97,7 +100,7 @@ void print_tensors(const Checkpoint& checkpoint, bool all) {
   }
   if (!all) return;
   for (const TensorInfo& t : checkpoint.tensors()) {
-    std::printf("  %-48s %-5s %8lld x %-8lld %s\n", t.name.c_str(), dtype_name(t.dtype),
+    std::printf("  %-48s %-5s %8lld x %-8lld %s\n", shown(t.name).c_str(), dtype_name(t.dtype),
                 static_cast<long long>(t.rows), static_cast<long long>(t.cols),
                 format_bytes(t.bytes).c_str());
   }

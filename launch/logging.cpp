@@ -1,19 +1,46 @@
 #include "launch/logging.h"
 
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <memory>
+#include <string>
 #include <string_view>
 #include <thread>
 
+#include "launch/shown.h"
+
 namespace headrace {
+namespace {
+
+// %* in a pattern: the message.
+class ShownMessage : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, const std::tm&,
+              spdlog::memory_buf_t& out) override {
+    const std::string text = shown({message.payload.data(), message.payload.size()});
+    out.append(text.data(), text.data() + text.size());
+  }
+  std::unique_ptr<custom_flag_formatter> clone() const override {
+    return std::make_unique<ShownMessage>();
+  }
+};
+
+void set_pattern(const std::string& pattern) {
+  auto formatter = std::make_unique<spdlog::pattern_formatter>();
+  formatter->add_flag<ShownMessage>('*').set_pattern(pattern);
+  spdlog::set_formatter(std::move(formatter));
+}
+
+}  // namespace
 
 void set_up_logging() {
   spdlog::set_default_logger(spdlog::stderr_color_mt("headrace"));
-  spdlog::set_pattern("%^%H:%M:%S %L%$ %v");
+  set_pattern("%^%H:%M:%S %L%$ %*");
 }
 
 bool is_first_of_job() {
@@ -27,8 +54,8 @@ bool is_first_of_job() {
 
 void log_as_rank(const Communicator& communicator) {
   if (communicator.size() == 1) return;
-  spdlog::set_pattern("%^%H:%M:%S %L%$ [rank " + std::to_string(communicator.rank()) + " on " +
-                      communicator.host(communicator.rank()) + "] %v");
+  set_pattern("%^%H:%M:%S %L%$ [rank " + std::to_string(communicator.rank()) + " on " +
+              communicator.host(communicator.rank()) + "] %*");
 }
 
 void wait_for_rank_0(double peer_timeout) {

@@ -300,6 +300,23 @@ class Models(CommandTest):
         self.assertNotIn("\x1b", log)
         self.assertNotIn("\x9b", log)
 
+    def test_names_that_are_shown_cannot_change_the_terminal(self):
+        data = TINY_GGUF.read_bytes()
+        key = b"general.name"
+        at = data.index(key) + len(key) + 4 + 8
+        named = self.folder / "named.gguf"
+        named.write_bytes(data[:at] + b"\x1b[2J" + data[at + 4:])
+        job = self.run_program("inspect", named)
+        self.assertRegex(job.stdout(), r"model +\?\[2J")
+        request = json.dumps({"custom_id": "\x1b[2Jred", "method": "POST", "url": "/v1/nothing",
+                              "body": {"prompt": "x"}})
+        batch = self.folder / "in.jsonl"
+        batch.write_text(request + "\n")
+        job = self.run_program("generate", "--model", named, "--input", batch, "--output",
+                               self.folder / "out.jsonl", expect=harness.SOME_FAILED)
+        self.assertIn("?[2Jred", job.log())
+        self.assertNotIn("\x1b[2J", job.log())
+
     def test_unknown_family(self):
         config = json.loads((TINY / "config.json").read_text())
         config.update(model_type="mamba", architectures=["MambaForCausalLM"])
