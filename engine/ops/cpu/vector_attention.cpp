@@ -233,18 +233,24 @@ template <int kBits>
 void expand_v(const AttentionTile& t, const std::byte* part, const std::byte* next, int tokens,
               float* v_out) {
   const Scales s(t, part);
-  for (int token = 0; token < tokens; ++token) {
-    const std::byte* row = s.codes + token * t.v_stride * kBits / 8;
-    hwy::Prefetch(next + (row - part));
-    V scale[kHalfV], minimum[kHalfV];
-    for (int d = 0; d < t.v_stride; d += 16) {
-      if (d % kQuantGroup == 0) {
-        const int at = d / kQuantGroup * kPageTokens + token;
-        std::fill_n(scale, kHalfV, hn::Set(kF, f16_at(s.scale + at * 2)));
-        std::fill_n(minimum, kHalfV, hn::Set(kF, f16_at(s.minimum + at * 2)));
+  for (int first = 0; first < t.v_stride; first += kQuantGroup) {
+    const int end = std::min(first + kQuantGroup, t.v_stride);
+    float scales[kPageTokens], minima[kPageTokens];
+    for (int i = 0; i < kPageTokens; i += kL) {
+      const int at = first / kQuantGroup * kPageTokens + i;
+      hn::StoreU(load_f16(s.scale + at * 2), kF, scales + i);
+      hn::StoreU(load_f16(s.minimum + at * 2), kF, minima + i);
+    }
+    for (int token = 0; token < tokens; ++token) {
+      const std::byte* row = s.codes + token * t.v_stride * kBits / 8;
+      hwy::Prefetch(next + (row - part) + first * kBits / 8);
+      V scale[kHalfV], minimum[kHalfV];
+      std::fill_n(scale, kHalfV, hn::Set(kF, scales[token]));
+      std::fill_n(minimum, kHalfV, hn::Set(kF, minima[token]));
+      for (int d = first; d < end; d += 16) {
+        store_expanded(token_codes<kBits>(row + d * kBits / 8), scale, minimum,
+                       v_out + token * t.v_stride + d);
       }
-      store_expanded(token_codes<kBits>(row + d * kBits / 8), scale, minimum,
-                     v_out + token * t.v_stride + d);
     }
   }
 }
