@@ -9,6 +9,8 @@
 # --check RESULTS         compare the token ids with those of committed results
 # --verify-claims RESULTS nothing but: compute every figure of committed results again
 # --report                no more generation: the report of the runs that are done so far
+# --go-on RESULTS         an unfinished study of another machine: only the runs that RESULTS lacks. The
+#                         program must be the same, byte for byte
 # --offline DIR           no network: data and model from DIR, Python packages from DIR/wheels
 # --prepare               nothing but: make the Python environments
 # --work DIR              everything under way (default: build/mbpp)
@@ -17,7 +19,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
-prepare=0 report=0 quick=0 model="" tasks="" peer=0 check="" offline="" work=$repository/build/mbpp unsafe=0
+prepare=0 report=0 quick=0 model="" tasks="" peer=0 check="" go_on="" offline="" work=$repository/build/mbpp unsafe=0
 
 wrong() {
   echo "reproduce: $1; see reproduce.sh --help" >&2
@@ -34,12 +36,13 @@ while [[ $# -gt 0 ]]; do
     --report) report=1 ;;
     --peer) peer=1 ;;
     --allow-unsafe-scoring) unsafe=1 ;;
-    --model | --tasks | --check | --verify-claims | --offline | --work)
+    --model | --tasks | --check | --go-on | --verify-claims | --offline | --work)
       [[ $# -gt 1 && -n $2 ]] || wrong "$1 needs a value"
       case $1 in
         --model) model=$(realpath -m "$2") ;;
         --tasks) tasks=$2 ;;
         --check) check=$(realpath -m "$2") ;;
+        --go-on) go_on=$(realpath -m "$2") ;;
         --verify-claims)
           results=$(realpath -m "$2")
           cd "$here"
@@ -58,6 +61,7 @@ done
 [[ -z $model || -e $model ]] || wrong "--model $model is not there"
 [[ -z $offline || -d $offline ]] || wrong "--offline $offline is not a folder"
 [[ -z $check || -f $check/manifest.json ]] || wrong "--check $check holds no results"
+[[ -z $go_on || -f $go_on/manifest.json ]] || wrong "--go-on $go_on holds no results"
 
 step() { printf '\n== %s\n' "$*" >&2; }
 
@@ -140,6 +144,7 @@ if [[ -n $check ]]; then
   study+=-check  # not the runs that made the results, where they are here
   options+=(--check "$check")
 fi
+if [[ -n $go_on ]]; then options+=(--go-on "$go_on"); fi
 if [[ $peer == 1 ]]; then
   [[ -z $offline ]] || wrong "--peer builds llama.cpp and needs the network"
   "$here/peer.sh" "$work/peer" >&2

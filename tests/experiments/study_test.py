@@ -15,8 +15,8 @@ import harness
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STUDY = REPOSITORY / "experiments" / "mbpp"
 sys.path.insert(0, str(STUDY))
-from study import check, claims, collect, data, estimates, follow, manifest, metrics, plan
-from study import prompts, report, verify
+from study import carry, check, claims, collect, data, estimates, follow, gather, generate
+from study import manifest, metrics, plan, prompts, report, verify
 
 TASK = data.Task("Mbpp/2", '"""\nWrite a function.\nassert f(1) == 2\n"""\n')
 
@@ -247,6 +247,15 @@ class Results(harness.ProgramTest):
         self.assertIn("What of the difference can be shown with this model file:", lines)
         self.assertIn("- Limit: 0 outputs of batch1-stages1 were cut at the token limit.", lines)
 
+    def test_report_names_processors_that_differ(self):
+        make_results(self.folder)
+        files = metrics.read(self.folder)
+        self.assertEqual("- One kind of machine.\n", report.machines(files))
+        for number, name in enumerate(("batch1-stages1", "batch4-stages1")):
+            files.runs[name]["pieces"][0]["stages"] = [{"cpu": f"cpu {number}"}]
+        said = report.machines(files)
+        self.assertIn("cpu 0: batch1-stages1; cpu 1: batch4-stages1", said)
+
     def test_pass_at_k(self):
         found = self.results()["pass_at_k"]["sampled-batch64-stages1"]
         self.assertEqual(["1", "5"], list(found["k"]))
@@ -391,6 +400,49 @@ class Check(harness.ProgramTest):
         path.write_text(path.read_text().replace("1" * 64, "2" * 64))
         with self.assertRaisesRegex(data.DataError, "something else: model"):
             check.check(self.folder / "committed", self.folder / "fresh", print)
+
+
+class Carry(harness.ProgramTest):
+    def test_measured_files_are_the_same_elsewhere(self):
+        there, work, here = (self.folder / name for name in ("there", "work", "here"))
+        make_results(there)
+        journal = [{"label": "other", "model": "m"},
+                   {"task_id": "Mbpp/2", "draw": 0, "session": 1, "finish": None,
+                    "usage": None, "text": None},
+                   {"task_id": "Mbpp/2", "draw": 0, "session": 2, "finish": "stop",
+                    "usage": {"prompt_tokens": 9}, "text": "e"}]
+        bare = [{key: value for key, value in line.items() if key != "text"} for line in journal]
+        write_lines(there / "endpoint" / "other.jsonl", bare)
+        lines = data.read_json_lines(there / "generations.jsonl")
+        lines.append(output("Mbpp/2", 0, "e", None, ["other"], kind="endpoint", sample=9))
+        write_lines(there / "generations.jsonl", lines)
+
+        carry.restore(there, work)
+        self.assertEqual(journal[1:], data.read_json_lines(work / "endpoint" / "other.jsonl")[1:])
+        made = metrics.load_json(work / "manifest.json")
+        self.assertNotIn("missing_runs", made)
+        tasks = [data.Task("Mbpp/2", ""), data.Task("Mbpp/3", "")]
+        greedy = tuple(plan.Run(f"batch{batch}-stages1", "greedy", batch, 1, 2, 2)
+                       for batch in (1, 4, 16))
+        setting = generate.Setting(None, None, work, None, 0)
+        gather.gather(setting, plan.Plan(greedy, (), (1,), 3, 128), made, tasks, here)
+
+        self.assertEqual(["batch16-stages1"], metrics.load_json(here / "manifest.json")["missing_runs"])
+        for name in ("runs/batch1-stages1.json", "runs/batch4-stages1.json", "bench/stages1.json",
+                     "endpoint/other.jsonl"):
+            if name.endswith("l"):
+                self.assertEqual(data.read_json_lines(there / name), data.read_json_lines(here / name))
+            else:
+                self.assertEqual(metrics.load_json(there / name), metrics.load_json(here / name))
+        strip = lambda line: {key: value for key, value in line.items() if key != "sample"}
+        self.assertEqual([strip(line) for line in lines if line["kind"] != "sampled"],
+                         [strip(line) for line in data.read_json_lines(here / "generations.jsonl")])
+
+    def test_where_no_study_is(self):
+        done = subprocess.run([STUDY / "reproduce.sh", "--go-on", self.folder],
+                              capture_output=True, text=True)
+        self.assertEqual(2, done.returncode)
+        self.assertIn(f"--go-on {self.folder} holds no results", done.stderr)
 
 
 class Committed(unittest.TestCase):

@@ -6,19 +6,17 @@ outputs are not those of the results given with --check; 2 usage; 65 bad data; 7
 """
 import argparse
 import contextlib
-import datetime
 import fcntl
 import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import time
 
-from study import check, claims, collect, data, generate, manifest, metrics, page, peer, plan, plots
-from study import report
+from study import carry, check, claims, data, gather, generate, manifest, metrics, page, peer, plan
+from study import plots, report
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 LOCK_S = 90  # a program that was told to end may write its last results
@@ -98,44 +96,6 @@ def run_all(setting, study_plan, peers, data_file, tasks):
                      default_system(setting.program, setting.model), say)
 
 
-def finished_runs(setting, study_plan, tasks):
-    """Those of the plan, and those beside peers, of this start or an earlier one."""
-    runs = [*study_plan.runs, *study_plan.peer_runs]
-    found = [run for run in runs if generate.is_done(setting, run, tasks)]
-    if not any(run.kind == "greedy" for run in found):
-        raise data.DataError("no greedy run is done, so there is nothing to report yet")
-    return found
-
-
-def gather(setting, study_plan, made, tasks, results):
-    """The measured files, without what only this machine understands."""
-    finished = finished_runs(setting, study_plan, tasks)
-    for folder in ("runs", "bench", "endpoint"):
-        shutil.rmtree(results / folder, ignore_errors=True)
-        (results / folder).mkdir(parents=True)
-    named = []
-    for run in finished:
-        source = setting.work / "runs" / run.name
-        named.append((run.name, list(collect.outputs_of_run(source / "out.jsonl", run))))
-        pieces = metrics.load_json(source / "pieces.json")
-        generate.write_whole(results / "runs" / f"{run.name}.json",
-                             json.dumps({"run": vars(run), "pieces": pieces}, indent=1) + "\n")
-    for source in (setting.work / "bench").glob("stages*.json"):
-        shutil.copyfile(source, results / "bench" / source.name)
-    for source in sorted((setting.work / "endpoint").glob("*.jsonl")):
-        records = data.read_json_lines(source)
-        named.append((source.stem, list(collect.outputs_of_endpoint(records))))
-        collect.write(results / "endpoint" / source.name,
-                      [{key: value for key, value in record.items() if key != "text"}
-                       for record in records])
-    found = collect.distinct(named)
-    collect.write(results / "generations.jsonl",
-                  collect.lines_of(found, [task.task_id for task in tasks]))
-    made["missing_runs"] = [run.name for run in study_plan.runs if run not in finished]
-    made["finished"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    generate.write_whole(results / "manifest.json", json.dumps(made, indent=1) + "\n")
-
-
 def score(setting, arguments, data_file, results):
     """EvalPlus's verdicts, with its sanitiser and without."""
     for folder, options in ((results, []), (results / "as-is", ["--as-is"])):
@@ -179,6 +139,9 @@ def study(arguments):
     with only_one(arguments.work) as lock:
         setting = generate.Setting(arguments.program, arguments.model, arguments.work,
                                    generate.Child(), lock)
+        if arguments.go_on and not (arguments.work / "manifest.json").exists():
+            say(f"going on from {arguments.go_on}")
+            carry.restore(arguments.go_on, arguments.work)
         made = begin(setting, study_plan, arguments.data, tasks)
         add_peers(setting, arguments.peer, made)
         results = results_folder(arguments, made)
@@ -186,7 +149,7 @@ def study(arguments):
             run_all(setting, study_plan, arguments.peer, arguments.data, tasks)
         results.mkdir(parents=True, exist_ok=True)
         say("collecting the outputs")
-        gather(setting, study_plan, made, tasks, results)
+        gather.gather(setting, study_plan, made, tasks, results)
         say("scoring")
         score(setting, arguments, arguments.data, results)
         write_report(results)
@@ -215,6 +178,8 @@ def parse(arguments):
     parser.add_argument("--peer", type=peer.parse, action="append", default=[],
                         metavar="LABEL=COMMAND", help="a server to run in turn with headrace")
     parser.add_argument("--check", type=folder, metavar="RESULTS")
+    parser.add_argument("--go-on", type=folder, metavar="RESULTS",
+                        help="of an unfinished study that --work does not have")
     parser.add_argument("--allow-unsafe-scoring", action="store_true")
     return parser.parse_args(arguments)
 

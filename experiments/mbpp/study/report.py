@@ -241,14 +241,26 @@ def not_shown(files, figures):
                      for name in names)
     return f"""## What is not shown
 
-- One machine, one model file, one run of each kind: tokens/s of two runs of one command vary, and
-  other programs took a share of the processor meanwhile ({busy}). Compare rates within this report,
-  not with other machines.
-{missing_runs(files)}- Both stages ran on one machine; no network was between them.
+- One model file, one run of each kind: tokens/s of two runs of one command vary, and other programs
+  took a share of the processor meanwhile ({busy}). Compare rates within this report, not with other
+  machines.
+{machines(files)}{missing_runs(files)}- Both stages ran on one machine; no network was between them.
 - No GPU was used, and nothing here says how a GPU's speed depends on the batch size.
 - Gemini 1.5 Pro was not run and cannot be: no tokens/s of it, at no concurrency.
 - A verdict is EvalPlus's: passing its tests is not being right.
 - MBPP is public; models may have been trained on it."""
+
+
+def machines(files):
+    """Where a study went on elsewhere, on other processors."""
+    of_cpu = {}
+    for name, run in files.runs.items():
+        for cpu in sorted({stage["cpu"] for piece in run["pieces"] for stage in piece["stages"]}):
+            of_cpu.setdefault(cpu, []).append(name)
+    if len(of_cpu) < 2:
+        return "- One kind of machine.\n"
+    parts = "; ".join(f"{cpu}: {', '.join(names)}" for cpu, names in sorted(of_cpu.items()))
+    return f"- Runs were on processors of different kinds, whose rates do not compare: {parts}.\n"
 
 
 def missing_runs(files):

@@ -1,0 +1,56 @@
+"""A study that goes on elsewhere: the folder of its runs, made from a results folder.
+
+Whole runs are carried over: what a results folder has of a run is all that the report needs. The
+study then goes on with the runs that it lacks, of the same program.
+"""
+import json
+
+from study import data, generate, metrics
+
+
+def record_of(generation):
+    """What is kept of a line of headrace's results, as such a line."""
+    return {"custom_id": f"{generation['task_id']}#{generation['draw']}", "error": None,
+            "response": {"body": {
+                "choices": [{"message": {"content": generation["text"]},
+                             "token_ids": generation["token_ids"],
+                             "finish_reason": generation["finish"]}],
+                "usage": {"prompt_tokens": generation["prompt_tokens"]}}}}
+
+
+def lines(records):
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def journal_of(path, generations):
+    """The journal of an endpoint, with the texts that it had."""
+    texts = {(g["task_id"], g["draw"]): g["text"] for g in generations}
+    header, *records = data.read_json_lines(path)
+    last = {(r["task_id"], r["draw"]): i for i, r in enumerate(records)}
+    for index, record in enumerate(records):
+        key = record["task_id"], record["draw"]
+        record["text"] = texts.get(key) if last[key] == index else None
+    return lines([header, *records])
+
+
+def restore(results, work):
+    """Fills the folder, which has no study yet."""
+    made = metrics.load_json(results / "manifest.json")
+    generations = data.read_json_lines(results / "generations.jsonl")
+    of_run = lambda name: [g for g in generations if name in g["runs"]]
+    for path in sorted((results / "runs").glob("*.json")):
+        folder = work / "runs" / path.stem
+        folder.mkdir(parents=True)
+        generate.write_whole(folder / "out.jsonl", lines(map(record_of, of_run(path.stem))))
+        pieces = metrics.load_json(path)["pieces"]
+        generate.write_whole(folder / "pieces.json", json.dumps(pieces))
+    for path in sorted((results / "bench").glob("*.json")):
+        (work / "bench").mkdir(parents=True, exist_ok=True)
+        generate.write_whole(work / "bench" / path.name, path.read_text(encoding="utf-8"))
+    for path in sorted((results / "endpoint").glob("*.jsonl")):
+        (work / "endpoint").mkdir(parents=True, exist_ok=True)
+        generate.write_whole(work / "endpoint" / path.name, journal_of(path, of_run(path.stem)))
+    for key in ("missing_runs", "finished"):
+        made.pop(key, None)
+    # Last: a folder without it holds no study.
+    generate.write_whole(work / "manifest.json", json.dumps(made, indent=1) + "\n")
