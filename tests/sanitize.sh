@@ -1,17 +1,16 @@
 #!/bin/bash
 # Builds with sanitizers and runs tests: tests/sanitize.sh [--quick]
-# Addresses and undefined behaviour, then threads. --quick, for every CI run: only what
-# needs no more than the engine and the readers built, which are the tests of model and offload files,
-# changed files of every kind (fuzz/README.md), and those of what runs beside the computing thread.
-# Without it: all tests in one process, and a small batch through the program, on one process and
-# over MPI.
+# Addresses and undefined behaviour, then threads: tests in one process, changed files of every kind
+# (fuzz/README.md), and a small batch through the program, on one process and over MPI.
+# --quick, for every CI run: of the tests only those of what is read from outside, and of what runs
+# beside the computing thread.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-files=(checkpoint_test offload_test)
+files=(checkpoint_test offload_test request_test results_test text_test)
 rest=(bench_test device_link_test device_pipeline_test device_plan_test device_run_test
   device_stage_test device_weights_test engine_test file_test io_test kv_window_test ops_test
-  options_test pipeline_test report_test request_test results_durability_test results_test
-  sampler_test schedule_test text_test timed_device_test)
+  options_test pipeline_test report_test results_durability_test sampler_test schedule_test
+  timed_device_test)
 readers=(gguf safetensors tokenizer_json tokenizer_gguf requests results)
 fuzz_seconds=20  # for each reader
 asan=("${files[@]}" "${rest[@]}" headrace)
@@ -21,8 +20,8 @@ tsan=(device_link_test device_pipeline_test device_run_test engine_test file_tes
 case ${1:-} in
   "") ;;
   --quick)
-    asan=("${files[@]}")
-    tsan=(threads_test)
+    asan=("${files[@]}" headrace)
+    tsan=(threads_test pipeline_test results_durability_test headrace)
     # Not every setting of what repeats one thing for long.
     filter='-*EveryByteIsRight*/?:*TheDestructorWaits*LittleAtATime'
     ;;
