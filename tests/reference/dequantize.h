@@ -5,10 +5,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "engine/checkpoint/dtype.h"
 
 namespace headrace::reference {
+
+// scale * code, + offset in formats that have one.
+struct CodedElement {
+  float scale;
+  int code;  // less its zero point
+  std::optional<float> offset = {};
+};
+
+// Element i of a row whose format is not a plain one.
+CodedElement coded_element(DType dtype, const std::byte* row, int64_t i);
 
 // Expands a row of `cols` elements (a multiple of the format's block) into `out`. Per element one
 // float32 multiplication and at most one addition, each rounded on its own (no fused operation).
