@@ -20,7 +20,15 @@ struct ScratchWidths {
   explicit ScratchWidths(const ModelConfig& c)
       : stream(std::max(c.d_model, c.d_embed)), q(c.q_rows()), kv(c.kv_rows()), ffn(c.d_ffn) {}
   int64_t sum() const { return stream + std::max(2 * q + 2 * kv, ffn); }
+  int64_t widest_operand() const { return std::max({stream, q, ffn}); }
 };
+
+// Room for rows in groups, where there shall be any.
+Buffer groups(bool int8, const ModelConfig& config, int64_t micro_batch_rows,
+              MemoryBudget& budget) {
+  if (!int8) return {};
+  return budget.allocate(StageEngine::int8_bytes(config, micro_batch_rows), "activations");
+}
 
 }  // namespace
 
@@ -32,16 +40,24 @@ uint64_t StageEngine::scratch_bytes(const ModelConfig& config, const StageRange&
   return static_cast<uint64_t>(std::max(layers, head)) * sizeof(float);
 }
 
+uint64_t StageEngine::int8_bytes(const ModelConfig& config, int64_t micro_batch_rows) {
+  const int64_t of_row = (ScratchWidths(config).widest_operand() + kInt8Columns - 1) / kInt8Columns;
+  return static_cast<uint64_t>(of_row * micro_batch_rows) * sizeof(Int8Group);
+}
+
 StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStore& kv,
                          const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows,
-                         int64_t logit_rows)
+                         int64_t logit_rows, bool int8)
     : config_(config),
       host_weights_(weights),
       weights_(weights),
       kv_(kv),
       cpu_(cpu),
       host_ops_(cpu),
-      ops_(host_ops_),
+      own_groups_(groups(int8, config, micro_batch_rows, budget)),
+      ops_(int8 ? int8_ops_.emplace(cpu, std::span(own_groups_.as<Int8Group>(),
+                                                   own_groups_.size() / sizeof(Int8Group)))
+                : host_ops_),
       micro_batch_rows_(micro_batch_rows),
       block_floats_(ops_.block_floats()),
       own_scratch_(budget.allocate(
@@ -284,7 +300,7 @@ void StageEngine::mlp_block(const LayerWeights& w, int64_t rows, const Operand* 
       ops_.relu_panels(in, rows, panels.weight, w.up.bias, panels.first, panels.end, ffn_);
     }
   });
-  project_and_add(w.down, ops_.activated(ffn_), rows, x);
+  project_and_add(w.down, ops_.activated(ffn_, rows, config_.d_ffn), rows, x);
 }
 
 // Final norm and projection, in place: rows of d_embed floats (no more than d_model) afterwards.

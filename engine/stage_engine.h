@@ -3,13 +3,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/memory/kv_store.h"
 #include "engine/memory/weight_store.h"
 #include "engine/model/config.h"
-#include "engine/ops/cpu/cpu_ops.h"
+#include "engine/ops/cpu/int8_ops.h"
 #include "engine/ops/host_attention.h"
 #include "engine/ops/rope.h"
 
@@ -20,9 +21,12 @@ class StageEngine {
  public:
   // `micro_batch_rows`: rows that go through a layer at once, `logit_rows`: least number of rows
   // whose logits are in memory at once (last stage); they bound the scratch memory and never change
-  // a result. The arguments must outlive the engine. Throws DoesNotFit.
+  // a result. `int8`: layers and head are computed in integers where their weights have codes (see
+  // ops/int8.h), projections of the embedding are not. The arguments must outlive the engine.
+  // Throws DoesNotFit.
   StageEngine(const ModelConfig& config, WeightStore& weights, KvStore& kv, const Cpu& cpu,
-              MemoryBudget& budget, int64_t micro_batch_rows, int64_t logit_rows = 1);
+              MemoryBudget& budget, int64_t micro_batch_rows, int64_t logit_rows = 1,
+              bool int8 = false);
   // The same with layers and head computed by `ops`, out of `weights`, KV pages and `scratch` in
   // their memory (scratch_bytes()). Embeddings, the final norm and projections are the host's, and
   // attention as far as `host_attention` says: with the CPU's bits, whatever those of `ops`.
@@ -55,6 +59,8 @@ class StageEngine {
   static uint64_t scratch_bytes(const ModelConfig& config, const StageRange& range,
                                 int64_t micro_batch_rows, int64_t logit_rows,
                                 int64_t block_floats = CpuOps::kBlockFloats);
+  // What `int8` takes besides.
+  static uint64_t int8_bytes(const ModelConfig& config, int64_t micro_batch_rows);
 
  private:
   // Rows of a step that go through a layer at once.
@@ -105,6 +111,8 @@ class StageEngine {
   KvStore& kv_;
   Cpu cpu_;
   CpuOps host_ops_;
+  Buffer own_groups_;  // of int8_ops_
+  std::optional<Int8Ops> int8_ops_;
   Ops& ops_;
   HostAttention host_attention_;
   int64_t micro_batch_rows_, block_floats_;

@@ -44,7 +44,7 @@ class DeviceOps : public Ops {
                    int64_t first, int64_t end, float* inner) override;
   void gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                    int64_t first, int64_t end, float* inner) override;
-  const Operand* activated(float* inner) override;
+  const Operand* activated(float* inner, int64_t rows, int64_t n) override;
   void attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences, int heads,
               float scale, const float* q, const float* k, const float* v, Operand* out) override;
 

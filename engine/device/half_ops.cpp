@@ -90,7 +90,7 @@ void HalfOps::gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
                         gated_->as<Half>() + begin);
 }
 
-const Operand* HalfOps::activated(float* inner) {
+const Operand* HalfOps::activated(float* inner, int64_t, int64_t) {
   return gated_ ? operands(gated_->as<Half>()) : reinterpret_cast<const Operand*>(inner);
 }
 

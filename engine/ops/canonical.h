@@ -10,6 +10,7 @@
 //  norms      r = 1 / sqrt(sum / n + eps); RMS: (x*r)*weight, sum of x^2 by fused multiply-adds;
 //             layer: d = x - mean, sum of d^2 likewise, fused (d*r)*weight + bias.
 //  rotation   (a, b) -> (a*cos - b*sin, b*cos + a*sin): the product with sin rounded, then fused.
+//  int8       linear layers with --math int8: see int8.h.
 //  relu       x > 0 ? x : +0, so NaN gives +0.
 //  attention  score = dot(q, k) (head dimension ascending, fused multiply-add) * scale; pages of 16
 //             tokens ascending with an online softmax, see attention.h.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/ops/int8.h"
 #include "engine/ops/packed_matrix.h"
 
 namespace headrace {
@@ -24,6 +25,15 @@ void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMat
 // exp(-v)): the second half of a gated MLP.
 void gate_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
                  const float* bias, int64_t first, int64_t end, float* gate);
+
+// The same in integers (ops/int8.h): x [rows][w.cols / 32] as quantise_rows makes it, w of a format
+// that has_codes().
+void linear_panels(const Cpu& cpu, const Int8Group* x, int64_t rows, const PackedMatrix& w,
+                   const float* bias, int64_t first, int64_t end, float* y);
+void gate_panels(const Cpu& cpu, const Int8Group* x, int64_t rows, const PackedMatrix& w,
+                 const float* bias, int64_t first, int64_t end, float* gate);
+// groups [rows][n / 32] of x [rows][n], n a multiple of 32.
+void quantise_rows(const Cpu& cpu, const float* x, int64_t rows, int64_t n, Int8Group* groups);
 
 // out[w.cols] = row `row` of w in float32.
 void unpack_row(const Cpu& cpu, const PackedMatrix& w, int64_t row, float* out);

@@ -91,8 +91,8 @@ class Ops {
                            int64_t first, int64_t end, float* inner) = 0;
   virtual void gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                            int64_t first, int64_t end, float* inner) = 0;
-  // What they have made of `inner`.
-  virtual const Operand* activated(float* inner) = 0;
+  // What they have made of `inner` [rows][n].
+  virtual const Operand* activated(float* inner, int64_t rows, int64_t n) = 0;
 
   // Sequences that will be attended to, in every layer of a sweep: their tables may go ahead.
   virtual void expect(std::span<const AttentionSequence>) {}

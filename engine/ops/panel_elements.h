@@ -113,6 +113,11 @@ inline constexpr bool kHasOffset =
     kType == DType::kQ4_1 || kType == DType::kQ5_1 || kType == DType::kQ2_K ||
     kType == DType::kQ4_K || kType == DType::kQ5_K || kType == DType::kG8 || kType == DType::kG4;
 
+// Columns that are sure to share scale and offset.
+template <DType kType>
+inline constexpr int kScaleColumns =
+    kType == DType::kQ2_K || kType == DType::kQ3_K || kType == DType::kQ6_K ? 16 : 32;
+
 // Row r's scale and offset for column k of a block.
 template <DType kType>
 HEADRACE_BOTH inline Affine panel_affine(const std::byte* block, int r, int k) {

@@ -8,7 +8,7 @@
 
 namespace headrace {
 
-class CpuOps final : public Ops {
+class CpuOps : public Ops {
  public:
   static constexpr int64_t kBlockFloats = 128 << 10;  // 512 KiB stay in a cache
 
@@ -43,7 +43,7 @@ class CpuOps final : public Ops {
                    int64_t first, int64_t end, float* inner) override;
   void gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                    int64_t first, int64_t end, float* inner) override;
-  const Operand* activated(float* inner) override {
+  const Operand* activated(float* inner, int64_t, int64_t) override {
     return reinterpret_cast<const Operand*>(inner);
   }
   void attend(const KvPageShape& shape, std::span<const AttentionSequence> sequences, int heads,
@@ -56,11 +56,13 @@ class CpuOps final : public Ops {
   void take_best(std::span<BestToken> host) override;
   float* fetch(float* from, int64_t) override { return from; }
 
- private:
+ protected:
   static const float* floats(const Operand* x) { return reinterpret_cast<const float*>(x); }
   static float* floats(Operand* x) { return reinterpret_cast<float*>(x); }
 
   Cpu cpu_;
+
+ private:
   const RopeTable* rope_ = nullptr;  // of the step
   std::vector<BestToken> best_;
 };

@@ -13,6 +13,7 @@
 #include "engine/checkpoint/dtype.h"
 #include "engine/ops/attention.h"
 #include "engine/ops/canonical.h"
+#include "engine/ops/int8.h"
 
 namespace headrace {
 
@@ -30,6 +31,15 @@ struct AttentionTile : QueryTile {
   const std::byte* const* k_pages = nullptr;  // [pages], this KV head's part
   const std::byte* const* v_pages = nullptr;
   float* scratch = nullptr;  // [2 * 16 * v_stride] for quantised formats, else not read
+};
+
+// Linear layers in integers (ops/int8.h).
+struct Int8Kernels {
+  // Quantises `groups` groups of 32 floats, one after the other.
+  void (*quantise)(const float* x, int64_t groups, Int8Group* out);
+  // acc[m][32] += rows x[m][cols / 32] times a panel, m < rows. None for a plain dtype.
+  void (*multiply_panel[kDTypeCount])(const std::byte* panel, int64_t cols, const Int8Group* x,
+                                      int rows, float* acc);
 };
 
 struct Kernels {
@@ -63,6 +73,8 @@ struct Kernels {
   float (*sum_exp)(const float* x, float shift, int64_t n);
   // The lowest index of the largest element. NaN counts as -infinity; n > 0.
   int64_t (*argmax)(const float* x, int64_t n);
+
+  Int8Kernels int8;
 };
 
 // The table of a target. Throws ResourceMissing, naming what this CPU has, if it cannot run it.

@@ -57,26 +57,39 @@ void multiply_panel(const Kernels& kernels, const float* x, int rows, const Pack
   }
 }
 
+// The same of rows in groups, always of all columns.
+void multiply_panel(const Kernels& kernels, const Int8Group* x, int rows, const PackedMatrix& w,
+                    const std::byte* panel, int64_t, int64_t, float* acc) {
+  kernels.int8.multiply_panel[static_cast<int>(w.dtype)](panel, w.cols, x, rows, acc);
+}
+
+// Elements of a row of x.
+int64_t row_stride(const float*, const PackedMatrix& w) { return w.cols; }
+int64_t row_stride(const Int8Group*, const PackedMatrix& w) { return w.cols / kInt8Columns; }
+
 // Which panels and columns a thread takes at once.
 struct Blocks {
   int64_t panels = 1;
   int64_t columns = 0;
 };
 
-Blocks blocks_of(const Cpu& cpu, int64_t rows, int64_t row_blocks, int64_t panels, int64_t cols) {
+Blocks blocks_of(const Cpu& cpu, const float*, int64_t rows, int64_t panels, int64_t cols) {
   if (std::min<int64_t>(rows, kRowBlock) * cols <= kKeptFloats) return {1, cols};
   // Enough of them for every thread to have something to do until the end.
+  const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
   const int64_t for_each = panels * row_blocks / (4 * cpu.threads.threads());
   return {std::clamp<int64_t>(for_each, 1, kMostPanels), kBlockK};
 }
 
+Blocks blocks_of(const Cpu&, const Int8Group*, int64_t, int64_t, int64_t cols) { return {1, cols}; }
+
 // For each row m of x and panel of [first, end): finish(m, n, width, acc) gets the sums of outputs
 // n .. n + width - 1 and may change them.
-template <typename Finish>
-void for_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, int64_t first,
+template <typename X, typename Finish>
+void for_panels(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w, int64_t first,
                 int64_t end, Finish finish) {
   const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
-  const Blocks block = blocks_of(cpu, rows, row_blocks, end - first, w.cols);
+  const Blocks block = blocks_of(cpu, x, rows, end - first, w.cols);
   const int64_t groups = (end - first + block.panels - 1) / block.panels;
 
   cpu.threads.parallel_for(groups * row_blocks, [&](int64_t item) {
@@ -90,8 +103,8 @@ void for_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix
     for (int64_t p = 0; p < panels; ++p) std::fill_n(sums[p], block_rows * kPanelRows, 0.0f);
     for (int64_t k = 0; k < w.cols; k += columns) {
       for (int64_t p = 0; p < panels; ++p) {
-        multiply_panel(cpu.kernels, x + first_row * w.cols, block_rows, w, w.panel(first_panel + p),
-                       k, std::min(k + columns, w.cols), sums[p]);
+        multiply_panel(cpu.kernels, x + first_row * row_stride(x, w), block_rows, w,
+                       w.panel(first_panel + p), k, std::min(k + columns, w.cols), sums[p]);
       }
     }
     for (int64_t p = 0; p < panels; ++p) {
@@ -132,6 +145,24 @@ void unpack_of_panel(const Kernels& kernels, const PackedMatrix& w, std::span<co
   }
 }
 
+template <typename X>
+void multiply_panels(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w,
+                     const float* bias, int64_t first, int64_t end, float* y) {
+  for_panels(cpu, x, rows, w, first, end, [&](int64_t m, int64_t n, int width, float* acc) {
+    add_bias(bias, n, width, acc);
+    std::copy_n(acc, width, y + m * w.rows + n);
+  });
+}
+
+template <typename X>
+void multiply_gate(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w,
+                   const float* bias, int64_t first, int64_t end, float* gate) {
+  for_panels(cpu, x, rows, w, first, end, [&](int64_t m, int64_t n, int width, float* acc) {
+    add_bias(bias, n, width, acc);
+    cpu.kernels.silu_multiply(gate + m * w.rows + n, acc, width);
+  });
+}
+
 }  // namespace
 
 void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w, const float* bias,
@@ -141,18 +172,35 @@ void linear(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
 
 void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
                    const float* bias, int64_t first, int64_t end, float* y) {
-  for_panels(cpu, x, rows, w, first, end, [&](int64_t m, int64_t n, int width, float* acc) {
-    add_bias(bias, n, width, acc);
-    std::copy_n(acc, width, y + m * w.rows + n);
-  });
+  multiply_panels(cpu, x, rows, w, bias, first, end, y);
+}
+
+void linear_panels(const Cpu& cpu, const Int8Group* x, int64_t rows, const PackedMatrix& w,
+                   const float* bias, int64_t first, int64_t end, float* y) {
+  multiply_panels(cpu, x, rows, w, bias, first, end, y);
 }
 
 void gate_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
                  const float* bias, int64_t first, int64_t end, float* gate) {
-  for_panels(cpu, x, rows, w, first, end, [&](int64_t m, int64_t n, int width, float* acc) {
-    add_bias(bias, n, width, acc);
-    cpu.kernels.silu_multiply(gate + m * w.rows + n, acc, width);
-  });
+  multiply_gate(cpu, x, rows, w, bias, first, end, gate);
+}
+
+void gate_panels(const Cpu& cpu, const Int8Group* x, int64_t rows, const PackedMatrix& w,
+                 const float* bias, int64_t first, int64_t end, float* gate) {
+  multiply_gate(cpu, x, rows, w, bias, first, end, gate);
+}
+
+void quantise_rows(const Cpu& cpu, const float* x, int64_t rows, int64_t n, Int8Group* groups) {
+  constexpr int64_t kWorthThreads = 32768;  // elements
+  const int64_t of_row = n / kInt8Columns;
+  const auto quantise = [&](int64_t m) {
+    cpu.kernels.int8.quantise(x + m * n, of_row, groups + m * of_row);
+  };
+  if (rows * n < kWorthThreads) {
+    for (int64_t m = 0; m < rows; ++m) quantise(m);
+  } else {
+    cpu.threads.parallel_for(rows, quantise);
+  }
 }
 
 void unpack_row(const Cpu& cpu, const PackedMatrix& w, int64_t row, float* out) {

@@ -49,6 +49,51 @@ void multiply_panel(const std::byte* panel, int64_t cols, const float* x, int64_
   }
 }
 
+void quantise(const float* x, int64_t groups, Int8Group* out) {
+  for (int64_t g = 0; g < groups; ++g) quantise_group(x + g * kInt8Columns, out[g]);
+}
+
+// One part of 16 or 32 columns from k on, which is the `part`th of a group.
+template <DType kType, int kColumns>
+void add_part(const std::byte* panel, int64_t k, const Int8Group& x, int part, int r, float& acc) {
+  constexpr PanelLayout kLayout = panel_layout(kType);
+  const std::byte* const block = panel + k / kLayout.block_k * kLayout.block_bytes;
+  const int column = static_cast<int>(k % kLayout.block_k);
+  const int8_t* const codes = x.codes + k % kInt8Columns;
+  int sum = 0;
+  for (int i = 0; i < kColumns; ++i) {
+    sum += codes[i] * signed_code<kType>(panel_code<kType>(block, r, column + i));
+  }
+  const Affine a = panel_affine<kType>(block, r, column);
+  acc = std::fma(static_cast<float>(sum), x.scale * a.scale, acc);
+  if (kHasOffset<kType>) acc = std::fma(x.scaled_sum[part], a.offset, acc);
+}
+
+template <DType kType>
+void multiply_int8(const std::byte* panel, int64_t cols, const Int8Group* x, int rows, float* acc) {
+  const int64_t groups = cols / kInt8Columns;
+  for (int m = 0; m < rows; ++m) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const Int8Group& group = x[m * groups + g];
+      for (int r = 0; r < kPanelRows; ++r) {
+        float& a = acc[m * kPanelRows + r];
+        if constexpr (kScaleColumns<kType> == 16) {
+          add_part<kType, 16>(panel, g * kInt8Columns, group, 0, r, a);
+          add_part<kType, 16>(panel, g * kInt8Columns + 16, group, 1, r, a);
+        } else {
+          add_part<kType, kInt8Columns>(panel, g * kInt8Columns, group, kWhole, r, a);
+        }
+      }
+    }
+  }
+}
+
+Int8Kernels int8_kernels() {
+  return {
+#include "engine/ops/cpu/int8_table.inc"
+  };
+}
+
 // The canonical sum of term(i, lane) folded over i < n.
 template <typename Fold>
 float lane_sum(int64_t n, Fold fold) {
@@ -159,6 +204,7 @@ int64_t argmax(const float* x, int64_t n) {
 }  // namespace
 
 const Kernels& scalar_kernels() {
+  const Int8Kernels int8 = int8_kernels();
   static const Kernels table = {
       Target::kScalar,
       "scalar",

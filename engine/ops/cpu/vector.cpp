@@ -80,15 +80,11 @@ void tile_of(int rows, const float* x, int64_t ldx, const float* w, int k, float
   }
 }
 
-constexpr size_t kLine = 64;  // of the caches
-
 void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, float* acc,
               std::span<const std::byte> next) {
   const int blocks = (rows + kTileRows - 1) / kTileRows;
-  size_t line = 0;
   for (int b = 0; b < blocks; ++b) {
-    const size_t lines = next.size() / kLine * (b + 1) / blocks;
-    for (; line < lines; ++line) hwy::Prefetch(next.data() + line * kLine);
+    fetch(next, b, blocks);
     const int begin = rows * b / blocks, end = rows * (b + 1) / blocks;
     tile_of<kTileRows>(end - begin, x + begin * ldx, ldx, w, k, acc + begin * kPanelRows);
   }
@@ -96,18 +92,6 @@ void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, floa
 
 // Few rows: the sums stay in registers while the weights go by.
 constexpr int kFewRows = kL == 16 ? 4 : 2;
-
-// A page of memory, at whose border a CPU stops to fetch what comes next by itself.
-constexpr size_t kAhead = 4096;
-
-// What a chunk of columns takes, a page further on.
-template <DType kType>
-void fetch_ahead(const std::byte* panel, int64_t k) {
-  constexpr PanelLayout kLayout = panel_layout(kType);
-  constexpr size_t kBytes = kLayout.block_bytes * kChunkK / kLayout.block_k;
-  const std::byte* const from = panel + static_cast<size_t>(k / kChunkK) * kBytes + kAhead;
-  for (size_t at = 0; at < kBytes; at += kLine) hwy::Prefetch(from + at);
-}
 
 template <DType kType, int kRows>
 void multiply_rows(const std::byte* panel, int64_t cols, const float* x, int64_t ldx, float* acc) {
@@ -275,7 +259,7 @@ int64_t argmax(const float* x, int64_t n) {
   return std::find(x, x + n, value) - x;
 }
 
-Kernels table() {
+Kernels table(const Int8Kernels& int8) {
   return {
       HWY_TARGET == HWY_AVX2 ? Target::kAvx2 : Target::kAvx512,
       HWY_TARGET == HWY_AVX2 ? "avx2" : "avx512",
@@ -293,9 +277,14 @@ HWY_AFTER_NAMESPACE();
 namespace headrace::cpu_detail {
 
 const Kernels& vector_kernels(Target target) {
-  static const Kernels avx2 = N_AVX2::table();
-  static const Kernels avx512 = N_AVX3::table();
-  return target == Target::kAvx2 ? avx2 : avx512;
+  // A table is made by code of its own target.
+  if (target == Target::kAvx2) {
+    static const Kernels avx2 = N_AVX2::table(N_AVX2::int8_kernels());
+    return avx2;
+  }
+  static const Kernels avx512 = N_AVX3::table(
+      __builtin_cpu_supports("avx512vnni") ? N_AVX3::int8_kernels() : N_AVX2::int8_kernels());
+  return avx512;
 }
 
 }  // namespace headrace::cpu_detail

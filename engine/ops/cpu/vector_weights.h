@@ -10,6 +10,7 @@
 
 #include "engine/ops/cpu/vector_common.h"
 #include "engine/ops/packed_matrix.h"
+#include "hwy/cache_control.h"
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
 
@@ -23,6 +24,28 @@ inline V load_bf16(const void* p) {
   const hn::RebindToUnsigned<F> d32;
   const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, static_cast<const uint16_t*>(p)));
   return hn::BitCast(kF, hn::ShiftLeft<16>(bits));
+}
+
+inline constexpr size_t kLine = 64;  // of the caches
+
+// Fetches part `i` of `parts` of this into the caches; it need not be memory.
+inline void fetch(std::span<const std::byte> bytes, int i, int parts) {
+  const size_t lines = bytes.size() / kLine, end = lines * (i + 1) / parts;
+  for (size_t line = lines * i / parts; line < end; ++line) {
+    hwy::Prefetch(bytes.data() + line * kLine);
+  }
+}
+
+// A page of memory, at whose border a CPU stops to fetch what comes next by itself.
+inline constexpr size_t kAhead = 4096;
+
+// What a chunk of columns takes, a page further on.
+template <DType kType>
+void fetch_ahead(const std::byte* panel, int64_t k) {
+  constexpr PanelLayout kLayout = panel_layout(kType);
+  constexpr size_t kBytes = kLayout.block_bytes * kChunkK / kLayout.block_k;
+  const std::byte* const from = panel + static_cast<size_t>(k / kChunkK) * kBytes + kAhead;
+  for (size_t at = 0; at < kBytes; at += kLine) hwy::Prefetch(from + at);
 }
 
 struct CodeKind {

@@ -1,0 +1,260 @@
+// Linear layers in integers over packed weights of every format that has codes, on every target:
+// the bits of the plain definition, near the product in float32, and NaN where x is not finite.
+
+#include "engine/ops/int8.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "engine/ops/cpu/int8_ops.h"
+#include "engine/ops/linear.h"
+#include "tests/ops/op_test.h"
+#include "tests/ops/random_weights.h"
+#include "tests/reference/canonical.h"
+#include "tests/reference/dequantize.h"
+#include "tests/reference/int8.h"
+
+namespace headrace {
+namespace {
+
+constexpr int64_t kMostOutputs = 97, kMostRows = 257;
+constexpr int64_t kOutputs[] = {1, 31, 33, 97};
+constexpr int64_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 33, 64, 257};
+
+// Groups of zeros, of one sign, of tiny and of very different numbers, too.
+std::vector<float> some_rows(int64_t rows, int64_t cols, uint64_t seed) {
+  Random random(seed);
+  std::vector<float> x = random.floats(rows * cols, 3.0f);
+  for (size_t first = 0; first < x.size(); first += 32) {
+    const auto group = std::span(x).subspan(first, 32);
+    switch (random.below(10)) {
+      case 0:
+        std::fill(group.begin(), group.end(), random.below(2) ? 0.0f : -0.0f);
+        break;
+      case 1:
+        for (float& value : group) value *= 1e-33f;
+        break;
+      case 2:
+        for (float& value : group) value = std::fabs(value);
+        break;
+      case 3:
+        group[static_cast<size_t>(random.below(32))] = -1e4f;
+        break;
+      case 4:  // the same magnitude: every code is 127 or -127
+        for (float& value : group) value = std::copysign(0.7f, value);
+        break;
+      case 5:  // all products have the sign that is worst for sums in few bits
+        std::fill(group.begin(), group.end(), random.below(2) ? 1.5f : -1.5f);
+        break;
+      default:
+        break;
+    }
+  }
+  return x;
+}
+
+std::vector<Int8Group> groups_of(const Cpu& cpu, const std::vector<float>& x, int64_t rows) {
+  std::vector<Int8Group> groups(x.size() / kInt8Columns);
+  quantise_rows(cpu, x.data(), rows, static_cast<int64_t>(x.size()) / rows, groups.data());
+  return groups;
+}
+
+std::vector<DType> coded_dtypes() {
+  std::vector<DType> dtypes;
+  for (const DType dtype : all_dtypes()) {
+    if (has_codes(dtype)) dtypes.push_back(dtype);
+  }
+  return dtypes;
+}
+
+// Where `extreme` is true, most codes of a row are the same, at the ends of what the format has:
+// bytes in the middle of a block, where no format has its f16 scales.
+Weights some_weights(DType dtype, int64_t cols, bool extreme) {
+  Weights w = random_weights(dtype, kMostOutputs, cols, 31);
+  if (!extreme) return w;
+  constexpr std::byte kEnds[] = {std::byte{0xFF}, std::byte{0}, std::byte{0x80}, std::byte{0x7F}};
+  const size_t of_row = row_bytes(dtype, cols);
+  const auto block = static_cast<size_t>(dtype_info(dtype).block_bytes);
+  for (size_t at = 0; at < w.raw.size(); ++at) {
+    const size_t in_block = at % of_row % block;
+    if (in_block < block / 4 || in_block >= block - block / 8) continue;
+    w.raw[at] = kEnds[at / of_row % 4];
+  }
+  w.panels = w.pack_first(w.rows);
+  return w;
+}
+
+class Int8Linear : public testing::TestWithParam<std::tuple<DType, Target>> {
+ protected:
+  DType dtype() const { return std::get<0>(GetParam()); }
+  const Kernels& target() const { return kernels(std::get<1>(GetParam())); }
+  ThreadPool one_{1, 0}, three_{3, 0};
+};
+
+TEST_P(Int8Linear, BitsOfTheDefinition) {
+  const int64_t cols = dtype_info(dtype()).block_elements == 256 ? 768 : 704;
+  for (const bool extreme : {false, true}) {
+    const Weights w = some_weights(dtype(), cols, extreme);
+    const std::vector<float> x = some_rows(kMostRows, cols, 33);
+    const std::vector<float> bias = Random(34).floats(kMostOutputs);
+    std::vector<float> all(kMostRows * kMostOutputs);
+    reference::int8_linear(x.data(), kMostRows, {dtype(), w.rows, cols, w.raw.data()}, bias.data(),
+                           all.data());
+    for (const int64_t outputs : kOutputs) {
+      const std::vector<std::byte> panels = w.pack_first(outputs);
+      const PackedMatrix matrix{dtype(), outputs, cols, panels.data()};
+      for (const int64_t rows : kRows) {
+        const Cpu cpu{rows % 2 ? one_ : three_, target()};
+        const std::vector<Int8Group> groups =
+            groups_of(cpu, {x.begin(), x.begin() + rows * cols}, rows);
+        std::vector<float> expected;
+        for (int64_t m = 0; m < rows; ++m) {
+          expected.insert(expected.end(), all.begin() + m * kMostOutputs,
+                          all.begin() + m * kMostOutputs + outputs);
+        }
+        std::vector<float> y = nans(rows * outputs + 1);
+        const int64_t panel_count = matrix.panel_count(), half = panel_count / 2;
+        linear_panels(cpu, groups.data(), rows, matrix, bias.data(), 0, half, y.data());
+        linear_panels(cpu, groups.data(), rows, matrix, bias.data(), half, panel_count, y.data());
+        ASSERT_TRUE(std::isnan(y.back())) << "wrote past the end";
+        y.pop_back();
+        ASSERT_TRUE(same_bits(expected, y)) << outputs << " outputs, " << rows << " rows";
+      }
+    }
+  }
+}
+
+// Columns that are a whole tile of groups, and one group: with and without a rest.
+TEST_P(Int8Linear, ShortAndLongRows) {
+  const int block = dtype_info(dtype()).block_elements;
+  for (const int64_t blocks : {1, 2, 3, 8, 9, 19}) {
+    const int64_t cols = blocks * block;
+    const Weights w = random_weights(dtype(), 33, cols, 35);
+    const std::vector<float> x = some_rows(7, cols, 36);
+    for (const int64_t rows : {1, 7}) {
+      const Cpu cpu{one_, target()};
+      std::vector<float> expected(static_cast<size_t>(rows * 33)), y = nans(rows * 33);
+      reference::int8_linear(x.data(), rows, {dtype(), 33, cols, w.raw.data()}, nullptr,
+                             expected.data());
+      const auto groups = groups_of(cpu, {x.begin(), x.begin() + rows * cols}, rows);
+      linear_panels(cpu, groups.data(), rows, w.view(), nullptr, 0, 2, y.data());
+      ASSERT_TRUE(same_bits(expected, y)) << cols << " columns, " << rows << " rows";
+    }
+  }
+}
+
+// x is off by at most half a step of its group, hence a product by so much times its weight. What
+// is rounded on the way is a few units in the last place of the parts that are added up, scaled
+// codes and offsets.
+TEST_P(Int8Linear, NearTheProductInFloat32) {
+  constexpr int64_t kCols = 768, kFew = 5;
+  const Weights w = random_weights(dtype(), kMostOutputs, kCols, 37);
+  const std::vector<float> x = Random(38).floats(kFew * kCols, 2.0f);
+  const Cpu cpu{one_, target()};
+  const auto groups = groups_of(cpu, x, kFew);
+  std::vector<float> y = nans(kFew * kMostOutputs);
+  linear_panels(cpu, groups.data(), kFew, w.view(), nullptr, 0, w.view().panel_count(), y.data());
+  for (int64_t m = 0; m < kFew; ++m) {
+    for (int64_t n = 0; n < kMostOutputs; ++n) {
+      double exact = 0, bound = 0, parts = 0;
+      for (int64_t k = 0; k < kCols; ++k) {
+        const auto element = reference::coded_element(dtype(), w.raw_row(n), k);
+        const double scaled = double{element.scale} * element.code;
+        const double offset = element.offset.value_or(0.0f);
+        const double value = x[static_cast<size_t>(m * kCols + k)];
+        const double step = groups[static_cast<size_t>((m * kCols + k) / kInt8Columns)].scale;
+        exact += value * (scaled + offset);
+        bound += 0.5001 * step * std::fabs(scaled + offset);
+        parts += std::fabs(value) * (std::fabs(scaled) + std::fabs(offset));
+      }
+      const double got = y[static_cast<size_t>(m * kMostOutputs + n)];
+      ASSERT_LE(std::fabs(got - exact), bound + 1e-5 * parts) << "row " << m << ", output " << n;
+    }
+  }
+}
+
+TEST_P(Int8Linear, WhatIsNotFiniteStaysSo) {
+  constexpr int64_t kCols = 512, kFew = 9;
+  const Weights w = random_weights(dtype(), 40, kCols, 39);
+  for (const float broken : {kNan, kInf, -kInf}) {
+    std::vector<float> x = Random(40).floats(kFew * kCols);
+    x[3 * kCols + 77] = broken;
+    const Cpu cpu{one_, target()};
+    const auto groups = groups_of(cpu, x, kFew);
+    std::vector<float> y(kFew * 40, 0.0f);
+    linear_panels(cpu, groups.data(), kFew, w.view(), nullptr, 0, 2, y.data());
+    for (int64_t i = 0; i < kFew * 40; ++i) {
+      ASSERT_EQ(std::isfinite(y[static_cast<size_t>(i)]), i / 40 != 3) << i;
+    }
+  }
+}
+
+TEST_P(Int8Linear, SecondHalfOfAGatedMlp) {
+  constexpr int64_t kCols = 256;
+  const Weights w = random_weights(dtype(), kMostOutputs, kCols, 41);
+  for (const int64_t rows : {1, 7, 257}) {
+    const Cpu cpu{three_, target()};
+    const std::vector<float> x = some_rows(rows, kCols, 42);
+    const std::vector<float> gate = Random(43).floats(rows * kMostOutputs, 3.0f);
+    std::vector<float> expected(gate.size()), y = gate;
+    reference::int8_linear(x.data(), rows, {dtype(), w.rows, kCols, w.raw.data()}, nullptr,
+                           expected.data());
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] *= reference::silu(gate[i]);
+    const auto groups = groups_of(cpu, x, rows);
+    gate_panels(cpu, groups.data(), rows, w.view(), nullptr, 0, w.view().panel_count(), y.data());
+    ASSERT_TRUE(same_bits(expected, y)) << rows << " rows";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, Int8Linear,
+                         testing::Combine(testing::ValuesIn(coded_dtypes()),
+                                          testing::ValuesIn(supported_targets())),
+                         [](const auto& test) {
+                           return std::string(dtype_name(std::get<0>(test.param))) + "_" +
+                                  target_name(std::get<1>(test.param));
+                         });
+
+class Int8Rows : public OpTest {};
+
+TEST_P(Int8Rows, BitsOfTheDefinition) {
+  constexpr int64_t kCols = 4864, kFew = 21;
+  std::vector<float> x = some_rows(kFew, kCols, 44);
+  x[40] = kNan, x[100] = kInf, x[kCols + 1] = -kInf;
+  x[200] = 0x1p-100f, x[232] = std::numeric_limits<float>::max();
+  std::fill_n(x.begin() + 256, 32, 1e-45f);
+  const std::vector<Int8Group> groups = groups_of(cpu_, x, kFew);
+  const reference::Int8Row expected = reference::quantise_int8(x);
+  for (size_t g = 0; g < groups.size(); ++g) {
+    ASSERT_TRUE(same_bits(expected.scales[g], groups[g].scale)) << "group " << g;
+    int sums[3] = {0, 0, 0};
+    for (size_t i = 0; i < 32; ++i) {
+      const int code = groups[g].codes[i];
+      ASSERT_EQ(expected.codes[g * 32 + i], code) << "group " << g << ", " << i;
+      ASSERT_LE(std::abs(code), 127);
+      sums[i / 16] += code;
+      sums[2] += code;
+    }
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_EQ(-sums[i], groups[g].minus_sum[i]);
+      const float scaled = groups[g].scale * static_cast<float>(sums[i]);
+      ASSERT_TRUE(same_bits(scaled, groups[g].scaled_sum[i]));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, Int8Rows, testing::ValuesIn(all_op_configs()), config_name);
+
+// The steps themselves, by hand.
+TEST(Int8Reference, RoundsToEven) {
+  std::vector<float> x(32, 0.0f);
+  x[0] = 127.0f, x[1] = 2.5f, x[2] = -3.5f, x[3] = 0.5f, x[4] = -126.51f;
+  const reference::Int8Row row = reference::quantise_int8(x);
+  EXPECT_EQ(row.scales, std::vector<float>{1.0f});
+  EXPECT_EQ((std::vector<int>{row.codes.begin(), row.codes.begin() + 6}),
+            (std::vector<int>{127, 2, -4, 0, -127, 0}));
+}
+
+}  // namespace
+}  // namespace headrace
