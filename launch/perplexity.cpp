@@ -26,7 +26,7 @@ std::string read_text(const std::string& path) {
 void add_perplexity(CLI::App& app, int& exit_code) {
   struct Arguments {
     PerplexityOptions options;
-    std::string text, host_memory;
+    std::string text, host_memory, math = "f32";
   };
   auto a = std::make_shared<Arguments>();
   PerplexityOptions& options = a->options;
@@ -43,14 +43,19 @@ void add_perplexity(CLI::App& app, int& exit_code) {
   add_weights_option(*sub, options.weights);
   add_kv_option(*sub, options.kv_format);
   add_target_option(*sub, options.target);
+  sub->add_option("--math", a->math,
+                  "Arithmetic of linear layers: f32, or int8 where weights are quantised")
+      ->check(CLI::IsMember({"f32", "int8"}))
+      ->capture_default_str();
   sub->footer(
       "Prints exp of the mean -log(probability) of the text's tokens: lower is better. Use it to\n"
-      "compare --weights and --kv on one model and text.\n"
+      "compare --weights, --kv and --math on one model and text.\n"
       "Example:\n  headrace perplexity --model DIR --text text.txt --weights q4");
   sub->callback([a, &exit_code] {
     if (!a->host_memory.empty()) {
       a->options.host_memory = parse_size("--host-memory", a->host_memory);
     }
+    a->options.int8 = a->math == "int8";
     const Perplexity p = measure_perplexity(a->options, read_text(a->text));
     std::printf("perplexity   %.6f\ntokens       %lld in %lld windows of up to %d\n", p.value(),
                 static_cast<long long>(p.tokens), static_cast<long long>(p.windows),

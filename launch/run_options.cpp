@@ -63,8 +63,11 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
       ->capture_default_str();
   sub.add_option("--math", run.math,
                  "Arithmetic of a GPU's linear layers and attention: f16 with f32 sums, or f32, "
-                 "which gives the tokens of a CPU bit for bit; auto: f16")
-      ->check(CLI::IsMember({"auto", "f16", "f32"}))
+                 "which gives the tokens of a CPU bit for bit; auto: f16. int8, of CPUs: linear "
+                 "layers whose weights are quantised (also by --weights q8 or q4) multiply 8-bit "
+                 "integers, which is faster and less exact; F32, F16 and BF16 weights and all else "
+                 "stay in f32. Ranks then leave GPUs alone, and --device cuda is refused")
+      ->check(CLI::IsMember({"auto", "f16", "f32", "int8"}))
       ->capture_default_str();
   sub.add_option("--link", run.link,
                  "How hidden states pass between GPUs: nccl, mpi (through host memory), or auto: "

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "engine/error.h"
+#include "runtime/error.h"
 
 namespace headrace {
 namespace {
@@ -16,9 +17,17 @@ constexpr uint64_t kLeastMargin = 512 << 20;
 ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
   ChosenDevice chosen;
   if (options.device == "cpu") return chosen;
+  if (options.int8() && options.device != "auto") {
+    throw UsageError("--math int8 is computed on CPUs only, not with --device " + options.device +
+                     "; use --device cpu, or --math f16 or f32");
+  }
   std::error_code ignored;
   if (options.device == "auto" && !std::filesystem::exists(options.cuda_module, ignored)) {
     return chosen;  // built without CUDA
+  }
+  if (options.int8()) {
+    chosen.why_not = "--math int8 is computed on CPUs only";
+    return chosen;
   }
   try {
     auto module = open_device_module(options.cuda_module);

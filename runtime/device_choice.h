@@ -17,8 +17,9 @@ struct ChosenDevice {
   explicit operator bool() const { return module != nullptr; }
 };
 
-// By options.device; where it names no number, ranks of a host take GPUs in turn. Throws
-// ResourceMissing where a GPU is asked for and not to be had.
+// By options.device; where it names no number, ranks of a host take GPUs in turn; with int8, none
+// by itself. Throws ResourceMissing where a GPU is asked for and not to be had, UsageError where
+// one is asked for with int8.
 ChosenDevice choose_device(const RunOptions& options, int place_on_host);
 
 // Bytes that a rank may take of a GPU that so many ranks share: what is free, but a margin.

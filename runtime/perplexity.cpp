@@ -54,7 +54,7 @@ class Predictor {
         weights_(checkpoint, {0, config_.n_layers, true, true}, budget, cpu.threads),
         kv_(Stage::page_shape(config_, options.kv_format), config_.n_layers,
             KvStore::pages_for(options.window), 1, budget),
-        engine_(config_, weights_, kv_, cpu, budget, kMicroBatchRows, kLogitRows),
+        engine_(config_, weights_, kv_, cpu, budget, kMicroBatchRows, kLogitRows, options.int8),
         hidden_(budget.allocate(floats(options.window * config_.d_model), "activations")) {}
 
   // The sum of -log(probability) of tokens[1 ..].

@@ -20,6 +20,7 @@ struct PerplexityOptions {
   WeightFormat weights = WeightFormat::kNative;
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";
+  bool int8 = false;  // linear layers in integers (engine/ops/int8.h)
 };
 
 struct Perplexity {

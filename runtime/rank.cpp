@@ -60,6 +60,7 @@ Stage::Sizes sizes_on_host(const RunOptions& options, const ModelConfig& config)
   }
   sizes.micro_batch_rows = std::min<int64_t>(256, sizes.step_rows);
   sizes.kv_format = options.kv_format;
+  sizes.int8 = options.int8();
   return sizes;
 }
 
@@ -83,8 +84,9 @@ uint64_t memory_limit(const RunOptions& options, int ranks_on_host) {
 }  // namespace
 
 std::string numerics(const RunOptions& options, const std::string& math) {
+  const std::string shown = options.int8() ? "int8" : math;
   return std::string("weights=") + weight_format_name(options.weights) +
-         " kv=" + kv_format_name(options.kv_format) + (math.empty() ? "" : " math=" + math) +
+         " kv=" + kv_format_name(options.kv_format) + (shown.empty() ? "" : " math=" + shown) +
          " wire=f32";
 }
 
@@ -150,11 +152,12 @@ Stage::Sizes Rank::stage_sizes() const {
 }
 
 std::string Rank::target() const {
-  if (!device_choice_) return kernels_.name;
+  if (!device_choice_) return std::string(kernels_.name) + (options_.int8() ? ", int8" : "");
   return device_name_ + (device_limits_.half ? ", f16" : ", f32");
 }
 
 std::string Rank::math() const {
+  if (options_.int8()) return "int8";
   if (!device_choice_ || !device_limits_.half) return "f32";
   // Which sequences a CPU attends to is not the same in another run.
   const bool is_shared = device_limits_.most_host_share > 0;
@@ -223,7 +226,7 @@ void Rank::measure_computing() {
   const Communicator::Idle measuring(wires_.communicator);  // takes as long as others slow it down
   const Cpu cpu{threads_, kernels_};
   if (!device_choice_) {
-    measure_compute(*checkpoint_, layout_, cpu, budget_, rates_);
+    measure_compute(*checkpoint_, layout_, cpu, options_.int8(), budget_, rates_);
     measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_);
   } else if (device_limits_.most_host_share > 0) {
     measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_, kManyPages);

@@ -56,7 +56,7 @@ class Rank {
   // What the coordinator may put on the pipeline. The order of the requests is up to who feeds it.
   const ScheduleLimits& limits() const { return limits_; }
   int threads() const { return threads_.threads(); }
-  // "avx512", or "NVIDIA H100 80GB HBM3, f16".
+  // "avx512", "avx512, int8", or "NVIDIA H100 80GB HBM3, f16".
   std::string target() const;
   // What decides the bits of a result besides the model, once all ranks are known.
   std::string numerics() const { return headrace::numerics(options_, math_of_all_); }
@@ -80,7 +80,7 @@ class Rank {
   HopWires connect();
   ActivationLink& link() { return link_ ? *link_ : wires_.link; }
   Stage::Sizes stage_sizes() const;
-  // Of this rank: "f32", "f16 on NVIDIA H100 80GB HBM3", or the same "with host attention".
+  // Of this rank: "f32", "int8", "f16 on NVIDIA H100 80GB HBM3", or the same "with host attention".
   std::string math() const;
   void measure_computing();
   PlanLimits plan_limits() const;

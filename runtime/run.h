@@ -42,12 +42,14 @@ struct RunOptions {
   uint64_t device_weights = UINT64_MAX;  // of them, for weights that stay there
   uint64_t device_kv = UINT64_MAX;       // and for KV pages
   std::optional<HostShare> host_share;   // nothing: what is fastest where bits stay, else none
-  std::string math = "auto";             // f32; auto: f16 on a GPU
+  std::string math = "auto";             // f16, f32, int8; auto: f16 on a GPU, else f32
   std::string link = "auto";             // mpi or nccl between GPUs; auto: what is best
   double peer_timeout = 60;              // seconds; within them NCCL must connect
   bool takes_requests = true;            // rank 0 has a tokenizer and reads requests ahead
   std::string trace;                     // file for a Chrome trace; empty: none
   std::string report;                    // file for the report as JSON; empty: none
+
+  bool int8() const { return math == "int8"; }  // on all ranks, or on none
 };
 
 // A batch of requests from a file to a file.
@@ -65,7 +67,7 @@ struct GenerateOptions : RunOptions {
 };
 
 // What decides the bits of a result besides the model: "weights=native kv=f16 math=f32 wire=f32".
-// `math`: arithmetic of the ranks, see Rank; left out where it is empty.
+// `math`: arithmetic of the ranks, see Rank; left out where it is empty, but for int8.
 std::string numerics(const RunOptions& options, const std::string& math = "");
 
 enum class RunEnd {

@@ -32,7 +32,8 @@ KvPageShape Stage::page_shape(const ModelConfig& config, KvFormat format) {
 
 uint64_t Stage::fixed_bytes(const ModelConfig& config, const StageRange& range,
                             const Sizes& sizes) {
-  return StageEngine::scratch_bytes(config, range, sizes.micro_batch_rows, sizes.logit_rows);
+  const uint64_t int8 = sizes.int8 ? StageEngine::int8_bytes(config, sizes.micro_batch_rows) : 0;
+  return StageEngine::scratch_bytes(config, range, sizes.micro_batch_rows, sizes.logit_rows) + int8;
 }
 
 Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, MemoryBudget& budget,
@@ -41,7 +42,8 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, Me
       range_(weights.range()),
       cpu_(cpu),
       kv_(make_kv(page_shape(config, sizes.kv_format), range_.layers(), sizes, disk, budget)),
-      engine_(config, weights, kv_, cpu, budget, sizes.micro_batch_rows, sizes.logit_rows),
+      engine_(config, weights, kv_, cpu, budget, sizes.micro_batch_rows, sizes.logit_rows,
+              sizes.int8),
       sizes_(sizes),
       prompt_tokens_(static_cast<size_t>(sizes.slots)) {
   if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);

@@ -24,6 +24,7 @@ class Stage {
     int64_t step_rows = 512;
     int64_t micro_batch_rows = 256;
     KvFormat kv_format = KvFormat::kF16;
+    bool int8 = false;  // linear layers in integers; only where the stage is the CPU's
   };
 
   // `weights`, `cpu` and `budget` must outlive the stage. Throws DoesNotFit, IoError.

@@ -123,7 +123,8 @@ class Planner {
   uint64_t activations(const Stage::Sizes& sizes) const {
     const auto buffers = static_cast<uint64_t>(link_buffers(layout_.range));
     return Stage::fixed_bytes(config_, layout_.range, sizes) +
-           buffers * link_buffer_bytes(config_, sizes.step_rows) + kRounding * (buffers + 2);
+           buffers * link_buffer_bytes(config_, sizes.step_rows) +
+           kRounding * (buffers + 2 + sizes.int8);
   }
 
   // Norms and biases, which are always in memory.

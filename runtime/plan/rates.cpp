@@ -81,7 +81,7 @@ std::vector<Sample> samples_of(const WeightLayout& layout) {
   return result;
 }
 
-Rates measure_sample(const Checkpoint& checkpoint, const Sample& sample, const Cpu& cpu,
+Rates measure_sample(const Checkpoint& checkpoint, const Sample& sample, const Cpu& cpu, bool int8,
                      MemoryBudget& budget) {
   const PlacedMatrix& placed = *sample.matrix;
   const uint64_t most = std::min(kSampleBytes, room(budget));
@@ -100,11 +100,18 @@ Rates measure_sample(const Checkpoint& checkpoint, const Sample& sample, const C
                       placed.tensor->cols, weights.data()};
   std::vector<float> x(static_cast<size_t>(kManyRows * matrix.cols), 0.5f);
   std::vector<float> y(static_cast<size_t>(kManyRows * matrix.rows));
+  std::vector<Int8Group> groups;
+  if (int8 && has_codes(matrix.dtype)) groups.resize(x.size() / kInt8Columns);
   const auto time_of = [&](int64_t rows) {
     return mean_seconds([&] {
       for (uint64_t i = 0; i < copies; ++i) {
         matrix.panels = weights.data() + i * bytes;
-        linear(cpu, x.data(), rows, matrix, nullptr, y.data());
+        if (groups.empty()) {
+          linear(cpu, x.data(), rows, matrix, nullptr, y.data());
+          continue;
+        }
+        quantise_rows(cpu, x.data(), rows, matrix.cols, groups.data());
+        linear_panels(cpu, groups.data(), rows, matrix, nullptr, 0, matrix.panel_count(), y.data());
       }
     });
   };
@@ -119,11 +126,11 @@ Rates measure_sample(const Checkpoint& checkpoint, const Sample& sample, const C
 }  // namespace
 
 void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, const Cpu& cpu,
-                     MemoryBudget& budget, Rates& rates) {
+                     bool int8, MemoryBudget& budget, Rates& rates) {
   Rates sum;
   double bytes = 0;
   for (const Sample& sample : samples_of(layout)) {
-    const Rates of = measure_sample(checkpoint, sample, cpu, budget);
+    const Rates of = measure_sample(checkpoint, sample, cpu, int8, budget);
     const auto weight = static_cast<double>(sample.bytes);
     sum.byte_s += weight * of.byte_s;
     sum.byte_row_s += weight * of.byte_row_s;

@@ -31,9 +31,10 @@ struct Rates {
 };
 
 // Times linear layers with 1 row and with 32, a few megabytes of each format that the stage's
-// layers and head have, and takes the mean by their bytes. Tens of milliseconds per format.
+// layers and head have, and takes the mean by their bytes. Tens of milliseconds per format. `int8`:
+// in integers, where weights have codes.
 void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, const Cpu& cpu,
-                     MemoryBudget& budget, Rates& rates);
+                     bool int8, MemoryBudget& budget, Rates& rates);
 // Times attention of a token to long sequences, together of so many bytes. Tens of milliseconds.
 void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cpu,
                        MemoryBudget& budget, Rates& rates, uint64_t most_bytes = 48 << 20);
