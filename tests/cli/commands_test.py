@@ -113,7 +113,12 @@ class Mistakes(CommandTest):
             self.refused(harness.USAGE, "generate", "--model", TINY, "--prompt", "x", "--device", wrong,
                          says=["--device", wrong])
         self.refused(69, "bench", "--model", TINY, "--device", "cuda:999", says=["--device"])
-        self.refused(harness.USAGE, "bench", "--model", TINY, "--math", "bf16", says=["--math", "f16"])
+        self.refused(harness.USAGE, "bench", "--model", TINY, "--math", "bf16", says=["--math", "f16", "int8"])
+        for device in ("cuda", "cuda:0"):
+            self.refused(harness.USAGE, "bench", "--model", TINY, "--math", "int8", "--device", device,
+                         says=["--math int8", "CPUs", f"--device {device}"])
+        self.refused(harness.USAGE, "perplexity", "--model", TINY, "--text", __file__, "--math", "f16",
+                     says=["--math", "int8"])
         self.refused(harness.USAGE, "bench", "--model", TINY, "--link", "tcp", says=["--link", "nccl"])
         for wrong in ("sometimes", "1.5", "-1"):
             self.refused(harness.USAGE, "bench", "--model", TINY, f"--host-attention={wrong}",

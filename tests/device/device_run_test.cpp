@@ -12,6 +12,7 @@
 #include "comm/local_transport.h"
 #include "engine/device/device_module.h"
 #include "engine/error.h"
+#include "runtime/error.h"
 #include "runtime/run.h"
 #include "tests/device/fake_device.h"
 #include "tests/device/fake_wires.h"
@@ -268,6 +269,33 @@ TEST_F(DeviceRun, AResumeWithOtherArithmeticIsRefused) {
   alone.math = helped.math = "f32";
   good(helped, 1);
   EXPECT_EQ(resumed(alone), "");
+}
+
+TEST_F(DeviceRun, IntegersAreForCpus) {
+  GenerateOptions floats = options("cpu", "auto");
+  floats.model = "synthetic:tiny-llama:q8";
+  GenerateOptions integers = floats;
+  integers.math = "int8";
+  const auto in_floats = good(floats, 1);
+  const auto expected = good(integers, 1);
+  EXPECT_NE(in_floats, expected);
+  // By itself a rank leaves the GPU alone.
+  integers.device = "auto";
+  EXPECT_EQ(good(integers, 2), expected);
+  const std::string manifest = test::read_file(folder_ / "out.jsonl.manifest.json");
+  EXPECT_NE(manifest.find("math=int8 wire"), std::string::npos) << manifest;
+
+  floats.resume = integers.resume = true;
+  EXPECT_EQ(text_of(run(integers, 1).front()), "");
+  EXPECT_NE(text_of(run(floats, 1).front()).find("math=int8"), std::string::npos);
+  forget_results();
+  for (const char* device : {"cuda", "cuda:0"}) {
+    integers.device = device;
+    for (const auto& thrown : run(integers, 2)) {
+      EXPECT_THROW(std::rethrow_exception(thrown), UsageError);
+      EXPECT_NE(text_of(thrown).find("--math int8"), std::string::npos) << text_of(thrown);
+    }
+  }
 }
 
 }  // namespace

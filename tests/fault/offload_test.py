@@ -334,9 +334,10 @@ class Together(Offload):
         self.check_results(KV, MANY_KV)
 
     def test_ranks_with_different_options(self):
-        log = self.run_offloaded(KV, FEW, ranks=[["--kv", "f16"], ["--kv", "q8"]], expect=harness.USAGE).log()
-        self.assertIn("the ranks do not agree", log)
-        self.assertIn("rank 1", log)
+        for own in ([["--kv", "f16"], ["--kv", "q8"]], [["--math", "int8"], ["--math", "f32"]]):
+            log = self.run_offloaded(KV, FEW, ranks=own, expect=harness.USAGE).log()
+            self.assertIn("the ranks do not agree", log)
+            self.assertIn("rank 1", log)
 
 
 class Kill(Offload):

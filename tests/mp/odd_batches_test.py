@@ -131,6 +131,7 @@ class OddBatches(harness.ProgramTest):
             ([*common, "--resume", "--kv", "f32"], harness.USAGE, "kv=f32"),
             ([*common, "--resume", "--kv", "q4"], harness.USAGE, "kv=q4"),
             ([*common, "--resume", "--weights", "q8"], harness.USAGE, "weights=q8"),
+            ([*common, "--resume", "--math", "int8"], harness.USAGE, "math=int8"),
             ([*common[:2], "synthetic:tiny-opt:q8", *common[3:], "--weights", "q4"], harness.USAGE, "Q8_0"),
             ([*common[:2], "synthetic:tiny-opt:q8", *common[3:], "--resume"], harness.USAGE, "fingerprint"),
             ([*common, "--resume", "--split", "1,1"], harness.USAGE, "--split"),

@@ -154,7 +154,7 @@ TINY_LAYERS = {
 
 
 QUANTISABLE = {str(harness.TINY / "llama-gqa"): 3, "synthetic:tiny-opt": 4}
-FORMATS = ("--weights q8 --kv q4", "--weights q4 --kv f16", "--weights q4 --kv q8", "--kv q4")
+FORMATS = ("--weights q8 --kv q4", "--weights q4 --kv f16 --math int8", "--weights q4 --kv q8", "--kv q4")
 
 
 class TinyModels(SameTokens):

@@ -95,6 +95,38 @@ void linear_layer(benchmark::State& state, DType dtype, Shape shape, int64_t row
         static_cast<double>(bytes));
 }
 
+// The same in integers, with x quantised as once for all matrices that read it: outside the time.
+void int8_layer(benchmark::State& state, DType dtype, Shape shape, int64_t rows) {
+  OneCore core;
+  const size_t bytes = PackedMatrix::packed_bytes(dtype, shape.rows, shape.cols);
+  const size_t copies = kNoCache / bytes + 1;
+  const Buffer panels = some_memory(copies * bytes);
+  const std::vector<float> x = some_floats(rows * shape.cols);
+  std::vector<Int8Group> groups(x.size() / kInt8Columns);
+  quantise_rows(core.cpu, x.data(), rows, shape.cols, groups.data());
+  std::vector<float> y(static_cast<size_t>(rows * shape.rows));
+  size_t next = 0;
+  for (auto _ : state) {
+    const PackedMatrix w{dtype, shape.rows, shape.cols, panels.data() + next * bytes};
+    linear_panels(core.cpu, groups.data(), rows, w, nullptr, 0, w.panel_count(), y.data());
+    benchmark::DoNotOptimize(y.data());
+    next = (next + 1) % copies;
+  }
+  count(state, 2.0 * static_cast<double>(rows * shape.rows * shape.cols),
+        static_cast<double>(bytes));
+}
+
+void quantise(benchmark::State& state, Shape shape, int64_t rows) {
+  OneCore core;
+  const std::vector<float> x = some_floats(rows * shape.cols);
+  std::vector<Int8Group> groups(x.size() / kInt8Columns);
+  for (auto _ : state) {
+    quantise_rows(core.cpu, x.data(), rows, shape.cols, groups.data());
+    benchmark::DoNotOptimize(groups.data());
+  }
+  count(state, 0, static_cast<double>(x.size() * sizeof(float)));
+}
+
 void plain_read(benchmark::State& state, size_t bytes) {
   std::vector<float> memory = some_floats(static_cast<int64_t>(bytes / sizeof(float)));
   for (auto _ : state) {
@@ -229,6 +261,7 @@ void register_all() {
   for (const Shape& shape : kShapes) {
     for (const int64_t rows : kRows) {
       const std::string place = shape.name() + "/" + std::to_string(rows);
+      add("quantise/" + place, [=](benchmark::State& state) { quantise(state, shape, rows); });
 #ifdef HAVE_ONEDNN
       add("onednn/" + place, [=](benchmark::State& state) { onednn(state, shape, rows); });
 #endif
@@ -236,6 +269,9 @@ void register_all() {
         if (shape.cols % dtype_info(dtype).block_elements != 0) continue;
         add(std::string(dtype_name(dtype)) + "/" + place,
             [=](benchmark::State& state) { linear_layer(state, dtype, shape, rows); });
+        if (!has_codes(dtype)) continue;
+        add("int8/" + std::string(dtype_name(dtype)) + "/" + place,
+            [=](benchmark::State& state) { int8_layer(state, dtype, shape, rows); });
       }
     }
   }

@@ -1,17 +1,19 @@
 #include "tests/reference/model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "engine/ops/rope.h"
 #include "tests/reference/canonical.h"
 #include "tests/reference/dequantize.h"
+#include "tests/reference/int8.h"
 
 namespace headrace::reference {
 namespace {
 
 // x [rows][cols] through w [outputs][cols].
-std::vector<float> apply(const std::vector<float>& x, int64_t cols, const std::vector<float>& w,
-                         const std::vector<float>& bias) {
+std::vector<float> through(const std::vector<float>& x, int64_t cols, const std::vector<float>& w,
+                           const std::vector<float>& bias) {
   const auto rows = static_cast<int64_t>(x.size()) / cols;
   const auto outputs = static_cast<int64_t>(w.size()) / cols;
   std::vector<float> y(static_cast<size_t>(rows * outputs));
@@ -29,56 +31,74 @@ bool is_rotated(Role role) {
 
 }  // namespace
 
-Model::Model(const Checkpoint& checkpoint, KvFormat kv) : config_(checkpoint.config()), kv_(kv) {
-  token_embedding_ = load(checkpoint, Role::kTokenEmbedding);
-  position_embedding_ = load(checkpoint, Role::kPositionEmbedding);
-  project_in_ = load(checkpoint, Role::kProjectIn);
-  project_out_ = load(checkpoint, Role::kProjectOut);
-  final_norm_ = load(checkpoint, Role::kFinalNorm);
-  final_norm_bias_ = load(checkpoint, Role::kFinalNormBias);
+Model::Model(const Checkpoint& checkpoint, KvFormat kv, bool int8)
+    : config_(checkpoint.config()), kv_(kv), int8_(int8) {
+  const auto floats = [&](Role role, int layer = 0) {
+    return load(checkpoint, role, layer).floats;
+  };
+  token_embedding_ = floats(Role::kTokenEmbedding);
+  position_embedding_ = floats(Role::kPositionEmbedding);
+  project_in_ = floats(Role::kProjectIn);
+  project_out_ = floats(Role::kProjectOut);
+  final_norm_ = floats(Role::kFinalNorm);
+  final_norm_bias_ = floats(Role::kFinalNormBias);
   head_ = load(checkpoint, Role::kHead);
   for (int l = 0; l < config_.n_layers; ++l) {
     const auto get = [&](Role role) { return load(checkpoint, role, l); };
     Layer layer;
-    layer.attn_norm = get(Role::kAttnNorm), layer.attn_norm_bias = get(Role::kAttnNormBias);
-    layer.mlp_norm = get(Role::kMlpNorm), layer.mlp_norm_bias = get(Role::kMlpNormBias);
-    layer.q = get(Role::kQ), layer.q_bias = get(Role::kQBias);
-    layer.k = get(Role::kK), layer.k_bias = get(Role::kKBias);
-    layer.v = get(Role::kV), layer.v_bias = get(Role::kVBias);
-    layer.o = get(Role::kO), layer.o_bias = get(Role::kOBias);
-    layer.gate = get(Role::kGate), layer.gate_bias = get(Role::kGateBias);
-    layer.up = get(Role::kUp), layer.up_bias = get(Role::kUpBias);
-    layer.down = get(Role::kDown), layer.down_bias = get(Role::kDownBias);
+    layer.attn_norm = floats(Role::kAttnNorm, l);
+    layer.attn_norm_bias = floats(Role::kAttnNormBias, l);
+    layer.mlp_norm = floats(Role::kMlpNorm, l);
+    layer.mlp_norm_bias = floats(Role::kMlpNormBias, l);
+    layer.q = get(Role::kQ), layer.q_bias = floats(Role::kQBias, l);
+    layer.k = get(Role::kK), layer.k_bias = floats(Role::kKBias, l);
+    layer.v = get(Role::kV), layer.v_bias = floats(Role::kVBias, l);
+    layer.o = get(Role::kO), layer.o_bias = floats(Role::kOBias, l);
+    layer.gate = get(Role::kGate), layer.gate_bias = floats(Role::kGateBias, l);
+    layer.up = get(Role::kUp), layer.up_bias = floats(Role::kUpBias, l);
+    layer.down = get(Role::kDown), layer.down_bias = floats(Role::kDownBias, l);
     layers_.push_back(std::move(layer));
   }
 }
 
 // Empty where the model has no such tensor.
-std::vector<float> Model::load(const Checkpoint& checkpoint, Role role, int layer) const {
+Model::Matrix Model::load(const Checkpoint& checkpoint, Role role, int layer) const {
   const TensorInfo* tensor = checkpoint.find(role, layer);
   if (!tensor) return {};
-  std::vector<std::byte> raw(tensor->bytes);
-  checkpoint.read(*tensor, 0, raw);
-  std::vector<float> values(static_cast<size_t>(tensor->rows * tensor->cols));
+  Matrix matrix{
+      tensor->dtype, tensor->rows, tensor->cols, std::vector<std::byte>(tensor->bytes), {}};
+  checkpoint.read(*tensor, 0, matrix.raw);
+  if (is_rotated(role) && checkpoint.qk_rows_interleaved()) {
+    // The file has the two halves of a head interleaved: its row 2i is row i, its row 2i + 1 is row
+    // i + d/2. A bias is a column of one-element rows.
+    const bool is_bias = role == Role::kQBias || role == Role::kKBias;
+    const size_t stride = row_bytes(tensor->dtype, is_bias ? 1 : tensor->cols);
+    const int64_t dim = config_.head_dim;
+    const std::vector<std::byte> in_file = matrix.raw;
+    for (size_t at = 0; at < in_file.size(); at += stride) {
+      const auto row = static_cast<int64_t>(at / stride), i = row % dim;
+      const int64_t to = row - i + (i % 2 == 0 ? i / 2 : i / 2 + dim / 2);
+      std::copy_n(in_file.begin() + static_cast<int64_t>(at), stride,
+                  matrix.raw.begin() + to * static_cast<int64_t>(stride));
+    }
+  }
+  matrix.floats.resize(static_cast<size_t>(tensor->rows * tensor->cols));
   const size_t stride = row_bytes(tensor->dtype, tensor->cols);
   for (int64_t r = 0; r < tensor->rows; ++r) {
-    dequantize_row(tensor->dtype, raw.data() + r * stride, tensor->cols,
-                   values.data() + r * tensor->cols);
+    dequantize_row(tensor->dtype, matrix.raw.data() + r * stride, tensor->cols,
+                   matrix.floats.data() + r * tensor->cols);
   }
-  if (!is_rotated(role) || !checkpoint.qk_rows_interleaved()) return values;
+  return matrix;
+}
 
-  // The file has the two halves of a head interleaved: its row 2i is row i, its row 2i + 1 is row
-  // i + d/2. A bias is a column of one-element rows.
-  const int64_t dim = config_.head_dim;
-  const int64_t width = role == Role::kQ || role == Role::kK ? tensor->cols : 1;
-  const int64_t rows = static_cast<int64_t>(values.size()) / width;
-  std::vector<float> ordered(values.size());
-  for (int64_t in_file = 0; in_file < rows; ++in_file) {
-    const int64_t head = in_file / dim, i = in_file % dim;
-    const int64_t row = head * dim + (i % 2 == 0 ? i / 2 : i / 2 + dim / 2);
-    for (int64_t c = 0; c < width; ++c) ordered[row * width + c] = values[in_file * width + c];
-  }
-  return ordered;
+std::vector<float> Model::apply(const std::vector<float>& x, const Matrix& w,
+                                const std::vector<float>& bias) const {
+  if (!int8_ || dtype_info(w.dtype).block_elements == 1) return through(x, w.cols, w.floats, bias);
+  const auto rows = static_cast<int64_t>(x.size()) / w.cols;
+  std::vector<float> y(static_cast<size_t>(rows * w.rows));
+  int8_linear(x.data(), rows, {w.dtype, w.rows, w.cols, w.raw.data()},
+              bias.empty() ? nullptr : bias.data(), y.data());
+  return y;
 }
 
 std::vector<float> Model::embed(std::span<const int32_t> tokens) const {
@@ -87,7 +107,7 @@ std::vector<float> Model::embed(std::span<const int32_t> tokens) const {
     const auto first = token_embedding_.begin() + int64_t{token} * config_.d_embed;
     x.insert(x.end(), first, first + config_.d_embed);
   }
-  if (!project_in_.empty()) x = apply(x, config_.d_embed, project_in_, {});
+  if (!project_in_.empty()) x = through(x, config_.d_embed, project_in_, {});
   if (!position_embedding_.empty()) {
     for (size_t t = 0; t < tokens.size(); ++t) {
       const size_t row = t + static_cast<size_t>(config_.position_offset);
@@ -117,8 +137,8 @@ void Model::layers(int first, int end, std::vector<float>& x) const {
 std::vector<float> Model::logits(const std::vector<float>& hidden) const {
   std::vector<float> x = hidden;
   if (!final_norm_.empty()) x = normed(x, final_norm_, final_norm_bias_);
-  if (!project_out_.empty()) x = apply(x, config_.d_model, project_out_, {});
-  return apply(x, config_.d_embed, head_, {});
+  if (!project_out_.empty()) x = through(x, config_.d_model, project_out_, {});
+  return apply(x, head_, {});
 }
 
 std::vector<int> Model::greedy(std::vector<int32_t> tokens, int count) const {
@@ -148,9 +168,9 @@ std::vector<float> Model::normed(const std::vector<float>& x, const std::vector<
 }
 
 std::vector<float> Model::attention_block(const Layer& layer, const std::vector<float>& x) const {
-  std::vector<float> q = apply(x, config_.d_model, layer.q, layer.q_bias);
-  std::vector<float> k = apply(x, config_.d_model, layer.k, layer.k_bias);
-  std::vector<float> v = apply(x, config_.d_model, layer.v, layer.v_bias);
+  std::vector<float> q = apply(x, layer.q, layer.q_bias);
+  std::vector<float> k = apply(x, layer.k, layer.k_bias);
+  std::vector<float> v = apply(x, layer.v, layer.v_bias);
   if (!config_.learned_positions) {
     rotate_heads(q, config_.n_heads);
     rotate_heads(k, config_.n_kv_heads);
@@ -175,7 +195,7 @@ std::vector<float> Model::attention_block(const Layer& layer, const std::vector<
       mixed.insert(mixed.end(), out.begin(), out.end());
     }
   }
-  return apply(mixed, config_.q_rows(), layer.o, layer.o_bias);
+  return apply(mixed, layer.o, layer.o_bias);
 }
 
 // x [tokens][heads * head_dim]: row t stands at position t.
@@ -195,14 +215,14 @@ void Model::rotate_heads(std::vector<float>& x, int heads) const {
 }
 
 std::vector<float> Model::mlp_block(const Layer& layer, const std::vector<float>& x) const {
-  std::vector<float> up = apply(x, config_.d_model, layer.up, layer.up_bias);
+  std::vector<float> up = apply(x, layer.up, layer.up_bias);
   if (config_.gated_mlp) {
-    const std::vector<float> gate = apply(x, config_.d_model, layer.gate, layer.gate_bias);
+    const std::vector<float> gate = apply(x, layer.gate, layer.gate_bias);
     for (size_t i = 0; i < up.size(); ++i) up[i] = silu(gate[i]) * up[i];
   } else {
     for (float& value : up) value = relu(value);
   }
-  return apply(up, config_.d_ffn, layer.down, layer.down_bias);
+  return apply(up, layer.down, layer.down_bias);
 }
 
 }  // namespace headrace::reference

@@ -16,7 +16,9 @@ namespace headrace::reference {
 
 class Model {
  public:
-  Model(const Checkpoint& checkpoint, KvFormat kv);
+  // `int8`: linear layers in integers where weights have codes, as int8.h has them; not the
+  // projections of the embedding.
+  Model(const Checkpoint& checkpoint, KvFormat kv, bool int8 = false);
 
   // The residual stream [tokens][d_model] of a sequence before layer 0.
   std::vector<float> embed(std::span<const int32_t> tokens) const;
@@ -29,13 +31,22 @@ class Model {
   std::vector<int> greedy(std::vector<int32_t> tokens, int count) const;
 
  private:
+  struct Matrix {
+    DType dtype = DType::kF32;
+    int64_t rows = 0, cols = 0;
+    std::vector<std::byte> raw;  // as stored
+    std::vector<float> floats;
+  };
   struct Layer {
     std::vector<float> attn_norm, attn_norm_bias, mlp_norm, mlp_norm_bias;
-    std::vector<float> q, q_bias, k, k_bias, v, v_bias, o, o_bias;
-    std::vector<float> gate, gate_bias, up, up_bias, down, down_bias;
+    Matrix q, k, v, o, gate, up, down;
+    std::vector<float> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
   };
 
-  std::vector<float> load(const Checkpoint& checkpoint, Role role, int layer = 0) const;
+  Matrix load(const Checkpoint& checkpoint, Role role, int layer = 0) const;
+  // Rows x through w.
+  std::vector<float> apply(const std::vector<float>& x, const Matrix& w,
+                           const std::vector<float>& bias) const;
   std::vector<float> normed(const std::vector<float>& x, const std::vector<float>& weight,
                             const std::vector<float>& bias) const;
   std::vector<float> attention_block(const Layer& layer, const std::vector<float>& x) const;
@@ -44,8 +55,10 @@ class Model {
 
   ModelConfig config_;
   KvFormat kv_;
+  bool int8_;
   std::vector<float> token_embedding_, position_embedding_, project_in_, project_out_;
-  std::vector<float> final_norm_, final_norm_bias_, head_;
+  std::vector<float> final_norm_, final_norm_bias_;
+  Matrix head_;
   std::vector<Layer> layers_;
 };
 

@@ -82,12 +82,12 @@ inline constexpr int64_t kMostRows = 16384;  // of a step
 // One stage: its weights, its KV cache and its engine.
 struct EngineStage {
   EngineStage(const Checkpoint& checkpoint, const StageRange& range, KvFormat kv_format,
-              const Cpu& cpu, MemoryBudget& budget, const RunShape& run)
+              const Cpu& cpu, MemoryBudget& budget, const RunShape& run, bool int8 = false)
       : offload(open_offload(checkpoint, range, cpu, budget, run)),
         weights(make_weights(checkpoint, range, cpu, budget, run)),
         device(make_device(checkpoint, kv_format, cpu, budget, run)),
         kv(make_kv(checkpoint, range, kv_format, budget, run)),
-        engine(make_engine(checkpoint.config(), cpu, budget, run)) {}
+        engine(make_engine(checkpoint.config(), cpu, budget, run, int8)) {}
 
   // In float32, with nothing resident.
   std::unique_ptr<DeviceStage> make_device(const Checkpoint& checkpoint, KvFormat format,
@@ -107,9 +107,10 @@ struct EngineStage {
   }
 
   StageEngine make_engine(const ModelConfig& config, const Cpu& cpu, MemoryBudget& budget,
-                          const RunShape& run) {
+                          const RunShape& run, bool int8) {
     if (!device) {
-      return StageEngine(config, weights, kv, cpu, budget, run.micro_batch_rows, run.logit_rows);
+      return StageEngine(config, weights, kv, cpu, budget, run.micro_batch_rows, run.logit_rows,
+                         int8);
     }
     return StageEngine(config, weights, device->weights(), kv, device->ops(), device->scratch(),
                        cpu, budget, run.micro_batch_rows);

@@ -99,7 +99,7 @@ struct Outputs {
 };
 
 std::vector<Outputs> run_engine(const Checkpoint& checkpoint, const Sequences& sequences,
-                                KvFormat kv_format, const RunShape& run) {
+                                KvFormat kv_format, const RunShape& run, bool int8 = false) {
   const ModelConfig& config = checkpoint.config();
   const auto width = static_cast<size_t>(config.d_model);
   ThreadPool threads(run.threads, 0);
@@ -111,7 +111,8 @@ std::vector<Outputs> run_engine(const Checkpoint& checkpoint, const Sequences& s
   std::vector<std::unique_ptr<EngineStage>> stages;
   for (size_t s = 0; s + 1 < cuts.size(); ++s) {
     const StageRange range{cuts[s], cuts[s + 1], s == 0, s + 2 == cuts.size()};
-    stages.push_back(std::make_unique<EngineStage>(checkpoint, range, kv_format, cpu, budget, run));
+    stages.push_back(
+        std::make_unique<EngineStage>(checkpoint, range, kv_format, cpu, budget, run, int8));
   }
 
   std::vector<Outputs> outputs(sequences.size());
@@ -145,25 +146,31 @@ std::vector<Outputs> run_engine(const Checkpoint& checkpoint, const Sequences& s
   return outputs;
 }
 
+std::vector<Outputs> reference_outputs(const Checkpoint& checkpoint, const Sequences& sequences,
+                                       KvFormat kv, bool int8) {
+  const reference::Model model(checkpoint, kv, int8);
+  std::vector<Outputs> expected;
+  for (const std::vector<int32_t>& tokens : sequences) {
+    Outputs out;
+    out.hidden = model.embed(tokens);
+    model.layers(0, checkpoint.config().n_layers, out.hidden);
+    out.logits = model.logits(out.hidden);
+    // A model that has died out or overflowed would prove nothing.
+    const auto ordinary = [](float v) { return std::isfinite(v) && v != 0.0f; };
+    EXPECT_TRUE(std::all_of(out.logits.begin(), out.logits.end(), ordinary));
+    expected.push_back(std::move(out));
+  }
+  return expected;
+}
+
 void expect_reference_bits(const Checkpoint& checkpoint, const std::vector<RunShape>& runs,
-                           const std::vector<int>& lengths = {1, 40, 17, 3}) {
+                           const std::vector<int>& lengths = {1, 40, 17, 3}, bool int8 = false) {
   const Sequences sequences = random_sequences(checkpoint.config(), lengths);
   for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4}) {
-    const reference::Model model(checkpoint, kv);
-    std::vector<Outputs> expected;
-    for (const std::vector<int32_t>& tokens : sequences) {
-      Outputs out;
-      out.hidden = model.embed(tokens);
-      model.layers(0, checkpoint.config().n_layers, out.hidden);
-      out.logits = model.logits(out.hidden);
-      // A model that has died out or overflowed would prove nothing.
-      const auto ordinary = [](float v) { return std::isfinite(v) && v != 0.0f; };
-      EXPECT_TRUE(std::all_of(out.logits.begin(), out.logits.end(), ordinary));
-      expected.push_back(std::move(out));
-    }
+    const auto expected = reference_outputs(checkpoint, sequences, kv, int8);
     for (const RunShape& run : runs) {
       SCOPED_TRACE(describe(run) + ", " + kv_format_name(kv));
-      const std::vector<Outputs> got = run_engine(checkpoint, sequences, kv, run);
+      const std::vector<Outputs> got = run_engine(checkpoint, sequences, kv, run, int8);
       for (size_t s = 0; s < sequences.size(); ++s) {
         ASSERT_TRUE(same_bits(expected[s].hidden, got[s].hidden)) << "hidden, sequence " << s;
         ASSERT_TRUE(same_bits(expected[s].logits, got[s].logits)) << "logits, sequence " << s;
@@ -216,6 +223,69 @@ TEST(EngineOfQuantised, EqualsTheReferenceBitForBit) {
   }
 }
 
+// Linear layers in integers. A device does not compute so.
+std::vector<RunShape> runs_in_integers(int layers) {
+  std::vector<RunShape> runs = all_runs(layers);
+  std::erase_if(runs, [](const RunShape& run) { return run.device_slots > 0; });
+  for (const int memory : {0, 60}) {
+    runs.push_back({.threads = 2,
+                    .chunk = 9,
+                    .micro_batch_rows = 5,
+                    .weight_memory = memory,
+                    .kv_memory_pages = 3});
+  }
+  return runs;
+}
+
+TEST(EngineInIntegers, EqualsTheReferenceBitForBit) {
+  for (const std::string name :
+       {"llama-rope3.Q4_1.gguf", "synthetic:tiny-qwen2:q8", "llama-gqa", "opt-pre"}) {
+    SCOPED_TRACE(name);
+    auto checkpoint = Checkpoint::open(name.starts_with("synthetic:") ? name : model_path(name));
+    if (name == "llama-gqa") checkpoint = quantized(std::move(checkpoint), WeightFormat::kQ8);
+    if (name == "opt-pre") checkpoint = quantized(std::move(checkpoint), WeightFormat::kQ4);
+    expect_reference_bits(*checkpoint, runs_in_integers(checkpoint->config().n_layers),
+                          {1, 40, 17, 3}, true);
+  }
+}
+
+// Norms after the blocks, projections of the embedding, and layers that read the same rows with
+// codes and without.
+TEST(EngineInIntegers, EqualsTheReferenceWhereFormatsAreMixed) {
+  ModelConfig config = test::small_llama();
+  config.post_norm = true;
+  config.has_final_norm = false;
+  config.d_model = 64;
+  config.n_heads = 4;
+  config.n_kv_heads = 2;
+  config.d_ffn = 96;
+  MemoryCheckpoint::Options options;
+  options.matrix_format = [](Role role, int layer) {
+    if (role == Role::kProjectIn || role == Role::kProjectOut) return DType::kQ8_0;
+    if (role == Role::kK || role == Role::kGate) return layer == 0 ? DType::kF16 : DType::kQ5_1;
+    return layer == 0 ? DType::kQ8_0 : DType::kQ4_0;
+  };
+  const MemoryCheckpoint checkpoint(config, options);
+  expect_reference_bits(checkpoint, runs_in_integers(config.n_layers), {1, 40, 17, 3}, true);
+}
+
+// More rows of hidden states for the head than there is room for in integers, and other bits than
+// in float32.
+TEST(EngineInIntegers, HeadOfManyRows) {
+  const auto checkpoint = Checkpoint::open("synthetic:tiny-llama:q8");
+  const Sequences sequences = random_sequences(checkpoint->config(), {60, 60, 50});
+  const auto expected = reference_outputs(*checkpoint, sequences, KvFormat::kF16, true);
+  for (const int64_t rows : {1, 3, 64}) {
+    const RunShape run{.micro_batch_rows = rows, .logit_rows = 100};
+    const auto got = run_engine(*checkpoint, sequences, KvFormat::kF16, run, true);
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      ASSERT_TRUE(same_bits(expected[s].logits, got[s].logits)) << rows << ", sequence " << s;
+    }
+  }
+  const auto floats = run_engine(*checkpoint, sequences, KvFormat::kF16, {}, false);
+  EXPECT_FALSE(same_bits(expected[0].logits, floats[0].logits));
+}
+
 class EngineOfFormat : public testing::TestWithParam<DType> {};
 
 // Every stored format as all matrices of a model, rows of Q and K interleaved as in GGUF files.
@@ -235,6 +305,7 @@ TEST_P(EngineOfFormat, EqualsTheReferenceBitForBit) {
   std::vector<RunShape> runs = {{.threads = 2, .chunk = 7}};
   for (const Target target : supported_targets()) runs.push_back({.target = target});
   expect_reference_bits(checkpoint, runs, {19, 2});
+  expect_reference_bits(checkpoint, runs, {19, 2}, true);
 }
 
 std::string format_name(const testing::TestParamInfo<DType>& info) {
