@@ -15,6 +15,7 @@ import spread
 
 SHAPES = ("896x4864", "4864x896", "896x896")
 ROWS = (32, 64, 128, 256)
+INT8_ROWS = (1, 4, 16, 64)
 TYPES = ("Q4_0", "Q5_0", "Q8_0", "G4")
 
 
@@ -30,6 +31,8 @@ def parse():
 def wanted():
     names = [f"{name}/{shape}/{rows}" for shape in SHAPES for rows in ROWS
              for name in ("F32", "onednn", "Q4_0", "Q5_0", "G4")]
+    names += [f"int8/{name}/{shape}/{rows}" for shape in SHAPES for rows in INT8_ROWS for name in TYPES]
+    names += [f"{name}/{shape}/{rows}" for shape in SHAPES for rows in INT8_ROWS for name in TYPES]
     names += [f"{name}/{shape}/1" for shape in SHAPES for name in ("F32", *TYPES)]
     names += [f"{what}/{form}" for what in ("decode", "pages") for form in ("f16", "q8", "q4")]
     return ["read", *names]
@@ -37,7 +40,7 @@ def wanted():
 
 def one_round(options):
     """{name: benchmark}, by what it is called."""
-    names = "|".join(f"^{name}$" for name in wanted())
+    names = "|".join(f"^{name}$" for name in dict.fromkeys(wanted()))
     done = subprocess.run(
         [options.bench, f"--benchmark_filter={names}", "--benchmark_format=json",
          f"--benchmark_min_time={options.seconds}"],
@@ -64,6 +67,11 @@ def main():
     print("\nGFLOP/s of float32 over oneDNN's, and of low-bit weights over float32's\n")
     print(spread.table(["weights", "rows", "F32 / oneDNN", "Q4_0 / F32", "Q5_0 / F32", "G4 / F32"],
                        rows))
+    rows = [[shape, m, *(ratio(rounds, f"int8/{form}/{shape}/{m}", f"{form}/{shape}/{m}", "GFLOP/s")
+                         for form in TYPES)]
+            for shape in SHAPES for m in INT8_ROWS]
+    print("\nThe same products in integers over those in float32, rows quantised before\n")
+    print(spread.table(["weights", "rows", *TYPES], rows))
     rows = [[shape, form, ratio(rounds, f"{form}/{shape}/1", "read", "GB/s")]
             for shape in SHAPES for form in ("F32", *TYPES) if f"{form}/{shape}/1" in rounds[0]]
     print("\nOne row: bytes of weights per second over a plain read's\n")

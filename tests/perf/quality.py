@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What q8 and q4 cost in quality: perplexity and greedy agreement, as a table.
+"""What q8, q4 and --math int8 cost in quality: perplexity and greedy agreement, as a table.
 
     quality.py --program build/release/headrace [--json FILE] MODEL...
 
 MODEL is a model in F32, F16 or BF16 (tests/make_hf_directory.py makes one of a GGUF file); a low-bit
-model works with --kv-only. For every format of weights and of the KV cache it prints
+model works with --kv-only or --math-only. For every format of weights and of the KV cache, and
+arithmetic of linear layers, it prints
 
   perplexity   of quality.txt in windows of 512 tokens (headrace perplexity), and its ratio to the
                first line's
@@ -14,7 +15,8 @@ model works with --kv-only. For every format of weights and of the KV cache it p
   first        median place of the first different token, from 0; prompts that are equal count as
                --tokens
 
-The first line is native weights with an f16 KV cache.
+The first line is native weights with an f16 KV cache and f32 arithmetic. int8 does nothing where
+native weights are not quantised; --math-only compares f32 and int8 alone, as for low-bit models.
 """
 import argparse
 import json
@@ -24,8 +26,11 @@ import subprocess
 import tempfile
 
 TEXT = pathlib.Path(__file__).with_name("quality.txt")
-KV_ROWS = [("native", "f16"), ("native", "f32"), ("native", "q8"), ("native", "q4")]
-WEIGHT_ROWS = [("q8", "f16"), ("q4", "f16"), ("q8", "q8"), ("q4", "q4")]
+KV_ROWS = [("native", "f16", "f32"), ("native", "f32", "f32"), ("native", "q8", "f32"),
+           ("native", "q4", "f32")]
+WEIGHT_ROWS = [("q8", "f16", "f32"), ("q8", "f16", "int8"), ("q4", "f16", "f32"), ("q4", "f16", "int8"),
+               ("q8", "q8", "f32"), ("q4", "q4", "f32")]
+MATH_ROWS = [("native", "f16", "f32"), ("native", "f16", "int8")]
 
 PROMPTS = [
     "The capital of France is",
@@ -54,12 +59,12 @@ def run(command):
     return done.stdout
 
 
-def perplexity(program, model, weights, kv):
-    text = run([program, "perplexity", "--model", model, "--text", TEXT, "--weights", weights, "--kv", kv])
+def perplexity(program, model, way):
+    text = run([program, "perplexity", "--model", model, "--text", TEXT, *way])
     return float(text.split()[1])
 
 
-def continuations(program, model, weights, kv, tokens):
+def continuations(program, model, way, tokens):
     """Token ids by prompt."""
     with tempfile.TemporaryDirectory() as folder:
         batch, output = pathlib.Path(folder, "in.jsonl"), pathlib.Path(folder, "out.jsonl")
@@ -67,7 +72,7 @@ def continuations(program, model, weights, kv, tokens):
             json.dumps({"custom_id": str(i), "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}) + "\n"
             for i, prompt in enumerate(PROMPTS)))
         run([program, "generate", "--model", model, "--input", batch, "--output", output, "--token-ids",
-             "--weights", weights, "--kv", kv, "--quiet"])
+             "--device", "cpu", *way, "--quiet"])
         records = map(json.loads, output.read_text().splitlines())
         return {r["custom_id"]: r["response"]["body"]["choices"][0]["token_ids"] for r in records}
 
@@ -86,14 +91,15 @@ def compare(reference, other, tokens):
 
 def measure(program, model, rows, tokens):
     results, base = [], None
-    for weights, kv in rows:
-        ids = continuations(program, model, weights, kv, tokens)
-        value = perplexity(program, model, weights, kv)
+    for weights, kv, math in rows:
+        way = ["--weights", weights, "--kv", kv, "--math", math]
+        ids = continuations(program, model, way, tokens)
+        value = perplexity(program, model, way)
         base = base or (ids, value)
         share, whole, first = compare(base[0], ids, tokens)
-        results.append({"model": pathlib.Path(model).name, "weights": weights, "kv": kv, "perplexity": value,
+        results.append({"model": pathlib.Path(model).name, "weights": weights, "kv": kv, "math": math, "perplexity": value,
                         "ratio": value / base[1], "agreement": share, "same": whole, "first": first})
-        print(f"| {weights} | {kv} | {value:.3f} | {value / base[1]:.4f} | {share:.1%} "
+        print(f"| {weights} | {kv} | {math} | {value:.3f} | {value / base[1]:.4f} | {share:.1%} "
               f"| {whole} of {len(PROMPTS)} | {first:g} |", flush=True)
     return results
 
@@ -103,14 +109,16 @@ def main():
     parser.add_argument("--program", default="build/release/headrace")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to generate per prompt")
     parser.add_argument("--kv-only", action="store_true", help="leave the weights as they are")
+    parser.add_argument("--math-only", action="store_true", help="f32 and int8 alone")
     parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file, too")
     parser.add_argument("models", nargs="+", metavar="MODEL")
     arguments = parser.parse_args()
     results = []
     for model in arguments.models:
         print(f"\n{pathlib.Path(model).name}: {len(PROMPTS)} prompts, {arguments.tokens} tokens each\n\n"
-              "| weights | kv | perplexity | ratio | agreement | same | first |\n|---|---|---|---|---|---|---|")
-        rows = KV_ROWS + ([] if arguments.kv_only else WEIGHT_ROWS)
+              "| weights | kv | math | perplexity | ratio | agreement | same | first |\n"
+              "|---|---|---|---|---|---|---|---|")
+        rows = MATH_ROWS if arguments.math_only else KV_ROWS + ([] if arguments.kv_only else WEIGHT_ROWS)
         results += measure(arguments.program, model, rows, arguments.tokens)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")

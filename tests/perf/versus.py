@@ -7,7 +7,8 @@ Every round runs headrace and each peer in turn, at every batch size: random pro
 tokens, --generate tokens for each, and as many threads for all. The peers are llama.cpp (package
 llama-cpp-python, flash attention, weights repacked) and OpenVINO GenAI (package openvino-genai,
 GGUF files of Q4_0); one that --peer-python does not have is named and left out. --q4 FILE: the
-model as Q4_0, which llama.cpp makes of it where FILE is not there, is measured, too.
+model as Q4_0, which llama.cpp makes of it where FILE is not there, is measured, too. --math
+f32,int8: headrace with each of these, in turn, and the ratios of each.
 
 Prints "a / b / c", minimum, median and maximum over the rounds; ratios are taken within a round.
 """
@@ -26,6 +27,7 @@ HERE = pathlib.Path(__file__).parent
 PEERS = {"llama.cpp": ("llama_cpp", "peer_llama.py"),
          "OpenVINO": ("openvino_genai", "peer_openvino.py")}
 RATES = ("prefill", "decode", "generated")
+OWN = "headrace"
 
 
 def parse():
@@ -38,6 +40,7 @@ def parse():
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--generate", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--math", default="f32", help="of headrace: f32, int8, or f32,int8")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peer-python", default=sys.executable, help="Python with the packages")
     parser.add_argument("--json", help="file for all that was measured")
@@ -59,14 +62,16 @@ def rates(batch, prompt, generate, prefill_s, decode_s):
             "generated": batch * generate / (prefill_s + decode_s)}
 
 
-def headrace(options, model, batch):
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "bench.json"
-        run(options.program, "bench", "--model", model, "--batch", batch, "--prompt-tokens",
-            options.prompt, "--generate-tokens", options.generate, "--threads", options.threads,
-            "--device", "cpu", "--json", out)
-        measured = json.loads(out.read_text())["batches"][0]
-    return {rate: measured[f"{rate}_tokens_per_s"]["median"] for rate in RATES}
+def headrace(math):
+    def measure(options, model, batch):
+        with tempfile.TemporaryDirectory() as folder:
+            out = pathlib.Path(folder) / "bench.json"
+            run(options.program, "bench", "--model", model, "--batch", batch, "--prompt-tokens",
+                options.prompt, "--generate-tokens", options.generate, "--threads", options.threads,
+                "--device", "cpu", "--math", math, "--json", out)
+            measured = json.loads(out.read_text())["batches"][0]
+        return {rate: measured[f"{rate}_tokens_per_s"]["median"] for rate in RATES}
+    return measure
 
 
 def peer(script):
@@ -80,7 +85,7 @@ def peer(script):
 
 def programs(options):
     """What can be run here, headrace first."""
-    found = {"headrace": headrace}
+    found = {f"{OWN} {math}": headrace(math) for math in options.math.split(",")}
     for name, (module, script) in PEERS.items():
         try:
             run(options.peer_python, "-c", f"import {module}")
@@ -116,7 +121,7 @@ def measure(options):
             try:
                 rounds.append(found[program](options, named[name], batch))
             except RuntimeError as error:
-                if program == "headrace":
+                if program.startswith(OWN):
                     raise
                 print(f"{program} is left out of {name}, batch {batch}: {error}")
                 cells.remove(cell)
@@ -129,15 +134,18 @@ def measure(options):
 def report(measured):
     for name, batches in measured.items():
         rows = []
+        own = [program for program in next(iter(batches.values())) if program.startswith(OWN)]
         for batch, cell in batches.items():
+            generated = {program: [r["generated"] for r in rounds] for program, rounds in cell.items()}
             for program, rounds in cell.items():
-                values = {rate: [r[rate] for r in rounds] for rate in RATES}
-                own = [r["generated"] for r in cell["headrace"]]
-                ratio = spread.text(spread.ratios(own, values["generated"]))
-                rows.append([batch, program, *(spread.text(values[rate], 1) for rate in RATES),
-                             "" if program == "headrace" else ratio])
+                values = (spread.text([r[rate] for r in rounds], 1) for rate in RATES)
+                ratios = ("" if program == ours else
+                          spread.text(spread.ratios(generated[ours], generated[program]))
+                          for ours in own)
+                rows.append([batch, program, *values, *ratios])
         print(f"\n{name}, tokens per second\n")
-        print(spread.table(["batch", "program", *RATES, "headrace over it, generated"], rows))
+        print(spread.table(["batch", "program", *RATES,
+                            *(f"{ours} over it, generated" for ours in own)], rows))
 
 
 def main():

@@ -191,7 +191,7 @@ void gate_panels(const Cpu& cpu, const Int8Group* x, int64_t rows, const PackedM
 }
 
 void quantise_rows(const Cpu& cpu, const float* x, int64_t rows, int64_t n, Int8Group* groups) {
-  constexpr int64_t kWorthThreads = 32768;  // elements
+  constexpr int64_t kWorthThreads = 8192;  // elements
   const int64_t of_row = n / kInt8Columns;
   const auto quantise = [&](int64_t m) {
     cpu.kernels.int8.quantise(x + m * n, of_row, groups + m * of_row);

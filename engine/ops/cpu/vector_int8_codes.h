@@ -31,7 +31,10 @@ struct Int8Kind {
   bool offset;  // offsets are added
   int parts;    // of a group, each with a scale of its own
   bool is_signed;
-  int together;  // products of four columns whose pairs can be added up in 16 bits
+  // How many pairs of products are added up in 16 bits (AVX2). A pair of codes of b bits is at most
+  // 2 * (2^b - 1) * 127 in magnitude: 2 * 16002 with 6 bits, 4 * 7874 with 5 and 8 * 3810 with 4
+  // are below 2^15, as is one pair of 8 signed bits, 2 * 128 * 127.
+  int together;
 };
 
 constexpr Int8Kind int8_kind(DType dtype) {
@@ -139,9 +142,8 @@ inline __m128i load_16(const std::byte* p) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
 }
 
-// Pairs of products of four columns, in 16 bits. Unsigned codes have at most 6 bits: a pair is at
-// most 2 * 63 * 127 = 16002. Signed ones are within -128 .. 127, and x within -127 .. 127, so that
-// a pair is at most 2 * 128 * 127 = 32512. Nothing is saturated.
+// Pairs of products of four columns, in 16 bits; nothing is saturated, see `together`. Signed codes
+// give their signs to x, which is never -128.
 template <Int8Kind kKind>
 IV pairs(IV codes, IV x) {
   if constexpr (kKind.is_signed) {
