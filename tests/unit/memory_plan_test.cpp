@@ -31,6 +31,7 @@ Stage::Sizes random_sizes(std::mt19937_64& random) {
   sizes.micro_batch_rows =
       std::min<int64_t>(1 + static_cast<int64_t>(random() % 256), sizes.step_rows);
   sizes.kv_format = static_cast<KvFormat>(random() % 4);
+  sizes.int8 = random() % 2 == 0;
   return sizes;
 }
 

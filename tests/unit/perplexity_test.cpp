@@ -44,9 +44,11 @@ TEST(Perplexity, EqualsTheReferenceWindowByWindow) {
   for (const WeightFormat weights : {WeightFormat::kNative, WeightFormat::kQ8, WeightFormat::kQ4}) {
     for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4}) {
       const auto checkpoint = quantized(Checkpoint::open(model_path("llama-gqa")), weights);
-      const reference::Model model(*checkpoint, kv);
+      const bool int8 = kv == KvFormat::kQ8 || kv == KvFormat::kF32;
+      const reference::Model model(*checkpoint, kv, int8);
       PerplexityOptions options;
       options.kv_format = kv;
+      options.int8 = int8;
       options.window = 40;
       options.threads = 2;
       const Perplexity got = perplexity_of_ids(*checkpoint, options, {1}, ids);
