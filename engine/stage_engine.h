@@ -53,6 +53,7 @@ class StageEngine {
   using UseLogits = std::function<void(int64_t first, int64_t count, float* logits)>;
   void head(float* hidden, std::span<BestToken> best, int64_t logit_rows, const UseLogits& use);
 
+  void share(int slot, int from, int64_t pages) { kv_.share(slot, from, pages); }
   void release(int slot) { kv_.release(slot); }
 
   // `block_floats`: of the ops; the CPU's where it is left out.

@@ -30,6 +30,7 @@ KvStore::KvStore(const KvPageShape& shape, int layers, int slots, const KvArena&
       shares_tables_(!passage),
       arena_(arena.memory),
       passage_(passage),
+      users_(static_cast<size_t>(page_count_)),
       sequences_(slots),
       tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
   for (int64_t page = homes_; page-- > 0;) free_.push_back(page);
@@ -64,6 +65,7 @@ KvStore::KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int
       memory_(budget.allocate(static_cast<size_t>(page_count_ * layers) * stride_, "KV cache")),
       arena_(memory_.data()),
       disk_(std::in_place, disk, stride_, layers, slots, budget),
+      users_(static_cast<size_t>(page_count_)),
       sequences_(slots),
       tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
   for (int64_t page = page_count_; page-- > 0;) free_.push_back(page);
@@ -88,11 +90,29 @@ void KvStore::reserve(int slot, int64_t tokens) {
     if (free_.empty()) throw std::logic_error("KvStore: out of pages");
     const int64_t page = free_.back();
     free_.pop_back();
-    sequence.memory.push_back(page);
-    const int tables = shares_tables_ ? 1 : layers_;
-    for (int layer = 0; layer < tables; ++layer)
-      tables_[slot][layer].push_back(address(layer, page));
+    take(slot, page);
   }
+}
+
+void KvStore::take(int slot, int64_t number) {
+  ++users_[number];
+  sequences_[slot].memory.push_back(number);
+  const int tables = shares_tables_ ? 1 : layers_;
+  for (int layer = 0; layer < tables; ++layer) {
+    tables_[slot][layer].push_back(address(layer, number));
+  }
+}
+
+void KvStore::give_back(int64_t number) {
+  if (--users_[number] == 0) free_.push_back(number);
+}
+
+void KvStore::share(int slot, int from, int64_t pages) {
+  const std::vector<int64_t>&own = sequences_.at(slot).memory, &others = sequences_.at(from).memory;
+  if (!is_fixed() || slot == from || pages > std::ssize(others)) {
+    throw std::logic_error("KvStore: pages that cannot be shared");
+  }
+  for (int64_t page = std::ssize(own); page < pages; ++page) take(slot, others[page]);
 }
 
 // Where the host computes with whole sequences: one that has begun at home stays there, and of
@@ -123,7 +143,7 @@ void KvStore::release(int slot) {
   settle();
   Sequence& sequence = sequences_[slot];
   for (const int64_t number : sequence.memory) {
-    if (number >= 0) free_.push_back(number);
+    if (number >= 0) give_back(number);
   }
   homes_taken_ -= sequence.at_home;
   if (disk_) disk_->release(slot);
@@ -256,7 +276,7 @@ void KvStore::settle() {
   disk_->settle();
   for (const Leaving& page : leaving_) {
     Sequence& sequence = sequences_[page.slot];
-    free_.push_back(sequence.memory[page.page]);
+    give_back(sequence.memory[page.page]);
     sequence.memory[page.page] = -1;
     sequence.on_disk.push_back(page.page);
   }

@@ -61,7 +61,11 @@ class KvStore {
   // is left: the coordinator admits only what fits. IoError if an earlier page could not be
   // written.
   void reserve(int slot, int64_t tokens);
-  // Gives all pages of the slot back.
+  // Where is_fixed(): the first pages of `slot`, up to `pages` in all, are those of `from`, which
+  // has as many. Both give them back, and no row may be written there any more. Throws
+  // std::logic_error.
+  void share(int slot, int from, int64_t pages);
+  // Gives all pages of the slot back; those that others share are theirs.
   void release(int slot);
 
   // Pages per layer of this sequence that only come for visits, and how many of them a visit to
@@ -109,6 +113,8 @@ class KvStore {
   std::byte* address(int layer, int64_t number);
   void find_homes(const BatchItem& item);
   void settle();
+  void take(int slot, int64_t number);
+  void give_back(int64_t number);
   int64_t home(const Sequence& sequence, int64_t index) const {
     return sequence.runs[index / passage_->run()] + index % passage_->run();
   }
@@ -134,6 +140,7 @@ class KvStore {
   KvPassage* passage_ = nullptr;
   std::vector<int64_t> free_runs_, free_disk_runs_;           // first homes
   std::vector<int64_t> free_;                                 // page numbers
+  std::vector<int32_t> users_;                                // slots, by page number
   std::vector<Sequence> sequences_;                           // by slot
   std::vector<std::vector<std::vector<std::byte*>>> tables_;  // [slot][layer]
   std::vector<KvVisit> visits_;

@@ -119,6 +119,99 @@ TEST(KvStore, PagesNeverOverlap) {
   EXPECT_GT(refused, 100) << "the store was never full";
 }
 
+// Tables of all layers in one, and a table for each.
+TEST(KvStore, ASharedPageIsFreeWhenNobodyHasItAnyMore) {
+  MemoryBudget budget("host memory", 1 << 24);
+  std::byte memory[1];  // only ever pointed to
+  KvStore own(kShape, kLayers, 10, 3, budget), arena(kShape, kLayers, 3, KvArena{memory, 10});
+  for (KvStore* const store : {&own, &arena}) {
+    for (const bool donor_first : {true, false}) {
+      store->reserve(0, 5 * kPageTokens);
+      store->share(1, 0, 3);
+      store->share(2, 1, 2);
+      EXPECT_EQ(store->free_pages(), 5) << "pages that are shared count once";
+      store->reserve(1, 3 * kPageTokens + 1);
+      EXPECT_EQ(store->free_pages(), 4);
+      for (int layer = 0; layer < kLayers; ++layer) {
+        std::byte* const* const donor = store->pages(0, layer);
+        EXPECT_TRUE(std::equal(donor, donor + 3, store->pages(1, layer)));
+        EXPECT_TRUE(std::equal(donor, donor + 2, store->pages(2, layer)));
+        EXPECT_NE(store->pages(1, layer)[3], donor[3]);
+      }
+      store->release(donor_first ? 0 : 2);
+      EXPECT_EQ(store->free_pages(), donor_first ? 6 : 4);
+      store->release(1);
+      EXPECT_EQ(store->free_pages(), donor_first ? 8 : 5);
+      store->release(donor_first ? 2 : 0);
+      EXPECT_EQ(store->free_pages(), 10);
+    }
+  }
+}
+
+TEST(KvStore, MorePagesAreTakenOverThanBefore) {
+  MemoryBudget budget("host memory", 1 << 24);
+  KvStore store(kShape, kLayers, 10, 3, budget);
+  store.reserve(0, 2 * kPageTokens);
+  store.reserve(1, 4 * kPageTokens);
+  store.share(2, 0, 1);
+  store.share(2, 1, 4);
+  EXPECT_EQ(store.pages(2, 1)[0], store.pages(0, 1)[0]) << "what it had stays";
+  EXPECT_EQ(store.pages(2, 1)[1], store.pages(1, 1)[1]);
+  store.release(0);
+  store.release(1);
+  EXPECT_EQ(store.free_pages(), 6);
+}
+
+TEST(KvStore, PagesThatAreNotThereAreNotShared) {
+  MemoryBudget budget("host memory", 1 << 24);
+  KvStore store(kShape, kLayers, 10, 2, budget);
+  store.reserve(0, 2 * kPageTokens);
+  EXPECT_THROW(store.share(1, 0, 3), std::logic_error);
+  EXPECT_THROW(store.share(0, 0, 1), std::logic_error);
+  EXPECT_THROW(store.share(1, 7, 1), std::logic_error);
+  EXPECT_THROW(store.share(-1, 0, 1), std::logic_error);
+  EXPECT_EQ(store.free_pages(), 8);
+}
+
+// Random sequences that branch off others; every page is that of all who share it, and free again
+// when the last of them has gone.
+TEST(KvStore, SharedPagesAreThoseOfWhomTheyCameFrom) {
+  MemoryBudget budget("host memory", 1 << 24);
+  constexpr int64_t kPages = 40;
+  constexpr int kSlots = 6;
+  KvStore store(kShape, kLayers, kPages, kSlots, budget);
+  std::mt19937_64 random(8);
+  std::map<int, std::vector<std::byte*>> held;  // in layer 1
+  int shared = 0;
+  for (int turn = 0; turn < 5000; ++turn) {
+    const auto slot = static_cast<int>(random() % kSlots),
+               from = static_cast<int>(random() % kSlots);
+    std::vector<std::byte*>& pages = held[slot];
+    if (random() % 3 == 0) {
+      store.release(slot);
+      pages.clear();
+    } else if (pages.empty() && from != slot && !held[from].empty()) {
+      const size_t common = 1 + random() % held[from].size();
+      store.share(slot, from, static_cast<int64_t>(common));
+      pages.assign(held[from].begin(), held[from].begin() + static_cast<std::ptrdiff_t>(common));
+      ++shared;
+    } else if (store.free_pages() > 0) {
+      store.reserve(slot, std::ssize(pages) * kPageTokens + 1);
+      pages.push_back(store.pages(slot, 1)[pages.size()]);
+      for (const auto& [other, others] : held) {
+        ASSERT_TRUE(other == slot || std::ranges::count(others, pages.back()) == 0);
+      }
+    }
+    std::set<std::byte*> all;
+    for (const auto& [s, own] : held) {
+      ASSERT_TRUE(std::equal(own.begin(), own.end(), store.pages(s, 1)));
+      all.insert(own.begin(), own.end());
+    }
+    ASSERT_EQ(store.free_pages(), kPages - std::ssize(all));
+  }
+  EXPECT_GT(shared, 300);
+}
+
 // What a token's K and V are in these tests: the same byte all over its place in the page.
 std::byte mark(int slot, int layer, int64_t position) {
   return static_cast<std::byte>((slot * 7 + layer) * 31 + position * 3 + 1);
@@ -316,6 +409,12 @@ TEST(KvStore, PagesAreInTheArenaFirstWhereTheHostComputesWithNone) {
   kv.reserve(0, 3);
   EXPECT_EQ(kv.store.visiting_pages(0), 1);
   EXPECT_FALSE(kv.store.is_at_home(0));
+}
+
+TEST(KvStore, PagesThatMoveAreNotShared) {
+  BesideADevice kv(20);
+  kv.reserve(0, 2);
+  EXPECT_THROW(kv.store.share(1, 0, 1), std::logic_error);
 }
 
 TEST(KvStore, TheHostFindsPagesAtHome) {
