@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "engine/ops/canonical.h"
 #include "runtime/pipeline/random.h"
@@ -52,7 +53,12 @@ double weight(float logit) { return logit <= kExpMin ? 0.0 : canonical_exp(logit
 Sampler::Sampler(const Kernels& kernels, int slots, int64_t vocab_size)
     : kernels_(kernels), vocab_size_(vocab_size), slots_(slots) {}
 
-void Sampler::admit(const Admission& admission) { slots_[admission.slot] = {admission, {}}; }
+void Sampler::admit(const Admission& admission) {
+  Slot& slot = slots_[admission.slot] = {admission, {}};
+  slot.seen = std::exchange(slot.admission.prompt, {});
+  std::ranges::sort(slot.seen);
+  slot.seen.erase(std::ranges::unique(slot.seen).begin(), slot.seen.end());
+}
 
 void Sampler::observe(int slot, std::span<const int32_t> tokens) {
   Slot& s = slots_[slot];

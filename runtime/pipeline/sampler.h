@@ -20,7 +20,8 @@ class Sampler {
   Sampler(const Kernels& kernels, int slots, int64_t vocab_size);
 
   void admit(const Admission& admission);
-  // Tokens of the slot's sequence, as a step brings them in: prompt chunks, then generated ones.
+  // Tokens of the slot's sequence, as a step brings them in: prompt chunks, but for what is taken
+  // over from another slot, then generated ones.
   void observe(int slot, std::span<const int32_t> tokens);
 
   // The slot's token is the one with the largest logit of the model, and nothing more is told of

@@ -8,11 +8,14 @@
 namespace headrace {
 namespace {
 
+int all_slots(const Stage::Sizes& sizes) { return sizes.slots + sizes.kept_slots; }
+
 KvStore make_kv(const KvPageShape& shape, int layers, const Stage::Sizes& sizes,
                 const KvDiskAccess& access, MemoryBudget& budget) {
-  if (sizes.kv_disk_pages == 0) return KvStore(shape, layers, sizes.kv_pages, sizes.slots, budget);
+  if (sizes.kv_disk_pages == 0)
+    return KvStore(shape, layers, sizes.kv_pages, all_slots(sizes), budget);
   const KvDiskOptions disk{access, sizes.kv_disk_pages, sizes.kv_staging_pages};
-  return KvStore(shape, layers, sizes.kv_pages, sizes.slots, sizes.step_rows, disk, budget);
+  return KvStore(shape, layers, sizes.kv_pages, all_slots(sizes), sizes.step_rows, disk, budget);
 }
 
 }  // namespace
@@ -45,8 +48,8 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, const Cpu& cpu, Me
       engine_(config, weights, kv_, cpu, budget, sizes.micro_batch_rows, sizes.logit_rows,
               sizes.int8),
       sizes_(sizes),
-      prompt_tokens_(static_cast<size_t>(sizes.slots)) {
-  if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
+      prompt_tokens_(static_cast<size_t>(all_slots(sizes))) {
+  if (range_.is_last) sampler_.emplace(cpu.kernels, all_slots(sizes), config.vocab_size);
 }
 
 Stage::Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& device, const Cpu& cpu,
@@ -54,13 +57,13 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& devic
     : config_(config),
       range_(weights.range()),
       cpu_(cpu),
-      kv_(page_shape(config, sizes.kv_format), range_.layers(), sizes.slots, device.kv_on_device(),
-          device.kv_window()),
+      kv_(page_shape(config, sizes.kv_format), range_.layers(), all_slots(sizes),
+          device.kv_on_device(), device.kv_window()),
       engine_(config, weights, device.weights(), kv_, device.ops(), device.scratch(), cpu, budget,
               sizes.micro_batch_rows, device.host_attention()),
       sizes_(sizes),
-      prompt_tokens_(static_cast<size_t>(sizes.slots)) {
-  if (range_.is_last) sampler_.emplace(cpu.kernels, sizes.slots, config.vocab_size);
+      prompt_tokens_(static_cast<size_t>(all_slots(sizes))) {
+  if (range_.is_last) sampler_.emplace(cpu.kernels, all_slots(sizes), config.vocab_size);
 }
 
 void Stage::warm_up(float* hidden) {
@@ -101,7 +104,7 @@ std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden,
   const Span span(Track::kCompute, "step", {Arg::kStep, static_cast<int64_t>(step.step)},
                   {Arg::kRows, step.rows()});
   count_rows(step);
-  for (const int32_t slot : step.released) engine_.release(slot);
+  make(step.changes);
   std::vector<BatchItem> batch;
   for (const StepItem& item : step.items)
     batch.push_back({item.slot, item.first_position, item.rows});
@@ -114,6 +117,16 @@ std::optional<StepResult> Stage::run(const StepMessage& step, float* hidden,
   }
   engine_.sweep(batch, hidden);
   return std::nullopt;
+}
+
+void Stage::make(const std::vector<KvChange>& changes) {
+  for (const KvChange& change : changes) {
+    if (change.from < 0) {
+      engine_.release(change.slot);
+    } else {
+      engine_.share(change.slot, change.from, change.pages);
+    }
+  }
 }
 
 void Stage::count_rows(const StepMessage& step) {

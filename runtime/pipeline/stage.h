@@ -16,7 +16,8 @@ namespace headrace {
 class Stage {
  public:
   struct Sizes {
-    int slots = 1;
+    int slots = 1;                 // of sequences in flight
+    int kept_slots = 0;            // besides them, see ScheduleLimits
     int64_t kv_pages = 0;          // in memory for good
     int64_t kv_disk_pages = 0;     // besides them
     int64_t kv_staging_pages = 0;  // where pages from disk come in; most that a sequence may have
@@ -52,6 +53,7 @@ class Stage {
   static uint64_t kv_bytes(const ModelConfig& config, const StageRange& range, const Sizes& sizes);
 
  private:
+  void make(const std::vector<KvChange>& changes);
   void count_rows(const StepMessage& step);
   static std::vector<int64_t> sampled_rows(const StepMessage& step);
   StepResult sample(const StepMessage& step, float* hidden);

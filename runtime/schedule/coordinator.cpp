@@ -25,16 +25,14 @@ struct Coordinator::Sequence {
   Order order = Order::kInput;
   int64_t waiting_bytes = 0;  // that it takes while it waits
 
-  int32_t slot = -1;
-  int64_t fed = 0;              // tokens whose K and V are, or are being, computed
-  std::vector<int32_t> tokens;  // prompt, then generated
+  KvSlots::Content content;  // from when it gets a slot
   uint64_t last_step = 0;
   bool in_flight = false;
   std::optional<TextStream> text;
 
   const Request& asked() const { return request->prepared.request; }
-  int64_t prompt_tokens() const { return static_cast<int64_t>(request->prepared.prompt.size()); }
-  int64_t unfed() const { return static_cast<int64_t>(tokens.size()) - fed; }
+  bool is_in_prompt() const { return std::ssize(content.tokens) == content.prompt_tokens; }
+  int64_t unfed() const { return std::ssize(content.tokens) - content.fed; }
   int64_t pages() const { return KvStore::pages_for(length); }
   ChoiceResult& result() const { return request->result.choices[choice]; }
 };
@@ -70,22 +68,24 @@ Coordinator::Coordinator(const ScheduleLimits& limits, const Tokenizer* tokenize
       feed_(std::move(feed)),
       done_(std::move(done)),
       failed_(std::move(failed)),
-      slots_(limits.slots),
-      free_pages_(limits.kv_pages) {
-  for (int slot = limits.slots; slot-- > 0;) free_slots_.push_back(slot);
-}
+      slots_(limits.slots + limits.kept_slots),
+      kv_({limits.slots, limits.kept_slots, limits.shares_prefixes, limits.kv_pages,
+           limits.table_pages}) {}
 
 Coordinator::~Coordinator() = default;
 
 std::optional<StepMessage> Coordinator::next_step() {
   if (stopping_ || under_way_.size() >= static_cast<size_t>(limits_.groups)) return std::nullopt;
   read_ahead();
-  StepMessage message;
-  admit(message);
+  admit();
   const std::vector<Sequence*> chosen = pick_ready();
+  counts_.prompt_tokens += kv_.tokens_taken() - counts_.shared_tokens;
+  counts_.shared_tokens = kv_.tokens_taken();
   if (chosen.empty()) return std::nullopt;
+  StepMessage message;
   message.step = ++step_;
-  message.released = std::exchange(released_, {});
+  message.changes = kv_.take_changes();
+  message.admissions = std::exchange(admissions_, {});
   add_rows(message, chosen);
 
   StepUnderWay step{message.step, {}};
@@ -127,26 +127,29 @@ void Coordinator::read_ahead() {
 }
 
 // Fills free slots from the queue, as long as the KV cache holds the next sequence to its end.
-void Coordinator::admit(StepMessage& message) {
-  while (!waiting_.empty() && !free_slots_.empty() && (*waiting_.begin())->pages() <= free_pages_) {
+void Coordinator::admit() {
+  while (!waiting_.empty() && !kv_.is_full()) {
+    Sequence& next = **waiting_.begin();
+    const bool is_void = next.request->failed;
+    if (!is_void) {
+      next.content.tokens = next.request->prepared.prompt;
+      next.content.prompt_tokens = std::ssize(next.content.tokens);
+      if (!kv_.admit(next.content, next.pages())) return;
+    }
     std::unique_ptr<Sequence> sequence = std::move(waiting_.extract(waiting_.begin()).value());
     waiting_bytes_ -= sequence->waiting_bytes;
-    if (sequence->request->failed) continue;
-    const int32_t slot = free_slots_.back();
-    free_slots_.pop_back();
-    free_pages_ -= sequence->pages();
-    sequence->slot = slot;
-    sequence->tokens = sequence->request->prepared.prompt;
+    if (is_void) continue;
     const Request& request = sequence->asked();
     if (tokenizer_) sequence->text.emplace(*tokenizer_, request.stop);
 
     Admission admission;
-    admission.slot = slot;
-    admission.prompt_tokens = static_cast<int32_t>(sequence->tokens.size());
+    admission.slot = sequence->content.slot;
+    admission.prompt_tokens = static_cast<int32_t>(sequence->content.prompt_tokens);
     admission.stream = stream_key(request.custom_id, sequence->choice);
     admission.sampling = request.sampling;
-    message.admissions.push_back(std::move(admission));
-    slots_[slot] = std::move(sequence);
+    if (request.sampling.repetition_penalty != 1.0f) admission.prompt = sequence->content.tokens;
+    admissions_.push_back(std::move(admission));
+    slots_[sequence->content.slot] = std::move(sequence);
     ++counts_.active;
   }
 }
@@ -155,14 +158,14 @@ void Coordinator::admit(StepMessage& message) {
 // all active ones, and no more than leaves a share for every other group that is not under way.
 std::vector<Coordinator::Sequence*> Coordinator::pick_ready() {
   const auto in_prompt = [](const std::unique_ptr<Sequence>& sequence) {
-    return sequence && std::ssize(sequence->tokens) == sequence->prompt_tokens();
+    return sequence && sequence->is_in_prompt();
   };
   const bool only_prompts =
       limits_.prompts_first && std::any_of(slots_.begin(), slots_.end(), in_prompt);
   std::vector<Sequence*> ready;
   for (const auto& sequence : slots_) {
     if (!sequence || sequence->in_flight || (only_prompts && !in_prompt(sequence))) continue;
-    ready.push_back(sequence.get());
+    if (!kv_.must_wait(sequence->content)) ready.push_back(sequence.get());
   }
   std::stable_sort(ready.begin(), ready.end(), [](const Sequence* a, const Sequence* b) {
     return a->last_step < b->last_step;
@@ -184,11 +187,12 @@ void Coordinator::add_rows(StepMessage& message, const std::vector<Sequence*>& c
       if (sequence->in_flight || (sequence->unfed() == 1) != decode || room == 0) continue;
       const int64_t rows = std::min({sequence->unfed(), limits_.prefill_chunk, room});
       const bool all_fed = rows == sequence->unfed();
-      message.items.push_back({sequence->slot, static_cast<int32_t>(rows), sequence->fed, all_fed});
-      const auto first = sequence->tokens.begin() + sequence->fed;
+      KvSlots::Content& content = sequence->content;
+      message.items.push_back({content.slot, static_cast<int32_t>(rows), content.fed, all_fed});
+      const auto first = content.tokens.begin() + content.fed;
       message.tokens.insert(message.tokens.end(), first, first + rows);
-      if (sequence->fed < sequence->prompt_tokens()) counts_.prompt_tokens += rows;
-      sequence->fed += rows;
+      if (sequence->is_in_prompt()) counts_.prompt_tokens += rows;
+      content.fed += rows;
       sequence->in_flight = true;
       sequence->last_step = message.step;
       room -= rows;
@@ -212,12 +216,13 @@ void Coordinator::take_token(Sequence& sequence, const SampledToken& token) {
   if (sequence.request->failed) return free_slot(sequence);  // another choice of it has failed
   if (!token.finite) {
     return fail(sequence, "the model's logits are not finite (NaN or infinity) after " +
-                              std::to_string(sequence.fed) + " tokens; check the model's weights");
+                              std::to_string(sequence.content.fed) +
+                              " tokens; check the model's weights");
   }
   ++counts_.generated_tokens;
   const Request& request = sequence.asked();
   ChoiceResult& choice = sequence.result();
-  sequence.tokens.push_back(token.chosen.token);
+  sequence.content.tokens.push_back(token.chosen.token);
   choice.token_ids.push_back(token.chosen.token);
   counts_.first_tokens += choice.token_ids.size() == 1;
   if (request.sampling.top_logprobs) {
@@ -251,12 +256,24 @@ void Coordinator::fail(Sequence& sequence, std::string message) {
 }
 
 void Coordinator::free_slot(Sequence& sequence) {
-  const int32_t slot = sequence.slot;
-  free_pages_ += sequence.pages();
-  released_.push_back(slot);
-  free_slots_.push_back(slot);
+  const int32_t slot = sequence.content.slot;
+  is_wanted(sequence.content) ? kv_.keep(sequence.content) : kv_.release(sequence.content);
   --counts_.active;
   slots_[slot].reset();
+}
+
+// Somebody waits who would take over more of it than of any other sequence.
+bool Coordinator::is_wanted(const KvSlots::Content& content) const {
+  if (!kv_.shares()) return false;
+  const int64_t elsewhere = kv_.pages_elsewhere(content);
+  const auto wants = [&](const std::unique_ptr<Sequence>& sequence) {
+    return sequence && !sequence->request->failed &&
+           KvSlots::pages_for(content, sequence->request->prepared.prompt) > elsewhere;
+  };
+  const auto has_not_begun = [&](const std::unique_ptr<Sequence>& sequence) {
+    return sequence && !sequence->content.has_begun() && wants(sequence);
+  };
+  return std::ranges::any_of(waiting_, wants) || std::ranges::any_of(slots_, has_not_begun);
 }
 
 bool Coordinator::finished() {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <set>
@@ -15,6 +16,7 @@
 
 #include "runtime/requests/request.h"
 #include "runtime/results/result.h"
+#include "runtime/schedule/kv_slots.h"
 #include "runtime/schedule/step_message.h"
 #include "runtime/text/text_stream.h"
 #include "runtime/text/tokenizer.h"
@@ -30,10 +32,16 @@ struct PreparedRequest {
 enum class Order { kLongestFirst, kInput };
 
 struct ScheduleLimits {
-  int slots = 1;                // sequences in flight over the whole pipeline
-  int groups = 1;               // steps in flight: at least as many as stages, or stages wait
-  int64_t kv_pages = 0;         // of the stage that has fewest
-  int64_t sequence_pages = 0;   // that one sequence may have
+  int slots = 1;               // sequences in flight over the whole pipeline
+  int groups = 1;              // steps in flight: at least as many as stages, or stages wait
+  int64_t kv_pages = 0;        // of the stage that has fewest
+  int64_t sequence_pages = 0;  // that one sequence may have
+  // Sequences whose prompts begin alike share KV pages; every stage must be able to. So many slots
+  // besides those of sequences in flight keep what sequences hold that have ended.
+  bool shares_prefixes = false;
+  int kept_slots = 0;
+  // Of all sequences in flight, shared pages counted for each that has them.
+  int64_t table_pages = std::numeric_limits<int64_t>::max();
   int64_t step_rows = 512;      // rows of a step, at most
   int64_t prefill_chunk = 128;  // prompt tokens per sequence and step
   Order order = Order::kLongestFirst;
@@ -47,7 +55,8 @@ struct ScheduleLimits {
 
 struct ScheduleCounts {
   int64_t requests_done = 0;
-  int64_t prompt_tokens = 0;  // fed to the pipeline so far
+  int64_t prompt_tokens = 0;  // fed to the pipeline so far, or taken over
+  int64_t shared_tokens = 0;  // of them, taken over from sequences that begin alike
   int64_t generated_tokens = 0;
   int64_t first_tokens = 0;  // sequences that have got at least one token so far
   int64_t steps = 0;
@@ -97,13 +106,14 @@ class Coordinator {
   };
 
   void read_ahead();
-  void admit(StepMessage& message);
+  void admit();
   std::vector<Sequence*> pick_ready();
   void add_rows(StepMessage& message, const std::vector<Sequence*>& chosen);
   void take_token(Sequence& sequence, const SampledToken& token);
   void retire(Sequence& sequence, const char* finish_reason);
   void fail(Sequence& sequence, std::string message);
   void free_slot(Sequence& sequence);
+  bool is_wanted(const KvSlots::Content& content) const;
 
   ScheduleLimits limits_;
   const Tokenizer* tokenizer_;
@@ -119,10 +129,9 @@ class Coordinator {
   };
   std::set<std::unique_ptr<Sequence>, Waits> waiting_;
   std::vector<std::unique_ptr<Sequence>> slots_;  // null: free
-  std::vector<int32_t> free_slots_;
-  std::vector<int32_t> released_;  // since the last step message
+  KvSlots kv_;
+  std::vector<Admission> admissions_;  // since the last step message
   std::deque<StepUnderWay> under_way_;
-  int64_t free_pages_;
   int64_t read_ = 0;
   int64_t waiting_bytes_ = 0;  // of the sequences that wait
   uint64_t step_ = 0;

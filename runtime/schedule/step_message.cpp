@@ -8,7 +8,8 @@ namespace headrace {
 namespace {
 
 // What one element takes in a message at least (its own lists empty).
-constexpr size_t kAdmissionBytes = 52, kItemBytes = 17, kSampledBytes = 17, kPairBytes = 8;
+constexpr size_t kChangeBytes = 12, kAdmissionBytes = 56, kItemBytes = 17, kSampledBytes = 17,
+                 kPairBytes = 8;
 
 class Writer {
  public:
@@ -69,6 +70,11 @@ void sampling_fields(F f, S& s) {
   f(s.temperature), f(s.top_p), f(s.top_k), f(s.min_p), f(s.repetition_penalty), f(s.seed);
 }
 
+template <typename F, typename C>
+void change_fields(F f, C& c) {
+  f(c.slot), f(c.from), f(c.pages);
+}
+
 template <typename F, typename I>
 void item_fields(F f, I& i) {
   f(i.slot), f(i.rows), f(i.first_position), f(i.sample);
@@ -80,12 +86,13 @@ std::vector<std::byte> encode(const StepMessage& message) {
   Writer w;
   const auto put = [&](auto value) { w.put(value); };
   put(message.step), put(message.stop);
-  w.list(message.released, put);
+  w.list(message.changes, [&](const KvChange& change) { change_fields(put, change); });
   w.list(message.admissions, [&](const Admission& a) {
     put(a.slot), put(a.prompt_tokens), put(a.stream);
     sampling_fields(put, a.sampling);
     put(a.sampling.top_logprobs.value_or(-1));
     w.list(a.sampling.logit_bias, [&](const auto& bias) { put(bias.first), put(bias.second); });
+    w.list(a.prompt, put);
   });
   w.list(message.items, [&](const StepItem& item) { item_fields(put, item); });
   w.list(message.tokens, put);
@@ -98,7 +105,7 @@ StepMessage decode_step_message(const std::vector<std::byte>& bytes) {
   const auto get = [&](auto& value) { r.get(value); };
   StepMessage message;
   get(message.step), get(message.stop);
-  r.list(message.released, sizeof(int32_t), get);
+  r.list(message.changes, kChangeBytes, [&](KvChange& change) { change_fields(get, change); });
   r.list(message.admissions, kAdmissionBytes, [&](Admission& a) {
     get(a.slot), get(a.prompt_tokens), get(a.stream);
     sampling_fields(get, a.sampling);
@@ -107,6 +114,7 @@ StepMessage decode_step_message(const std::vector<std::byte>& bytes) {
     if (top >= 0) a.sampling.top_logprobs = top;
     r.list(a.sampling.logit_bias, kPairBytes,
            [&](auto& bias) { get(bias.first), get(bias.second); });
+    r.list(a.prompt, sizeof(int32_t), get);
   });
   r.list(message.items, kItemBytes, [&](StepItem& item) { item_fields(get, item); });
   r.list(message.tokens, sizeof(int32_t), get);

@@ -20,6 +20,14 @@ struct StepItem {
   bool sample = false;  // the last row's logits give a new token
 };
 
+// A slot gives its KV pages back or, where `from` is one, has the first `pages` pages of that slot
+// from now on: it has fewer, and no token past them.
+struct KvChange {
+  int32_t slot = 0;
+  int32_t from = -1;
+  int32_t pages = 0;
+};
+
 // A sequence takes a slot: what the last stage needs to sample for it.
 struct Admission {
   int32_t slot = 0;
@@ -27,14 +35,16 @@ struct Admission {
   // Identifies the random stream beside the seed: hash of custom_id and choice.
   uint64_t stream = 0;
   SamplingParams sampling;
+  // Under a repetition penalty, since steps do not bring tokens whose pages are taken over.
+  std::vector<int32_t> prompt = {};
 };
 
-// Travels from stage to stage ahead of the hidden states. On arrival a stage first releases, then
-// admits, then computes.
+// Travels from stage to stage ahead of the hidden states. On arrival a stage first makes the
+// changes, one after the other, then admits, then computes.
 struct StepMessage {
   uint64_t step = 0;
   bool stop = false;  // the run is over: pass on and leave
-  std::vector<int32_t> released;
+  std::vector<KvChange> changes;
   std::vector<Admission> admissions;
   std::vector<StepItem> items;
   std::vector<int32_t> tokens;  // one per row

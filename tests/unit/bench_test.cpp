@@ -59,7 +59,7 @@ class BenchLoop {
     std::deque<StepMessage> steps;
     while (!coordinator_.finished()) {
       if (auto step = coordinator_.next_step()) {
-        for (const int32_t slot : step->released) held_.erase(slot);
+        for (const KvChange& change : step->changes) held_.erase(change.slot);
         for (const Admission& admission : step->admissions) {
           EXPECT_TRUE(held_.insert(admission.slot).second) << "slot " << admission.slot;
         }

@@ -48,10 +48,11 @@ TEST(Coordinator, AFreedSlotIsUsedInTheNextStep) {
   bench.answer_one();
   const std::vector<StepMessage> second = bench.form_all();
   ASSERT_EQ(second.size(), 1u);
-  EXPECT_EQ(second[0].released.size(), 1u);
+  ASSERT_EQ(second[0].changes.size(), 1u);
+  EXPECT_EQ(second[0].changes[0].from, -1);
   ASSERT_EQ(second[0].admissions.size(), 1u);
   EXPECT_EQ(second[0].admissions[0].stream, stream_key("c", 0));
-  EXPECT_EQ(second[0].admissions[0].slot, second[0].released[0]);
+  EXPECT_EQ(second[0].admissions[0].slot, second[0].changes[0].slot);
   EXPECT_EQ(second[0].items.size(), 2u);
   EXPECT_TRUE(bench.run());
 }

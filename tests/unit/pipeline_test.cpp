@@ -33,6 +33,7 @@ struct Cut {
   Order order = Order::kInput;
   int64_t kv_pages = 1000;
   Target target = supported_targets().front();
+  bool shares_prefixes = false;
 };
 
 std::string describe(const Cut& cut) {
@@ -47,6 +48,8 @@ std::unique_ptr<Checkpoint> open_model(const std::string& name) {
   return Checkpoint::open(name.starts_with("synthetic:") ? name : model_path(name));
 }
 
+int kept_slots(const Cut& cut) { return cut.shares_prefixes ? 3 : 0; }
+
 using Results = std::map<std::string, RequestResult>;
 
 // A rank's part, as in runtime/run.cpp.
@@ -57,11 +60,12 @@ void run_rank_part(const Checkpoint& checkpoint, const Cut& cut, KvFormat kv_for
   ThreadPool threads(cut.threads, 0);
   const Cpu cpu{threads, kernels(cut.target)};
   MemoryBudget budget("host memory", uint64_t{1} << 30);
-  WeightStore weights(
-      checkpoint, cut_stages(checkpoint, cut.ranks, {})[static_cast<size_t>(transport.rank())],
-      budget, threads);
+  WeightStore weights(checkpoint,
+                      cut_stages(checkpoint, cut.ranks, {})[static_cast<size_t>(transport.rank())],
+                      budget, threads);
   Stage::Sizes sizes;
   sizes.slots = cut.slots;
+  sizes.kept_slots = kept_slots(cut);
   sizes.kv_pages = cut.kv_pages;
   sizes.step_rows = cut.step_rows;
   sizes.micro_batch_rows = cut.micro_batch_rows;
@@ -92,6 +96,8 @@ Results run_pipeline(const Checkpoint& checkpoint, const std::vector<PreparedReq
   limits.step_rows = cut.step_rows;
   limits.prefill_chunk = cut.prefill_chunk;
   limits.order = cut.order;
+  limits.shares_prefixes = cut.shares_prefixes;
+  limits.kept_slots = kept_slots(cut);
   Results results;
   size_t fed = 0;
   Coordinator coordinator(
@@ -194,6 +200,37 @@ TEST_P(PipelineOfModel, GivesTheSameBitsHoweverItIsCut) {
   for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4}) {
     const Results alone = run_pipeline(*checkpoint, requests, {.slots = 1}, kv);
     for (const Cut& cut : all_cuts(checkpoint->config().n_layers)) {
+      SCOPED_TRACE(describe(cut) + ", " + kv_format_name(kv));
+      const Results got = run_pipeline(*checkpoint, requests, cut, kv);
+      for (const auto& [id, result] : alone) {
+        ASSERT_TRUE(got.contains(id));
+        ASSERT_EQ(exact(got.at(id)), exact(result)) << id;
+      }
+    }
+  }
+}
+
+// Those of varied_requests, behind one of two beginnings.
+std::vector<PreparedRequest> requests_with_prefixes(const ModelConfig& config) {
+  std::vector<PreparedRequest> requests = varied_requests(config);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    std::vector<int32_t> prefix;
+    for (size_t t = 0; t < 50; ++t) {
+      prefix.push_back(static_cast<int32_t>((t * t + 7 * (i % 2)) % config.vocab_size));
+    }
+    requests[i].prompt.insert(requests[i].prompt.begin(), prefix.begin(), prefix.end());
+  }
+  return requests;
+}
+
+TEST_P(PipelineOfModel, GivesTheSameBitsWherePrefixesAreShared) {
+  const auto checkpoint = open_model(GetParam());
+  const auto requests = requests_with_prefixes(checkpoint->config());
+  for (const KvFormat kv : {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4}) {
+    const Results alone = run_pipeline(*checkpoint, requests, {.slots = 1}, kv);
+    for (Cut cut : all_cuts(checkpoint->config().n_layers)) {
+      if (cut.target != supported_targets().front()) continue;
+      cut.shares_prefixes = true;
       SCOPED_TRACE(describe(cut) + ", " + kv_format_name(kv));
       const Results got = run_pipeline(*checkpoint, requests, cut, kv);
       for (const auto& [id, result] : alone) {

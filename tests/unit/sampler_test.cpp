@@ -131,6 +131,19 @@ TEST(Sampler, ANewSequenceInASlotHasSeenNothing) {
   EXPECT_EQ(sampler.sample(1, 0, logits).chosen.token, 0);
 }
 
+// Of a prompt whose beginning no step brings in.
+TEST(Sampler, ThePromptOfAnAdmissionHasBeenSeen) {
+  SamplingParams sampling;
+  sampling.repetition_penalty = 2.0f;
+  Admission admitted = admission(sampling, 4);
+  admitted.prompt = {4, 0, 4, 2};
+  Sampler sampler(kernels("auto"), 1, 5);
+  sampler.admit(admitted);
+  sampler.observe(0, std::vector<int32_t>{2});
+  std::vector<float> logits = {3, 2, 0, 1, 3.9f};
+  EXPECT_EQ(sampler.sample(0, 3, logits).chosen.token, 1);
+}
+
 TEST(Sampler, LogitsThatAreNotFiniteAreReported) {
   SamplingParams drawn;
   drawn.temperature = 1.0f;

@@ -36,7 +36,9 @@ StepMessage random_step(Random& random, size_t most) {
   message.step = random.bits();
   message.stop = random.below(2);
   message.idle_ns = static_cast<int64_t>(random.below(1000000));
-  for (size_t i = random.below(most + 1); i-- > 0;) message.released.push_back(random.integer());
+  for (size_t i = random.below(most + 1); i-- > 0;) {
+    message.changes.push_back({random.integer(), random.integer(), random.integer()});
+  }
   for (size_t i = random.below(most + 1); i-- > 0;) {
     Admission a;
     a.slot = random.integer();
@@ -52,6 +54,7 @@ StepMessage random_step(Random& random, size_t most) {
     for (size_t b = random.below(most + 1); b-- > 0;) {
       a.sampling.logit_bias.emplace_back(random.integer(), random.number());
     }
+    for (size_t p = random.below(most + 1); p-- > 0;) a.prompt.push_back(random.integer());
     message.admissions.push_back(a);
   }
   for (size_t i = random.below(most + 1); i-- > 0;) {
@@ -80,7 +83,12 @@ void expect_equal(const StepMessage& a, const StepMessage& b) {
   EXPECT_EQ(a.step, b.step);
   EXPECT_EQ(a.stop, b.stop);
   EXPECT_EQ(a.idle_ns, b.idle_ns);
-  EXPECT_EQ(a.released, b.released);
+  ASSERT_EQ(a.changes.size(), b.changes.size());
+  for (size_t i = 0; i < a.changes.size(); ++i) {
+    EXPECT_EQ(a.changes[i].slot, b.changes[i].slot);
+    EXPECT_EQ(a.changes[i].from, b.changes[i].from);
+    EXPECT_EQ(a.changes[i].pages, b.changes[i].pages);
+  }
   EXPECT_EQ(a.tokens, b.tokens);
   ASSERT_EQ(a.admissions.size(), b.admissions.size());
   for (size_t i = 0; i < a.admissions.size(); ++i) {
@@ -88,6 +96,7 @@ void expect_equal(const StepMessage& a, const StepMessage& b) {
     EXPECT_EQ(a.admissions[i].prompt_tokens, b.admissions[i].prompt_tokens);
     EXPECT_EQ(a.admissions[i].stream, b.admissions[i].stream);
     EXPECT_TRUE(a.admissions[i].sampling == b.admissions[i].sampling);
+    EXPECT_EQ(a.admissions[i].prompt, b.admissions[i].prompt);
   }
   ASSERT_EQ(a.items.size(), b.items.size());
   for (size_t i = 0; i < a.items.size(); ++i) {
@@ -192,13 +201,13 @@ long peak_kib() {
 // memory, so the count is checked against what each takes in the message.
 TEST(StepMessage, AWrongCountIsRefusedBeforeMemoryIsTaken) {
   constexpr size_t kZeros = 8 << 20;
-  constexpr size_t kReleased = sizeof(uint64_t) + 1;  // after step and stop
-  constexpr size_t kAdmissions = kReleased + sizeof(uint32_t);
+  constexpr size_t kChanges = sizeof(uint64_t) + 1;  // after step and stop
+  constexpr size_t kAdmissions = kChanges + sizeof(uint32_t);
   constexpr size_t kResultTokens = sizeof(uint64_t);
   for (const uint32_t count : {0xFFFFFFFFu, 0x7FFFFFFFu, uint32_t{kZeros}, uint32_t{kZeros / 2}}) {
     Message bytes(kZeros);
     const long before = peak_kib();
-    std::memcpy(bytes.data() + kReleased, &count, sizeof count);
+    std::memcpy(bytes.data() + kChanges, &count, sizeof count);
     EXPECT_TRUE(is_refused(decode_step_message, bytes)) << count;
     bytes.assign(kZeros, std::byte{0});
     std::memcpy(bytes.data() + kAdmissions, &count, sizeof count);

@@ -1,0 +1,151 @@
+#include "runtime/schedule/kv_slots.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "engine/memory/kv_store.h"
+
+namespace headrace {
+namespace {
+
+// Fewer pages are computed about as soon as they come.
+constexpr int64_t kWorthWaiting = 2;
+
+int64_t common_pages(std::span<const int32_t> a, std::span<const int32_t> b) {
+  const size_t most = std::min(a.size(), b.size());
+  const auto end =
+      std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(most), b.begin());
+  return (end.first - a.begin()) / kPageTokens;
+}
+
+// Of a sequence with this prompt, those that it need not compute if all are there.
+int64_t most_shared(std::span<const int32_t> tokens, std::span<const int32_t> prompt) {
+  return std::min(common_pages(tokens, prompt), (std::ssize(prompt) - 1) / kPageTokens);
+}
+
+}  // namespace
+
+KvSlots::KvSlots(const Limits& limits)
+    : limits_(limits),
+      ledger_(limits.pages, limits.slots + limits.kept),
+      contents_(static_cast<size_t>(limits.slots + limits.kept)) {
+  for (int32_t slot = limits.slots + limits.kept; slot-- > 0;) free_.push_back(slot);
+}
+
+bool KvSlots::admit(Content& content, int64_t pages) {
+  if (table_pages_ + pages > limits_.table_pages) return false;
+  content.number = admitted_ + 1;
+  const Prefix prefix = find(content);
+  if (!ledger_.fits(prefix.ready.slot, prefix.ready.pages, pages)) return false;
+  ++admitted_;
+  ++busy_;
+  table_pages_ += pages;
+  content.slot = free_.back();
+  free_.pop_back();
+  contents_[content.slot] = &content;
+  take_over(content, prefix.ready);
+  while (pages - ledger_.pages(content.slot) > ledger_.free_pages()) give_up_oldest();
+  ledger_.grow(content.slot, pages);
+  await(content, prefix.awaited);
+  return true;
+}
+
+bool KvSlots::must_wait(Content& content) {
+  const bool has_all = content.taken / kPageTokens == (content.prompt_tokens - 1) / kPageTokens;
+  if (!limits_.shares || has_all || content.has_begun()) return false;
+  if (content.awaited_slot >= 0) {
+    const Content* const other = contents_[content.awaited_slot];
+    const bool is_there = other && other->number == content.awaited_number;
+    if (is_there && other->fed < content.awaited_tokens) return true;
+  }
+  take_over(content, find(content).ready);
+  return false;
+}
+
+// What earlier steps have fed, and what a sequence that was admitted earlier will feed: nobody
+// waits for one that waits for him.
+KvSlots::Prefix KvSlots::find(const Content& content) const {
+  Prefix best;
+  if (!limits_.shares) return best;
+  for (int32_t slot = 0; slot < std::ssize(contents_); ++slot) {
+    const Content* const other = contents_[slot];
+    if (!other || other == &content) continue;
+    const int64_t common = most_shared(other->tokens, content.prompt());
+    const int64_t ready = std::min(common, other->fed / kPageTokens);
+    if (ready > best.ready.pages) best.ready = {slot, ready};
+    if (other->number < content.number && common > best.awaited.pages)
+      best.awaited = {slot, common};
+  }
+  if (best.awaited.pages < best.ready.pages + kWorthWaiting) best.awaited = {};
+  return best;
+}
+
+void KvSlots::take_over(Content& content, const Source& source) {
+  const int64_t first = content.taken / kPageTokens;
+  if (source.pages <= first) return;
+  changes_.push_back({content.slot, source.slot, static_cast<int32_t>(source.pages)});
+  ledger_.share(content.slot, source.slot, first, source.pages);
+  tokens_taken_ += (source.pages - first) * kPageTokens;
+  content.fed = content.taken = source.pages * kPageTokens;
+  if (const auto kept = kept_.find(source.slot); kept != kept_.end()) kept->second.used = ++used_;
+}
+
+void KvSlots::await(Content& content, const Source& source) const {
+  content.awaited_slot = source.slot;
+  if (source.slot < 0) return;
+  content.awaited_number = contents_[source.slot]->number;
+  content.awaited_tokens = source.pages * kPageTokens;
+}
+
+int64_t KvSlots::pages_for(const Content& content, std::span<const int32_t> prompt) {
+  return std::min(most_shared(content.tokens, prompt), content.fed / kPageTokens);
+}
+
+int64_t KvSlots::pages_elsewhere(const Content& content) const {
+  int64_t most = 0;
+  for (const Content* const other : contents_) {
+    if (!other || other == &content) continue;
+    const int64_t common = common_pages(other->tokens, content.tokens);
+    most = std::max(most, std::min(common, other->fed / kPageTokens));
+  }
+  return most;
+}
+
+void KvSlots::release(Content& content) {
+  --busy_;
+  table_pages_ -= ledger_.pages(content.slot);
+  free_slot(content.slot);
+}
+
+void KvSlots::keep(Content& content) {
+  if (limits_.kept == 0) return release(content);
+  if (std::ssize(kept_) == limits_.kept) give_up_oldest();
+  --busy_;
+  table_pages_ -= ledger_.pages(content.slot);
+  ledger_.keep(content.slot, KvStore::pages_for(content.fed));
+  Kept& kept = kept_[content.slot] = {std::move(content), ++used_};
+  kept.content.tokens.resize(static_cast<size_t>(kept.content.fed));
+  kept.content.tokens.shrink_to_fit();
+  contents_[kept.content.slot] = &kept.content;
+}
+
+void KvSlots::give_up_oldest() {
+  const auto oldest =
+      std::ranges::min_element(kept_, {}, [](const auto& entry) { return entry.second.used; });
+  if (oldest == kept_.end()) throw std::logic_error("KvSlots: out of pages");
+  const int32_t slot = oldest->first;
+  kept_.erase(oldest);
+  free_slot(slot);
+}
+
+void KvSlots::free_slot(int32_t slot) {
+  changes_.push_back({slot});
+  ledger_.release(slot);
+  contents_[slot] = nullptr;
+  free_.push_back(slot);
+}
+
+std::vector<KvChange> KvSlots::take_changes() { return std::exchange(changes_, {}); }
+
+}  // namespace headrace
