@@ -21,6 +21,7 @@ struct GenerateArguments {
   GenerateOptions run;
   RunArguments shared;
   std::string order = "longest", progress = "auto";
+  std::string share_prefixes = "on";
   bool quiet = false;
   std::string prompt;
 };
@@ -47,6 +48,7 @@ void finish_arguments(GenerateArguments& a, bool has_prompt) {
     throw UsageError("--resume needs an --output file to continue");
   finish_run_options(run, a.shared);
   run.progress = progress_style(a);
+  run.share_prefixes = a.share_prefixes == "on";
   run.order = a.order == "input" ? Order::kInput : Order::kLongestFirst;
 }
 
@@ -123,6 +125,11 @@ void add_generate(CLI::App& app, int& exit_code) {
       ->check(positive);
   sub->add_option("--order", a->order, "Which waiting request goes first")
       ->check(CLI::IsMember({"longest", "input"}))
+      ->capture_default_str();
+  sub->add_option("--share-prefixes", a->share_prefixes,
+                  "on: what prompts have in common at their beginnings is computed once, where all "
+                  "ranks' KV pages stay in memory; or off. Results are the same")
+      ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   add_run_options(*sub, run, a->shared);
   sub->add_option("--trace", run.trace,

@@ -160,8 +160,9 @@ RunEnd Desk::close(bool interrupted) {
 
 RunCounts Desk::counts() const {
   const ScheduleCounts& counts = coordinator_.counts();
-  return {counts.requests_done, failed_, results_.resumed(), counts.prompt_tokens,
-          counts.generated_tokens};
+  return {counts.requests_done, failed_,
+          results_.resumed(),   counts.prompt_tokens,
+          counts.shared_tokens, counts.generated_tokens};
 }
 
 }  // namespace headrace

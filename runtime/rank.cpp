@@ -19,6 +19,8 @@ namespace headrace {
 namespace {
 
 constexpr int kDefaultSlots = 256;
+// Prefixes of sequences that have ended, at most.
+constexpr int kKeptSlots = 64;
 constexpr int64_t kStepRows = 512;
 constexpr int64_t kLongestStep = 8192;  // rows, where whole prompts go in one step
 // Rows on a GPU: what weights pass through the link for should be worth it, and one layer's product
@@ -69,6 +71,7 @@ std::string schedule_text(const RunOptions& options) {
                      std::to_string(options.prefill_chunk) + ", split";
   for (const int layers : options.split) text += " " + std::to_string(layers);
   if (!options.trace.empty()) text += ", traced";
+  if (!options.share_prefixes) text += ", no shared prefixes";
   return text;
 }
 
@@ -383,6 +386,29 @@ void Rank::settle(Workload workload, bool build) {
   limits_.step_rows = agreed.step_rows;
   limits_.window_bytes = static_cast<int64_t>(other_.requests);
   limits_.prefill_chunk = options_.prefill_chunk > 0 ? options_.prefill_chunk : limits_.step_rows;
+  if (options_.share_prefixes) settle_sharing();
+}
+
+void Rank::settle_sharing() {
+  Communicator& ranks = wires_.communicator;
+  PageSharing mine;
+  const std::string stage = "stage " + std::to_string(ranks.rank() + 1);
+  if (plan_.has_kv_on_disk()) {
+    mine.why_not = stage + " has KV pages on disk";
+  } else if (plan_.device && plan_.device->sizes.has_passing_pages()) {
+    mine.why_not = stage + " has KV pages in host memory, beside its GPU's";
+  }
+  if (plan_.device) mine.table_pages = plan_.sizes.kv_pages;  // its page tables have no more room
+  const PageSharing agreed = agree(ranks, mine);
+  if (!agreed.why_not.empty()) {
+    if (wires_.is_first()) {
+      spdlog::info("prompts that begin alike are computed one by one: {}", agreed.why_not);
+    }
+    return;
+  }
+  limits_.shares_prefixes = true;
+  limits_.kept_slots = plan_.sizes.kept_slots = kKeptSlots;
+  limits_.table_pages = agreed.table_pages;
 }
 
 void Rank::say_plan() const {

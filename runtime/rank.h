@@ -92,6 +92,7 @@ class Rank {
   void open_offload_file();
   void load_weights();
   void settle(Workload workload, bool build);
+  void settle_sharing();
   void say_plan() const;
   bool memory_is_tight() const;
 

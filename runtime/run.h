@@ -33,6 +33,7 @@ struct RunOptions {
   std::string disk;                   // directory for what does not fit in memory; empty: none
   uint64_t disk_budget = UINT64_MAX;  // bytes that a rank may take there
   bool serial = false;                // read, compute, write in turn: the slow oracle
+  bool share_prefixes = true;  // prompts that begin alike are computed once, as far as they do
   WeightFormat weights = WeightFormat::kNative;
   KvFormat kv_format = KvFormat::kF16;
   std::string target = "auto";

@@ -134,6 +134,7 @@ std::optional<BenchReport> run_bench(BenchOptions options, const Wires& wires,
   const BenchShape& shape = options.shape;
   options.max_batch = *std::max_element(shape.batches.begin(), shape.batches.end());
   options.takes_requests = false;
+  options.share_prefixes = false;  // every prompt is measured
   Communicator& ranks = wires.communicator;
   const double start = seconds_now();
   Rank rank(options, wires, {shape.tokens(), shape.tokens(), shape.prompt_tokens, 0});

@@ -57,4 +57,18 @@ Agreement agree(Communicator& communicator, const RankFacts& facts) {
   return {least.at(0), least.at(1), least.at(2), least.at(3), agreed.at("math")};
 }
 
+PageSharing agree(Communicator& communicator, const PageSharing& mine) {
+  PageSharing all = mine;
+  const std::vector<Bytes> told =
+      gather(communicator, to_bytes({{"why_not", mine.why_not}, {"pages", mine.table_pages}}));
+  for (const Bytes& bytes : told) {
+    const json rank = from_bytes(bytes);
+    if (all.why_not.empty()) all.why_not = rank.at("why_not").get<std::string>();
+    all.table_pages = std::min(all.table_pages, rank.at("pages").get<int64_t>());
+  }
+  const json agreed = from_bytes(
+      broadcast(communicator, to_bytes({{"why_not", all.why_not}, {"pages", all.table_pages}})));
+  return {agreed.at("why_not").get<std::string>(), agreed.at("pages").get<int64_t>()};
+}
+
 }  // namespace headrace

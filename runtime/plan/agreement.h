@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "comm/communicator.h"
@@ -31,5 +32,16 @@ struct RankFacts {
 
 // Throws UsageError on rank 0, naming both ranks, if facts differ; PeerLost.
 Agreement agree(Communicator& communicator, const RankFacts& facts);
+
+// Whether sequences can share KV pages.
+struct PageSharing {
+  std::string why_not;  // empty: they can
+  // That all sequences in flight may have, shared ones counted for each.
+  int64_t table_pages = std::numeric_limits<int64_t>::max();
+};
+
+// Whether they can on all ranks: the first reason why not, and the least of the pages. Throws
+// PeerLost.
+PageSharing agree(Communicator& communicator, const PageSharing& mine);
 
 }  // namespace headrace

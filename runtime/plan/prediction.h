@@ -15,7 +15,7 @@ struct Round {
   int groups = 1;            // steps
   int64_t pages = 0;         // KV pages of a layer when all sequences are at their end
   int64_t tokens = 1;        // of a usual sequence, prompt and answer
-  int64_t prompt = 0;        // of them, the prompt's; fewer
+  int64_t prompt = 0;        // of them, the prompt's; fewer. All computed: nothing shared
   uint64_t page_stride = 0;  // bytes of one of them on disk
   bool overlapped = true;    // computing and reading go on at the same time
 };

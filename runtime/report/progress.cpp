@@ -77,9 +77,12 @@ void Progress::finish(const ScheduleCounts& counts, int64_t failed) {
   clear_line();
   if (style_ == ProgressStyle::kNone) return;
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  const std::string shared =
+      counts.shared_tokens > 0 ? fmt::format(" ({} of them shared)", counts.shared_tokens) : "";
   spdlog::info(
-      "requests: {} done, {} failed; tokens: {} prompt, {} generated in {:.2f} s, {:.1f} tokens/s",
-      counts.requests_done, failed, counts.prompt_tokens, counts.generated_tokens, seconds,
+      "requests: {} done, {} failed; tokens: {} prompt{}, {} generated in {:.2f} s, {:.1f} "
+      "tokens/s",
+      counts.requests_done, failed, counts.prompt_tokens, shared, counts.generated_tokens, seconds,
       static_cast<double>(counts.generated_tokens) / seconds);
 }
 

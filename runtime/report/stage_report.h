@@ -59,6 +59,7 @@ struct RunCounts {
   int64_t failed = 0;
   int64_t resumed = 0;  // were done before
   int64_t prompt_tokens = 0;
+  int64_t shared_tokens = 0;  // of them, not computed: a sequence that begins alike had them
   int64_t generated_tokens = 0;
 };
 

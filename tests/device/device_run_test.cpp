@@ -240,6 +240,45 @@ TEST_F(DeviceRun, GivesACpusResultsWithKvPagesOnDisk) {
   }
 }
 
+// Where all pages are on the devices; elsewhere every prompt is computed.
+TEST_F(DeviceRun, GivesACpusResultsWherePrefixesAreShared) {
+  std::string lines;
+  for (int i = 0; i < 9; ++i) {
+    json prompt = json::array();
+    for (int t = 0; t < 50 + i; ++t) prompt.push_back(t < 45 ? t * 3 % 200 + 1 : i + 100);
+    lines += json{{"custom_id", std::to_string(i)},
+                  {"prompt", prompt},
+                  {"max_tokens", 5 + i},
+                  {"n", 1 + i % 3},
+                  {"repetition_penalty", i % 2 ? 1.5 : 1.0},
+                  {"temperature", 1},
+                  {"logprobs", 1},
+                  {"ignore_eos", true}}
+                 .dump() +
+             "\n";
+  }
+  test::write_file(folder_ / "in.jsonl", lines);
+  GenerateOptions apart = options("cpu", "auto"), together = options("cuda", "auto");
+  apart.share_prefixes = false;
+  const auto expected = good(apart, 1);
+  ASSERT_EQ(expected.size(), 9U);
+  together.report = folder_ / "report.json";
+  const auto shared = [&] {
+    const json report = json::parse(test::read_file(folder_ / "report.json"));
+    const json& tokens = report.at("tokens");
+    const json& computed = report.at("stages").at(0).at("prefill_rows");
+    EXPECT_EQ(tokens.at("prompt").get<int>(), tokens.at("shared").get<int>() + computed.get<int>());
+    return tokens.at("shared").get<int>();
+  };
+  for (const int ranks : {1, 2}) {
+    EXPECT_EQ(good(together, ranks), expected);
+    EXPECT_GE(shared(), 17 * 32);
+  }
+  together.device_kv = 0;
+  EXPECT_EQ(good(together, 2), expected);
+  EXPECT_EQ(shared(), 0);
+}
+
 // Where bits depend on what the CPU attends to it is part of the run's arithmetic.
 TEST_F(DeviceRun, AResumeWithOtherArithmeticIsRefused) {
   GenerateOptions helped = options("cuda", "auto"), alone = helped;

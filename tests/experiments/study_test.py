@@ -149,7 +149,7 @@ def output(task, draw, text, ids, names, **more):
 def piece(finished, seconds):
     tokens = 3 * len(finished)
     return {"outcome": "done", "started": 1, "load_s": 1.0, "generation_s": seconds,
-            "tokens": {"prompt": 9 * len(finished), "generated": tokens}, "cpu_s": 2 * seconds,
+            "tokens": {"prompt": 9 * len(finished), "shared": 0, "generated": tokens}, "cpu_s": 2 * seconds,
             "requests": {"done": len(finished), "failed": 0, "resumed": 0},
             "others_cpu_share": 0.1, "steps": 5, "stages": [], "finished_s": finished}
 

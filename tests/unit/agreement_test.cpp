@@ -55,6 +55,29 @@ TEST(Agreement, TheLeastRoomCounts) {
   }
 }
 
+TEST(Agreement, PagesAreSharedWhereAllRanksCan) {
+  const auto agree_all = [](const std::vector<PageSharing>& ranks) {
+    const auto transports =
+        LocalTransport::create(static_cast<int>(ranks.size()), std::chrono::seconds(5));
+    std::vector<PageSharing> agreed(ranks.size());
+    std::vector<std::thread> threads;
+    for (size_t r = 0; r < ranks.size(); ++r) {
+      threads.emplace_back([&, r] { agreed[r] = agree(*transports[r], ranks[r]); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    return agreed;
+  };
+  for (const PageSharing& agreed : agree_all({{}, {"", 70}, {"", 90}})) {
+    EXPECT_EQ(agreed.why_not, "");
+    EXPECT_EQ(agreed.table_pages, 70);
+  }
+  for (const PageSharing& agreed : agree_all({{}, {"disk"}, {"GPU", 90}})) {
+    EXPECT_EQ(agreed.why_not, "disk");
+    EXPECT_EQ(agreed.table_pages, 90);
+  }
+  EXPECT_EQ(agree_all({{}})[0].table_pages, PageSharing{}.table_pages);
+}
+
 TEST(Agreement, ArithmeticMayDiffer) {
   std::vector<RankFacts> facts(3, kFacts);
   EXPECT_EQ(agree_all(facts)[1].room.math, "f32");
