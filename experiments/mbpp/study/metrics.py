@@ -123,11 +123,13 @@ def speed(run, outputs):
     seconds = sum(piece["generation_s"] for piece in pieces)
     generated = sum(piece["tokens"]["generated"] for piece in pieces)
     prompt = sum(piece["tokens"]["prompt"] for piece in pieces)
+    shared = sum(piece["tokens"]["shared"] for piece in pieces)  # not computed
     cpu = sum(piece["cpu_s"] for piece in pieces)
     order = [f"{task_id}#{draw}" for task_id, draw in outputs]
     return {"requests": len(outputs), "pieces": len(pieces), "seconds": seconds,
             "generated": generated, "prompt": prompt,
-            "generated_per_s": generated / seconds, "tokens_per_s": (generated + prompt) / seconds,
+            "shared": shared, "generated_per_s": generated / seconds,
+            "tokens_per_s": (generated + prompt - shared) / seconds,
             "requests_per_s": sum(p["requests"]["done"] for p in pieces) / seconds,
             "cpu_s": cpu, "generated_per_cpu_s": generated / cpu,
             "others_cpu_share": sum(p["others_cpu_share"] * p["generation_s"]
