@@ -24,6 +24,7 @@ struct Coordinator::Sequence {
   int64_t length = 0;   // prompt and most tokens to generate
   Order order = Order::kInput;
   int64_t waiting_bytes = 0;  // that it takes while it waits
+  uint64_t beginning = 0;     // of its prompt, see KvSlots
 
   KvSlots::Content content;  // from when it gets a slot
   uint64_t last_step = 0;
@@ -120,6 +121,8 @@ void Coordinator::read_ahead() {
       sequence->order = limits_.order;
       sequence->waiting_bytes = choice == 0 ? bytes_of(state->prepared) : kSequenceBytes;
       waiting_bytes_ += sequence->waiting_bytes;
+      sequence->beginning = KvSlots::beginning(state->prepared.prompt);
+      ++beginnings_[sequence->beginning];
       waiting_.insert(std::move(sequence));
     }
     ++read_;
@@ -138,6 +141,7 @@ void Coordinator::admit() {
     }
     std::unique_ptr<Sequence> sequence = std::move(waiting_.extract(waiting_.begin()).value());
     waiting_bytes_ -= sequence->waiting_bytes;
+    if (--beginnings_[sequence->beginning] == 0) beginnings_.erase(sequence->beginning);
     if (is_void) continue;
     const Request& request = sequence->asked();
     if (tokenizer_) sequence->text.emplace(*tokenizer_, request.stop);
@@ -264,16 +268,19 @@ void Coordinator::free_slot(Sequence& sequence) {
 
 // Somebody waits who would take over more of it than of any other sequence.
 bool Coordinator::is_wanted(const KvSlots::Content& content) const {
-  if (!kv_.shares()) return false;
+  const uint64_t beginning = kv_.beginning(content.slot);
+  if (!kv_.shares() || beginning == 0) return false;
   const int64_t elsewhere = kv_.pages_elsewhere(content);
-  const auto wants = [&](const std::unique_ptr<Sequence>& sequence) {
-    return sequence && !sequence->request->failed &&
-           KvSlots::pages_for(content, sequence->request->prepared.prompt) > elsewhere;
+  const auto wants = [&](const Sequence& sequence) {
+    return sequence.beginning == beginning && !sequence.request->failed &&
+           KvSlots::pages_for(content, sequence.request->prepared.prompt) > elsewhere;
   };
-  const auto has_not_begun = [&](const std::unique_ptr<Sequence>& sequence) {
-    return sequence && !sequence->content.has_begun() && wants(sequence);
-  };
-  return std::ranges::any_of(waiting_, wants) || std::ranges::any_of(slots_, has_not_begun);
+  for (int32_t slot = 0; slot < std::ssize(slots_); ++slot) {
+    if (!slots_[slot] || kv_.beginning(slot) != beginning) continue;
+    if (!slots_[slot]->content.has_begun() && wants(*slots_[slot])) return true;
+  }
+  return beginnings_.contains(beginning) &&
+         std::ranges::any_of(waiting_, [&](const auto& sequence) { return wants(*sequence); });
 }
 
 bool Coordinator::finished() {

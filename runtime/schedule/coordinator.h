@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -128,7 +129,8 @@ class Coordinator {
     bool operator()(const std::unique_ptr<Sequence>& a, const std::unique_ptr<Sequence>& b) const;
   };
   std::set<std::unique_ptr<Sequence>, Waits> waiting_;
-  std::vector<std::unique_ptr<Sequence>> slots_;  // null: free
+  std::unordered_map<uint64_t, int64_t> beginnings_;  // of those, how many have each
+  std::vector<std::unique_ptr<Sequence>> slots_;      // null: free
   KvSlots kv_;
   std::vector<Admission> admissions_;  // since the last step message
   std::deque<StepUnderWay> under_way_;

@@ -1,5 +1,8 @@
 #include "runtime/schedule/kv_slots.h"
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include <algorithm>
 #include <stdexcept>
 #include <utility>
@@ -29,7 +32,8 @@ int64_t most_shared(std::span<const int32_t> tokens, std::span<const int32_t> pr
 KvSlots::KvSlots(const Limits& limits)
     : limits_(limits),
       ledger_(limits.pages, limits.slots + limits.kept),
-      contents_(static_cast<size_t>(limits.slots + limits.kept)) {
+      contents_(static_cast<size_t>(limits.slots + limits.kept)),
+      beginnings_(contents_.size()) {
   for (int32_t slot = limits.slots + limits.kept; slot-- > 0;) free_.push_back(slot);
 }
 
@@ -44,6 +48,7 @@ bool KvSlots::admit(Content& content, int64_t pages) {
   content.slot = free_.back();
   free_.pop_back();
   contents_[content.slot] = &content;
+  beginnings_[content.slot] = beginning(content.prompt());
   take_over(content, prefix.ready);
   while (pages - ledger_.pages(content.slot) > ledger_.free_pages()) give_up_oldest();
   ledger_.grow(content.slot, pages);
@@ -67,10 +72,11 @@ bool KvSlots::must_wait(Content& content) {
 // waits for one that waits for him.
 KvSlots::Prefix KvSlots::find(const Content& content) const {
   Prefix best;
-  if (!limits_.shares) return best;
+  const uint64_t wanted = limits_.shares ? beginning(content.prompt()) : 0;
+  if (wanted == 0) return best;
   for (int32_t slot = 0; slot < std::ssize(contents_); ++slot) {
     const Content* const other = contents_[slot];
-    if (!other || other == &content) continue;
+    if (beginnings_[slot] != wanted || other == &content) continue;
     const int64_t common = most_shared(other->tokens, content.prompt());
     const int64_t ready = std::min(common, other->fed / kPageTokens);
     if (ready > best.ready.pages) best.ready = {slot, ready};
@@ -98,14 +104,20 @@ void KvSlots::await(Content& content, const Source& source) const {
   content.awaited_tokens = source.pages * kPageTokens;
 }
 
+uint64_t KvSlots::beginning(std::span<const int32_t> prompt) {
+  if (std::ssize(prompt) < kPageTokens) return 0;
+  return std::max<uint64_t>(1, XXH3_64bits(prompt.data(), kPageTokens * sizeof(int32_t)));
+}
+
 int64_t KvSlots::pages_for(const Content& content, std::span<const int32_t> prompt) {
   return std::min(most_shared(content.tokens, prompt), content.fed / kPageTokens);
 }
 
 int64_t KvSlots::pages_elsewhere(const Content& content) const {
   int64_t most = 0;
-  for (const Content* const other : contents_) {
-    if (!other || other == &content) continue;
+  for (int32_t slot = 0; slot < std::ssize(contents_); ++slot) {
+    const Content* const other = contents_[slot];
+    if (beginnings_[slot] != beginnings_[content.slot] || other == &content) continue;
     const int64_t common = common_pages(other->tokens, content.tokens);
     most = std::max(most, std::min(common, other->fed / kPageTokens));
   }
@@ -143,6 +155,7 @@ void KvSlots::free_slot(int32_t slot) {
   changes_.push_back({slot});
   ledger_.release(slot);
   contents_[slot] = nullptr;
+  beginnings_[slot] = 0;
   free_.push_back(slot);
 }
 

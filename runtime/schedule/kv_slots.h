@@ -68,6 +68,11 @@ class KvSlots {
   void keep(Content& content);
 
   bool shares() const { return limits_.shares; }
+  // A hash of the first page of a prompt, of which sequences that share pages have the same; 0
+  // where it has no full page.
+  static uint64_t beginning(std::span<const int32_t> prompt);
+  // Of the slot's sequence; 0 where there is none.
+  uint64_t beginning(int32_t slot) const { return beginnings_[slot]; }
   // Full pages of `content` that a sequence with this prompt can take over: not that of its last
   // token, which it computes for what comes after it.
   static int64_t pages_for(const Content& content, std::span<const int32_t> prompt);
@@ -99,6 +104,7 @@ class KvSlots {
   Limits limits_;
   PageLedger ledger_;
   std::vector<const Content*> contents_;  // by slot; null: free
+  std::vector<uint64_t> beginnings_;      // by slot
   std::vector<int32_t> free_;
   std::map<int32_t, Kept> kept_;  // by slot
   std::vector<KvChange> changes_;
