@@ -16,6 +16,7 @@ import unittest.mock
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "mp"))
 import harness  # noqa: E402
 import same_tokens_test  # noqa: E402
+import shared_prefixes_test  # noqa: E402
 
 RESOURCE_MISSING = 69
 
@@ -152,6 +153,18 @@ class Float16(Gpu):
                 common = [abs(new[token] - value) for token, value in old.items() if token in new]
                 self.assertGreaterEqual(len(common), 4, f"{model.name} {name}: {old} became {new}")
                 self.assertLess(max(common), 0.05, f"{model.name} {name}")
+
+
+class SharedPrefixes(Gpu):
+    def test_prompts_that_begin_alike(self):
+        requests = shared_prefixes_test.few_shot_requests(300)
+        for model in shared_prefixes_test.MODELS:
+            for math in ("f32", "f16"):
+                own = (*CUDA, "--math", math)
+                expected = self.generate(model, requests, *own, "--share-prefixes", "off")
+                self.check_same(model, requests, expected, [
+                    own, (*own, "--max-batch", 3, "--prefill-chunk", 7), (2, *own, "--max-batch", 16)])
+                self.assertIn("of them shared", self.jobs[-1].log())
 
 
 class HostAttention(Gpu):
