@@ -53,7 +53,7 @@ inline void write_file(const std::string& path, const std::string& bytes) {
 }
 
 inline std::string model_path(const std::string& name) {
-  return std::string(HEADRACE_TEST_DATA) + "/models/" + name;
+  return HEADRACE_TEST_DATA "/models/" + name;
 }
 
 // The little-endian bytes of a number.
