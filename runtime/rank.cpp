@@ -9,6 +9,7 @@
 #include "comm/error.h"
 #include "engine/error.h"
 #include "engine/io/directory.h"
+#include "engine/ops/int8.h"
 #include "headrace/version.h"
 #include "runtime/open_model.h"
 #include "runtime/plan/agreement.h"
@@ -21,6 +22,9 @@ namespace {
 constexpr int kDefaultSlots = 256;
 // Prefixes of sequences that have ended, at most.
 constexpr int kKeptSlots = 64;
+// Page tables and tokens of sequences that share pages, beyond what pages of their own would take.
+// Not counted in the budget.
+constexpr int64_t kTableBytes = 16 << 20;
 constexpr int64_t kStepRows = 512;
 constexpr int64_t kLongestStep = 8192;  // rows, where whole prompts go in one step
 // Rows on a GPU: what weights pass through the link for should be worth it, and one layer's product
@@ -73,6 +77,15 @@ std::string schedule_text(const RunOptions& options) {
   if (!options.trace.empty()) text += ", traced";
   if (!options.share_prefixes) text += ", no shared prefixes";
   return text;
+}
+
+bool has_codes(const WeightLayout& layout) {
+  for (const WeightUnit& unit : layout.units) {
+    for (const PlacedMatrix& matrix : unit.matrices) {
+      if (headrace::has_codes(matrix.tensor->dtype)) return true;
+    }
+  }
+  return false;
 }
 
 int thread_count(const RunOptions& options, int cores) {
@@ -398,7 +411,13 @@ void Rank::settle_sharing() {
   } else if (plan_.device && plan_.device->sizes.has_passing_pages()) {
     mine.why_not = stage + " has KV pages in host memory, beside its GPU's";
   }
-  if (plan_.device) mine.table_pages = plan_.sizes.kv_pages;  // its page tables have no more room
+  mine.table_pages = plan_.sizes.kv_pages;  // a GPU's page tables have no more room
+  if (!plan_.device) {
+    // An address in each layer and a page number, in vectors that double; prompts twice on rank 0.
+    const int64_t bytes =
+        16 * (range_.layers() + 1) + 2 * kPageTokens * static_cast<int64_t>(sizeof(int32_t));
+    mine.table_pages = std::max(mine.table_pages, kTableBytes / bytes);
+  }
   const PageSharing agreed = agree(ranks, mine);
   if (!agreed.why_not.empty()) {
     if (wires_.is_first()) {
@@ -422,6 +441,12 @@ void Rank::say_plan() const {
   if (plan_.needs_disk()) {
     spdlog::info("stage {} reads {} at {:.0f} MB/s, through {}", ranks.rank() + 1, options_.disk,
                  rates_.disk / 1e6, make_io_queue(kWeightReads)->description());
+  }
+  if (options_.int8() && !has_codes(layout_)) {
+    spdlog::warn(
+        "stage {}: --math int8 changes nothing here, for no weights are quantised; give "
+        "--weights q8 or q4, too",
+        ranks.rank() + 1);
   }
   if (options_.host_memory > available_host_memory() + budget_.used()) {
     spdlog::warn(

@@ -152,7 +152,7 @@ void KvStore::release(int slot) {
     (is_on_disk(run) ? free_disk_runs_ : free_runs_).push_back(run);
   }
   sequence = {};
-  for (auto& table : tables_[slot]) table.clear();
+  for (auto& table : tables_[slot]) table = {};  // not to keep the longest that there was
 }
 
 int64_t KvStore::visiting_pages(int slot) const {

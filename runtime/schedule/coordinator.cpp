@@ -78,6 +78,7 @@ Coordinator::~Coordinator() = default;
 std::optional<StepMessage> Coordinator::next_step() {
   if (stopping_ || under_way_.size() >= static_cast<size_t>(limits_.groups)) return std::nullopt;
   read_ahead();
+  take_over();
   admit();
   const std::vector<Sequence*> chosen = pick_ready();
   counts_.prompt_tokens += kv_.tokens_taken() - counts_.shared_tokens;
@@ -129,6 +130,17 @@ void Coordinator::read_ahead() {
   }
 }
 
+// Before others are admitted: pages that sequences have in common are free then, and those that
+// they wait for have not been given up.
+void Coordinator::take_over() {
+  std::vector<Sequence*> waiting;
+  for (const auto& sequence : slots_) {
+    if (sequence && !sequence->content.has_begun()) waiting.push_back(sequence.get());
+  }
+  std::ranges::sort(waiting, {}, [](const Sequence* s) { return s->content.number(); });
+  for (Sequence* const sequence : waiting) kv_.take_over(sequence->content);
+}
+
 // Fills free slots from the queue, as long as the KV cache holds the next sequence to its end.
 void Coordinator::admit() {
   while (!waiting_.empty() && !kv_.is_full()) {
@@ -151,7 +163,9 @@ void Coordinator::admit() {
     admission.prompt_tokens = static_cast<int32_t>(sequence->content.prompt_tokens);
     admission.stream = stream_key(request.custom_id, sequence->choice);
     admission.sampling = request.sampling;
-    if (request.sampling.repetition_penalty != 1.0f) admission.prompt = sequence->content.tokens;
+    if (kv_.shares() && request.sampling.repetition_penalty != 1.0f) {
+      admission.prompt = sequence->content.tokens;
+    }
     admissions_.push_back(std::move(admission));
     slots_[sequence->content.slot] = std::move(sequence);
     ++counts_.active;
@@ -169,7 +183,7 @@ std::vector<Coordinator::Sequence*> Coordinator::pick_ready() {
   std::vector<Sequence*> ready;
   for (const auto& sequence : slots_) {
     if (!sequence || sequence->in_flight || (only_prompts && !in_prompt(sequence))) continue;
-    if (!kv_.must_wait(sequence->content)) ready.push_back(sequence.get());
+    if (!kv_.waits(sequence->content)) ready.push_back(sequence.get());
   }
   std::stable_sort(ready.begin(), ready.end(), [](const Sequence* a, const Sequence* b) {
     return a->last_step < b->last_step;

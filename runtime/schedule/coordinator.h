@@ -107,6 +107,7 @@ class Coordinator {
   };
 
   void read_ahead();
+  void take_over();
   void admit();
   std::vector<Sequence*> pick_ready();
   void add_rows(StepMessage& message, const std::vector<Sequence*>& chosen);

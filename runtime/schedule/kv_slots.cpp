@@ -15,11 +15,17 @@ namespace {
 // Fewer pages are computed about as soon as they come.
 constexpr int64_t kWorthWaiting = 2;
 
+// Whether both have page `page`, and the same.
+bool is_common(std::span<const int32_t> a, std::span<const int32_t> b, int64_t page) {
+  const auto first = static_cast<size_t>(page * kPageTokens), end = first + kPageTokens;
+  return end <= std::min(a.size(), b.size()) &&
+         std::equal(a.begin() + first, a.begin() + end, b.begin() + first);
+}
+
 int64_t common_pages(std::span<const int32_t> a, std::span<const int32_t> b) {
-  const size_t most = std::min(a.size(), b.size());
-  const auto end =
-      std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(most), b.begin());
-  return (end.first - a.begin()) / kPageTokens;
+  int64_t page = 0;
+  while (is_common(a, b, page)) ++page;
+  return page;
 }
 
 // Of a sequence with this prompt, those that it need not compute if all are there.
@@ -39,7 +45,7 @@ KvSlots::KvSlots(const Limits& limits)
 
 bool KvSlots::admit(Content& content, int64_t pages) {
   if (table_pages_ + pages > limits_.table_pages) return false;
-  content.number = admitted_ + 1;
+  content.number_ = admitted_ + 1;
   const Prefix prefix = find(content);
   if (!ledger_.fits(prefix.ready.slot, prefix.ready.pages, pages)) return false;
   ++admitted_;
@@ -56,32 +62,43 @@ bool KvSlots::admit(Content& content, int64_t pages) {
   return true;
 }
 
-bool KvSlots::must_wait(Content& content) {
+bool KvSlots::waits(const Content& content) const {
+  if (content.awaited_slot < 0) return false;
+  const Content* const other = contents_[content.awaited_slot];
+  const bool is_there = other && other->number_ == content.awaited_number;
+  return is_there && other->fed < content.awaited_tokens;
+}
+
+void KvSlots::take_over(Content& content) {
   const bool has_all = content.taken / kPageTokens == (content.prompt_tokens - 1) / kPageTokens;
-  if (!limits_.shares || has_all || content.has_begun()) return false;
-  if (content.awaited_slot >= 0) {
-    const Content* const other = contents_[content.awaited_slot];
-    const bool is_there = other && other->number == content.awaited_number;
-    if (is_there && other->fed < content.awaited_tokens) return true;
-  }
-  take_over(content, find(content).ready);
-  return false;
+  if (!limits_.shares || has_all || content.has_begun() || waits(content)) return;
+  const Prefix prefix = find(content);
+  take_over(content, prefix.ready);
+  await(content, prefix.awaited);
 }
 
 // What earlier steps have fed, and what a sequence that was admitted earlier will feed: nobody
 // waits for one that waits for him.
 KvSlots::Prefix KvSlots::find(const Content& content) const {
   Prefix best;
+  best.ready.pages = content.taken / kPageTokens;
   const uint64_t wanted = limits_.shares ? beginning(content.prompt()) : 0;
   if (wanted == 0) return best;
   for (int32_t slot = 0; slot < std::ssize(contents_); ++slot) {
     const Content* const other = contents_[slot];
     if (beginnings_[slot] != wanted || other == &content) continue;
+    const int64_t fed = other->fed / kPageTokens;
+    const bool is_older = other->number_ < content.number_;
+    // To be better it must have the page after the best ones in common, too.
+    const bool may_be_ready =
+        fed > best.ready.pages && is_common(other->tokens, content.prompt(), best.ready.pages);
+    const bool may_be_awaited =
+        is_older && is_common(other->tokens, content.prompt(), best.awaited.pages);
+    if (!may_be_ready && !may_be_awaited) continue;
     const int64_t common = most_shared(other->tokens, content.prompt());
-    const int64_t ready = std::min(common, other->fed / kPageTokens);
+    const int64_t ready = std::min(common, fed);
     if (ready > best.ready.pages) best.ready = {slot, ready};
-    if (other->number < content.number && common > best.awaited.pages)
-      best.awaited = {slot, common};
+    if (is_older && common > best.awaited.pages) best.awaited = {slot, common};
   }
   if (best.awaited.pages < best.ready.pages + kWorthWaiting) best.awaited = {};
   return best;
@@ -98,10 +115,15 @@ void KvSlots::take_over(Content& content, const Source& source) {
 }
 
 void KvSlots::await(Content& content, const Source& source) const {
-  content.awaited_slot = source.slot;
+  content.awaited_slot = -1;
   if (source.slot < 0) return;
-  content.awaited_number = contents_[source.slot]->number;
-  content.awaited_tokens = source.pages * kPageTokens;
+  const Content* other = contents_[source.slot];
+  const int64_t tokens = source.pages * kPageTokens;
+  // Who waits for as much does not feed it.
+  if (waits(*other) && other->awaited_tokens >= tokens) other = contents_[other->awaited_slot];
+  content.awaited_slot = other->slot;
+  content.awaited_number = other->number_;
+  content.awaited_tokens = tokens;
 }
 
 uint64_t KvSlots::beginning(std::span<const int32_t> prompt) {
@@ -118,8 +140,9 @@ int64_t KvSlots::pages_elsewhere(const Content& content) const {
   for (int32_t slot = 0; slot < std::ssize(contents_); ++slot) {
     const Content* const other = contents_[slot];
     if (beginnings_[slot] != beginnings_[content.slot] || other == &content) continue;
-    const int64_t common = common_pages(other->tokens, content.tokens);
-    most = std::max(most, std::min(common, other->fed / kPageTokens));
+    const int64_t fed = other->fed / kPageTokens;
+    if (fed <= most || !is_common(other->tokens, content.tokens, most)) continue;
+    most = std::max(most, std::min(common_pages(other->tokens, content.tokens), fed));
   }
   return most;
 }

@@ -38,13 +38,14 @@ class KvSlots {
     int32_t slot = -1;
 
     bool has_begun() const { return fed > taken; }
+    uint64_t number() const { return number_; }  // in order of admission
     std::span<const int32_t> prompt() const {
       return {tokens.data(), static_cast<size_t>(prompt_tokens)};
     }
 
    private:
     friend KvSlots;
-    uint64_t number = 0;  // in order of admission
+    uint64_t number_ = 0;
     // It waits until the sequence with this number, in this slot, has fed so many tokens.
     int32_t awaited_slot = -1;
     uint64_t awaited_number = 0;
@@ -59,9 +60,11 @@ class KvSlots {
   // over at once. False: there are too few. Until release() or keep() `content` must stay where it
   // is.
   bool admit(Content& content, int64_t pages);
-  // Before each step, for a sequence that might be in it: takes over what has come. True: not in
-  // this one, since a sequence admitted before it is feeding pages that both have.
-  bool must_wait(Content& content);
+  // Before each step, in order of admission: a sequence that has not begun takes over what has
+  // come.
+  void take_over(Content& content);
+  // Not in the next step, since a sequence admitted before it is feeding pages that both have.
+  bool waits(const Content& content) const;
   // The sequence has ended.
   void release(Content& content);
   // The same, but what it holds stays as long as the pages are not wanted.

@@ -117,6 +117,10 @@ class Mistakes(CommandTest):
         for device in ("cuda", "cuda:0"):
             self.refused(harness.USAGE, "bench", "--model", TINY, "--math", "int8", "--device", device,
                          says=["--math int8", "CPUs", f"--device {device}"])
+        for model, useless in ((TINY, True), ("synthetic:tiny-llama:q8", False)):
+            job = self.run_program("bench", "--model", model, "--math", "int8", "--prompt-tokens", 4,
+                                   "--generate-tokens", 2, "--batch", 1)
+            self.assertEqual(useless, "--math int8 changes nothing here" in job.log())
         self.refused(harness.USAGE, "perplexity", "--model", TINY, "--text", __file__, "--math", "f16",
                      says=["--math", "int8"])
         self.refused(harness.USAGE, "bench", "--model", TINY, "--link", "tcp", says=["--link", "nccl"])

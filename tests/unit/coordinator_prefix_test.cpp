@@ -142,6 +142,37 @@ TEST(Prefixes, OthersGoOnWhileSomeWaitForAPrefix) {
   computed(bench);
 }
 
+// Slots that were given back together are given out the other way round: whoever waits must not
+// wait for one that waits itself.
+TEST(Prefixes, AllWhoWaitBeginTogether) {
+  ScheduleLimits limits = sharing(limits_of(24, 1));
+  limits.prefill_chunk = 16;
+  std::vector<PreparedRequest> all = requests_of(24, 5, 1);
+  for (int i = 0; i < 24; ++i) all.push_back(prefixed("p" + std::to_string(i), 1, 160, 20, 4));
+  Bench bench(limits, all);
+  EXPECT_EQ(bench.form_all().front().items.size(), 24u);
+  bench.answer_one();
+  for (int turn = 0; turn <= 10; ++turn) {
+    const std::vector<StepMessage> steps = bench.form_all();
+    ASSERT_EQ(steps.size(), 1u);
+    ASSERT_EQ(steps[0].items.size(), turn < 10 ? 1u : 24u) << turn;
+    bench.answer_one();
+  }
+  EXPECT_EQ(computed(bench), 24 * 5 + 160 + 24 * 20);
+}
+
+// The first one ends as soon as the others could take over what they wait for, and the pages are
+// wanted for yet another one.
+TEST(Prefixes, WhatIsWaitedForIsNotGivenUp) {
+  ScheduleLimits limits = sharing(limits_of(8, 1));
+  limits.kv_pages = 60;
+  std::vector<PreparedRequest> all;
+  for (int i = 0; i < 6; ++i) all.push_back(prefixed("p" + std::to_string(i), 1, 144, 10, 1));
+  all.push_back(prefixed("other", 2, 144, 6, 5));
+  Bench bench(limits, all);
+  EXPECT_EQ(computed(bench), 144 + 6 * 10 + 150);
+}
+
 // The pages need not have been computed when the step is formed that uses them, only before it.
 TEST(Prefixes, NobodyWaitsForTheAnswer) {
   Bench bench(sharing(limits_of(2, 2)), {prefixed("a", 1, 70, 0, 9, 2)});
