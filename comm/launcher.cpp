@@ -10,6 +10,7 @@
 #include <ctime>
 #include <fstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace headrace {
@@ -22,6 +23,7 @@ namespace fs = std::filesystem;
 constexpr const char* kSegment = "vader_segment.";
 constexpr const char* kSessions = "ompi.";
 constexpr const char* kSession = "pid.";
+constexpr int kAttempts = 50;
 
 // The segments that the process with this /proc directory has mapped.
 std::set<fs::path> mapped_segments(const fs::path& process) {
@@ -93,10 +95,15 @@ void Launcher::note_files() {
 void Launcher::remove_files() {
   const std::lock_guard lock(mutex_);
   std::error_code ignored;  // another rank may be quicker
-  for (const auto& segment : segments_) std::filesystem::remove(segment, ignored);
+  for (const auto& segment : segments_) fs::remove(segment, ignored);
   for (const auto& folder : sessions_) {
-    std::filesystem::remove_all(folder, ignored);
-    std::filesystem::remove(folder.parent_path(), ignored);  // if no other job uses it
+    // Ranks that do so at once disturb each other: one that misses a file that it has just seen
+    // gives up.
+    for (int attempt = 0; attempt < kAttempts && fs::exists(folder, ignored); ++attempt) {
+      if (attempt > 0) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      fs::remove_all(folder, ignored);
+    }
+    fs::remove(folder.parent_path(), ignored);  // if no other job uses it
   }
 }
 

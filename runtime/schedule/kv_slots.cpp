@@ -115,15 +115,10 @@ void KvSlots::take_over(Content& content, const Source& source) {
 }
 
 void KvSlots::await(Content& content, const Source& source) const {
-  content.awaited_slot = -1;
+  content.awaited_slot = source.slot;
   if (source.slot < 0) return;
-  const Content* other = contents_[source.slot];
-  const int64_t tokens = source.pages * kPageTokens;
-  // Who waits for as much does not feed it.
-  if (waits(*other) && other->awaited_tokens >= tokens) other = contents_[other->awaited_slot];
-  content.awaited_slot = other->slot;
-  content.awaited_number = other->number_;
-  content.awaited_tokens = tokens;
+  content.awaited_number = contents_[source.slot]->number_;
+  content.awaited_tokens = source.pages * kPageTokens;
 }
 
 uint64_t KvSlots::beginning(std::span<const int32_t> prompt) {
