@@ -21,10 +21,9 @@ case ${1:-} in
   "") ;;
   --quick)
     asan=("${files[@]}" headrace)
-    tsan=(threads_test pipeline_test results_durability_test headrace)
+    tsan=(threads_test results_durability_test headrace)
     # Not every setting of what repeats one thing for long.
     filter='-*EveryByteIsRight*/?:*TheDestructorWaits*LittleAtATime'
-    filter+=':*PipelineOfModel*/llama_*:*PipelineOfModel*/opt_*:*PipelineOfModel*/qwen2_*'
     ;;
   *)
     sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
