@@ -11,6 +11,7 @@
 #include "engine/io/directory.h"
 #include "engine/ops/int8.h"
 #include "headrace/version.h"
+#include "runtime/demand.h"
 #include "runtime/open_model.h"
 #include "runtime/plan/agreement.h"
 #include "runtime/plan/host_memory.h"
@@ -19,56 +20,16 @@
 namespace headrace {
 namespace {
 
-constexpr int kDefaultSlots = 256;
 // Prefixes of sequences that have ended, at most.
 constexpr int kKeptSlots = 64;
-// Page tables and tokens of sequences that share pages, beyond what pages of their own would take.
-// Not counted in the budget.
+// Page tables and tokens of sequences that share pages, and again of those that are kept, where the
+// KV cache has fewer pages. Not counted in the budget.
 constexpr int64_t kTableBytes = 16 << 20;
-constexpr int64_t kStepRows = 512;
-constexpr int64_t kLongestStep = 8192;  // rows, where whole prompts go in one step
-// Rows on a GPU: what weights pass through the link for should be worth it, and one layer's product
-// fill the GPU.
-constexpr int64_t kDeviceStepRows = 16384;
-constexpr int64_t kDeviceMicroRows = 4096;
-// Tokens of a sequence where the input cannot be looked at beforehand.
-constexpr int64_t kUsualTokens = 1024;
-constexpr int64_t kLongestTokens = 4096;
 // More than all cores of a machine with a GPU have caches.
 constexpr uint64_t kManyPages = 256 << 20;
 // Transfers under way.
 constexpr int kWeightReads = 64;
 constexpr int kKvTransfers = 1024;
-
-Stage::Sizes sizes_on_device(const RunOptions& options, const ModelConfig& config) {
-  Stage::Sizes sizes;
-  sizes.slots = options.max_batch > 0 ? options.max_batch : kDefaultSlots;
-  sizes.kv_format = options.kv_format;
-  const int64_t chunk =
-      options.prefill_chunk > 0 ? options.prefill_chunk : int64_t{config.max_positions};
-  sizes.step_rows =
-      std::clamp<int64_t>(sizes.slots * std::min<int64_t>(chunk, config.max_positions),
-                          std::min<int64_t>(kStepRows, chunk), kDeviceStepRows);
-  sizes.micro_batch_rows = std::min(kDeviceMicroRows, sizes.step_rows);
-  return sizes;
-}
-
-Stage::Sizes sizes_on_host(const RunOptions& options, const ModelConfig& config) {
-  Stage::Sizes sizes;
-  sizes.slots = options.max_batch > 0 ? options.max_batch : kDefaultSlots;
-  sizes.step_rows = kStepRows;
-  if (options.prefill_chunk == 0 || options.prefill_chunk > kStepRows) {
-    const int64_t wanted = options.prefill_chunk == 0 ? kLongestStep : options.prefill_chunk;
-    sizes.step_rows = std::clamp<int64_t>(std::min<int64_t>(wanted, config.max_positions),
-                                          kStepRows, kLongestStep);
-  } else if (options.max_batch > 0) {
-    sizes.step_rows = std::min(kStepRows, options.max_batch * options.prefill_chunk);
-  }
-  sizes.micro_batch_rows = std::min<int64_t>(256, sizes.step_rows);
-  sizes.kv_format = options.kv_format;
-  sizes.int8 = options.int8();
-  return sizes;
-}
 
 std::string schedule_text(const RunOptions& options) {
   std::string text = "max-batch " + std::to_string(options.max_batch) + ", prefill-chunk " +
@@ -127,7 +88,8 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
     const OffloadPlace place{options.disk, options.disk_budget};
     disk_room_ = OffloadFile::room(place, *checkpoint_, range_, layout_, ranks.ranks_on_host());
   }
-  const Workload wanted = workload(requests);
+  const Workload wanted =
+      workload_of(options, from_rank_0(ranks, requests), checkpoint_->config(), ranks.size());
   other_ = other_memory();
   choose_device();
   choose_hops();
@@ -247,28 +209,6 @@ void Rank::measure_computing() {
   } else if (device_limits_.most_host_share > 0) {
     measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_, kManyPages);
   }
-}
-
-Workload Rank::workload(const RequestSizes& requests) const {
-  RequestSizes sizes = from_rank_0(wires_.communicator, requests);
-  const int64_t context = checkpoint_->config().max_positions;
-  if (sizes.usual == 0) sizes = {kUsualTokens, kLongestTokens, kUsualTokens / 2, 0, true};
-  Workload workload;
-  workload.sequences = stage_sizes().slots;
-  if (sizes.sequences > 0 && sizes.sequences < workload.sequences) {
-    workload.sequences = static_cast<int>(sizes.sequences);
-  }
-  workload.exact = options_.max_batch > 0;
-  workload.tokens = std::max<int64_t>(2, std::min(sizes.usual, context));
-  workload.prompt = std::clamp<int64_t>(sizes.prompt, 1, workload.tokens - 1);
-  workload.longest = std::min(sizes.longest, context);
-  workload.groups = wires_.communicator.size();
-  workload.sampled = sizes.sampled;
-  // Whole prompts go in one step as far as the user wants it.
-  if (options_.prefill_chunk == 0 || options_.prefill_chunk > kStepRows) {
-    workload.least_step_rows = kLongestStep;
-  }
-  return workload;
 }
 
 PlanLimits Rank::plan_limits() const {

@@ -72,7 +72,6 @@ class Rank {
  private:
   Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
        int cores);
-  Workload workload(const RequestSizes& requests) const;
   OtherMemory other_memory() const;
   void refuse_what_does_not_fit(const Workload& wanted) const;
   void choose_device();

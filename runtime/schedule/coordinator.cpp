@@ -133,6 +133,7 @@ void Coordinator::read_ahead() {
 // Before others are admitted: pages that sequences have in common are free then, and those that
 // they wait for have not been given up.
 void Coordinator::take_over() {
+  if (!kv_.shares()) return;
   std::vector<Sequence*> waiting;
   for (const auto& sequence : slots_) {
     if (sequence && !sequence->content.has_begun()) waiting.push_back(sequence.get());

@@ -71,7 +71,7 @@ bool KvSlots::waits(const Content& content) const {
 
 void KvSlots::take_over(Content& content) {
   const bool has_all = content.taken / kPageTokens == (content.prompt_tokens - 1) / kPageTokens;
-  if (!limits_.shares || has_all || content.has_begun() || waits(content)) return;
+  if (has_all || content.has_begun() || waits(content)) return;
   const Prefix prefix = find(content);
   take_over(content, prefix.ready);
   await(content, prefix.awaited);
@@ -150,10 +150,15 @@ void KvSlots::release(Content& content) {
 
 void KvSlots::keep(Content& content) {
   if (limits_.kept == 0) return release(content);
-  if (std::ssize(kept_) == limits_.kept) give_up_oldest();
+  const int64_t pages = KvStore::pages_for(content.fed);
+  while (std::ssize(kept_) == limits_.kept ||
+         (!kept_.empty() && kept_table_pages_ + pages > limits_.table_pages)) {
+    give_up_oldest();
+  }
   --busy_;
   table_pages_ -= ledger_.pages(content.slot);
-  ledger_.keep(content.slot, KvStore::pages_for(content.fed));
+  kept_table_pages_ += pages;
+  ledger_.keep(content.slot, pages);
   Kept& kept = kept_[content.slot] = {std::move(content), ++used_};
   kept.content.tokens.resize(static_cast<size_t>(kept.content.fed));
   kept.content.tokens.shrink_to_fit();
@@ -165,6 +170,7 @@ void KvSlots::give_up_oldest() {
       std::ranges::min_element(kept_, {}, [](const auto& entry) { return entry.second.used; });
   if (oldest == kept_.end()) throw std::logic_error("KvSlots: out of pages");
   const int32_t slot = oldest->first;
+  kept_table_pages_ -= ledger_.pages(slot);
   kept_.erase(oldest);
   free_slot(slot);
 }

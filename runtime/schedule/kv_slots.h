@@ -25,7 +25,8 @@ class KvSlots {
     int kept = 0;
     bool shares = false;
     int64_t pages = 0;
-    // Of all sequences in flight, shared ones counted for each that has them.
+    // Of all sequences in flight, shared ones counted for each that has them; and of all that are
+    // kept.
     int64_t table_pages = 0;
   };
 
@@ -112,7 +113,7 @@ class KvSlots {
   std::map<int32_t, Kept> kept_;  // by slot
   std::vector<KvChange> changes_;
   uint64_t admitted_ = 0, used_ = 0;
-  int64_t busy_ = 0, table_pages_ = 0, tokens_taken_ = 0;
+  int64_t busy_ = 0, table_pages_ = 0, kept_table_pages_ = 0, tokens_taken_ = 0;
 };
 
 }  // namespace headrace

@@ -263,6 +263,19 @@ TEST(Prefixes, TheOldestIsGivenUpWhereManyAreKept) {
   EXPECT_EQ(computed(bench), prompt_tokens(all) - 3 * 64) << "1 had to go";
 }
 
+TEST(Prefixes, PageTablesOfWhatIsKeptHaveABound) {
+  ScheduleLimits limits = sharing(limits_of(1, 1));
+  std::vector<PreparedRequest> all;
+  for (const int prefix : {1, 2, 1, 2}) {  // 6 pages each
+    all.push_back(prefixed("r" + std::to_string(all.size()), prefix, 64, 20, 3));
+  }
+  Bench enough(limits, all);
+  EXPECT_EQ(computed(enough), prompt_tokens(all) - 2 * 64);
+  limits.table_pages = 6;
+  Bench bench(limits, all);
+  EXPECT_EQ(computed(bench), prompt_tokens(all) - 64) << "1 had to go";
+}
+
 TEST(Prefixes, WhatWasOfUseStaysLonger) {
   ScheduleLimits limits = sharing(limits_of(1, 1));
   limits.kept_slots = 2;
