@@ -44,5 +44,5 @@ export HEADRACE_STUDY_PYTHON=$repository/build/mbpp/venv-scoring/bin/python
 code=0
 ctest --preset release -j "$((2 * $(nproc)))" --output-junit "$repository/build/release/tests.xml" \
   --test-output-size-passed 1000000 --test-output-size-failed 1000000 "$@" || code=$?
-python3 tests/skipped.py build/release/tests.xml
+python3 tests/outcome.py build/release/tests.xml
 exit $code

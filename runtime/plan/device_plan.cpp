@@ -289,6 +289,8 @@ class DevicePlanner {
   // out. Of prompts, what they bring over the link.
   void predict(StagePlan& plan, int sequences) const {
     if (rates_.link == 0 || rates_.device_memory == 0) return;
+    plan.tokens = workload_.tokens;
+    plan.prompt = workload_.prompt;
     const double groups = std::min(workload_.groups, sequences);
     DevicePlan& device = *plan.device;
     const auto prompt = static_cast<double>(workload_.prompt);

@@ -62,6 +62,8 @@ struct StagePlan {
   uint64_t all_weights = 0;  // resident or not
   uint64_t streamed = 0;     // read from disk in every step
   uint64_t disk = 0;         // bytes taken there
+  // What is predicted is for sequences of so many tokens, `prompt` of them the prompt's.
+  int64_t tokens = 0, prompt = 0;
   // A round: every sequence in flight gets a token. Nothing where rates are not known.
   double compute_s = 0, link_s = 0, disk_s = 0;
   double host_s = 0;  // of compute_s, on the CPU of a stage on a device

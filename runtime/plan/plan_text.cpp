@@ -112,7 +112,11 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
                                         : std::string()));
   }
   line("sequences", "up to " + std::to_string(plan.sizes.slots) + " in flight");
-  if (plan.round_s > 0) line("expected", describe_prediction(plan));
+  if (plan.round_s > 0) {
+    line("prediction", "for sequences of " + std::to_string(plan.tokens) + " tokens, " +
+                           std::to_string(plan.prompt) + " of them the prompt's");
+    line("expected", describe_prediction(plan));
+  }
   return text;
 }
 

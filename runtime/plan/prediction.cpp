@@ -114,6 +114,8 @@ double layer_s(const WeightLayout& layout, const Rates& rates, double rows) {
 
 void predict(const WeightLayout& layout, const Rates& rates, const Round& round, StagePlan& plan) {
   if (rates.byte_s == 0) return;
+  plan.tokens = round.tokens;
+  plan.prompt = round.prompt;
   const Middle middle(layout, rates, round, plan);
   plan.compute_s = middle.groups * (middle.matrices_s + middle.attention_s);
   double waits_for_kv = 0;

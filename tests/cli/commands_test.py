@@ -232,15 +232,11 @@ class Plan(CommandTest):
         kv = float(re.search(r"KV cache +([\d.]+) MiB in memory", text)[1])
         self.assertLessEqual(kv, 24)
 
-    def test_long_prompts_mean_more_attention_for_each_token(self):
-        def computing(prompt):
-            text = self.run_text("plan", "--model", self.model, "--disk", self.disk, "--max-batch", 64,
-                                 "--tokens", 2000, "--prompt-tokens", prompt)
-            return float(re.search(r"computing ([\d.]+) s", text)[1])
-        # Half as many pages, and all of them; each start measures the machine anew, beside what else
-        # runs there.
-        pairs = [(computing(1), computing(1999)) for _ in range(4)]
-        self.assertLess(min(half for half, _ in pairs), min(whole for _, whole in pairs))
+    def test_what_the_prediction_is_for(self):
+        """What comes of it is tested with fixed rates (prediction_test)."""
+        for more, prompt in (([], 100), (["--prompt-tokens", 1], 1), (["--prompt-tokens", 199], 199)):
+            self.assertRegex(self.run_text(*self.common, *more),
+                             rf"\n  prediction +for sequences of 200 tokens, {prompt} of them the prompt's\n")
         self.refused(harness.USAGE, *self.common, "--prompt-tokens", 200, says=["--prompt-tokens", "--tokens"])
 
     def test_disk_budget(self):

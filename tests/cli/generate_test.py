@@ -172,21 +172,26 @@ class Scripts(harness.ProgramTest):
         self.assertEqual(["SmolLM2-135M-Instruct.Q4_1.gguf"], os.listdir(self.folder))
 
 
-class SkipReport(harness.ProgramTest):
-    def test_reasons_are_found(self):
+class Outcome(harness.ProgramTest):
+    def test_reasons_and_failures_are_found(self):
         report = self.folder / "tests.xml"
         report.write_text(
             '<testsuite><testcase name="a" status="notrun"><skipped message="SKIP_RETURN_CODE=77"/>'
             "<system-out>skipped: m.T.t: HEADRACE_SHARED is not set\n</system-out></testcase>"
             '<testcase name="b" status="run"><system-out>x.cpp:3: Skipped\nno tmpfs\n</system-out>'
             '</testcase><testcase name="c" status="run"><system-out>\x1b[0m fine</system-out></testcase>'
-            "</testsuite>")
-        command = [sys.executable, str(REPOSITORY / "tests" / "skipped.py"), str(report)]
+            '<testcase name="d" status="run"><system-out>AssertionError: seen</system-out></testcase>'
+            '<testcase name="e" status="fail"><failure message=""/><system-out>'
+            + "one\n" * 99 + "AssertionError: why\n</system-out></testcase></testsuite>")
+        command = [sys.executable, str(REPOSITORY / "tests" / "outcome.py"), str(report)]
         done = subprocess.run(command, capture_output=True, text=True)
         self.assertEqual(0, done.returncode, done.stderr)
-        self.assertIn("skipped: a: HEADRACE_SHARED is not set", done.stdout)
-        self.assertIn("skipped: b: no tmpfs", done.stdout)
-        self.assertIn("3 tests: 0 failed, 2 skips", done.stdout)
+        self.assertIn("skipped: HEADRACE_SHARED is not set: a", done.stdout)
+        self.assertIn("skipped: no tmpfs: b", done.stdout)
+        self.assertEqual(["    AssertionError: why", "5 tests: 1 failed, 2 skips"],
+                         done.stdout.splitlines()[-2:])
+        self.assertIn("failed: e; its last lines:\n    one\n", done.stdout)
+        self.assertLess(done.stdout.count("one"), 30)
         done = subprocess.run([*command, "--fail-on", "SHARED"], capture_output=True, text=True)
         self.assertEqual(1, done.returncode)
         self.assertIn("must not be skipped here: a", done.stdout)
