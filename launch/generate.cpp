@@ -13,6 +13,7 @@
 #include "launch/subcommands.h"
 #include "runtime/error.h"
 #include "runtime/run.h"
+#include "runtime/text/utf8.h"
 
 namespace headrace {
 namespace {
@@ -36,6 +37,7 @@ ProgressStyle progress_style(const GenerateArguments& a) {
 void finish_arguments(GenerateArguments& a, bool has_prompt) {
   GenerateOptions& run = a.run;
   if (has_prompt) run.prompt = a.prompt;
+  if (!is_valid_utf8(a.prompt)) throw UsageError("--prompt is not valid UTF-8");
   if (run.input.empty() == !run.prompt) {
     throw UsageError(
         "give either --input FILE (a batch file, - for standard input) or --prompt TEXT");

@@ -126,6 +126,11 @@ const TensorInfo* Checkpoint::find(Role role, int layer) const {
   return position < 0 ? nullptr : &tensors_[static_cast<size_t>(position)];
 }
 
+std::string Checkpoint::place_of(const TensorInfo& tensor) const {
+  const auto file = static_cast<size_t>(tensor.file);
+  return (file < files_.size() ? files_[file] : source_) + ": tensor \"" + tensor.name + "\"";
+}
+
 std::string Checkpoint::tried(Role role, int layer) const {
   std::string list;
   for (const std::string& name : names(role, layer)) list += (list.empty() ? "" : ", ") + name;
@@ -154,10 +159,15 @@ int Checkpoint::locate(Role role, int layer,
     if (entry == by_name.end()) continue;
     const TensorInfo& tensor = tensors_[static_cast<size_t>(entry->second)];
     const RoleShape shape = role_shape(config_, role);
+    if (is_vector_role(role) && !is_plain(tensor.dtype)) {
+      throw ModelError(place_of(tensor) + ", the " + role_name(role) + where + ", has type " +
+                       dtype_name(tensor.dtype) +
+                       "; norms and biases must be F32, F16 or BF16: convert the model again");
+    }
     if (tensor.rows != shape.rows || tensor.cols != shape.cols) {
-      throw ModelError(files_[static_cast<size_t>(tensor.file)] + ": tensor \"" + name +
-                       "\" has shape " + shape_text(tensor.rows, tensor.cols) + ", but the " +
-                       role_name(role) + where + " must be " + shape_text(shape.rows, shape.cols) +
+      throw ModelError(place_of(tensor) + " has shape " + shape_text(tensor.rows, tensor.cols) +
+                       ", but the " + role_name(role) + where + " must be " +
+                       shape_text(shape.rows, shape.cols) +
                        "; configuration and weights do not belong together, fetch the model again");
     }
     return entry->second;

@@ -54,6 +54,9 @@ class Checkpoint {
   // The same; throws ModelError with the names that were tried.
   const TensorInfo& require(Role role, int layer = 0) const;
 
+  // "model.gguf: tensor \"blk.0.attn_q.weight\"", for messages.
+  std::string place_of(const TensorInfo& tensor) const;
+
   // GGUF files of the llama family store the rows of Q and K (and the elements of their biases) of
   // each head interleaved (0, d/2, 1, d/2+1, ...); whoever loads them must undo it to use Rope's
   // convention.

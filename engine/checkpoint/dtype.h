@@ -38,10 +38,17 @@ struct DTypeInfo {
   const char* name;    // "Q4_K", as GGUF tools print it
   int block_elements;  // consecutive elements of a row that share a block; 1 for plain types
   int block_bytes;
+  // Bytes at which a block has its scale in f16, and its minimum or the scale of its minima; -1:
+  // it has none.
+  int scale_at = -1;
+  int min_at = -1;
 };
 
 const DTypeInfo& dtype_info(DType dtype);
 inline const char* dtype_name(DType dtype) { return dtype_info(dtype).name; }
+
+// F32, F16 and BF16.
+inline bool is_plain(DType dtype) { return dtype_info(dtype).block_elements == 1; }
 
 // All formats, in the order of the enum; those of headrace itself come last.
 std::span<const DType> all_dtypes();
@@ -58,5 +65,9 @@ std::string supported_ggml_types();
 
 // Bytes of a row of `elements` elements, which must be a multiple of block_elements.
 size_t row_bytes(DType dtype, int64_t elements);
+
+// The first column of a row whose element is NaN or infinite, or would be for its block's scale or
+// minimum; -1 if there is none. `row`: row_bytes, not aligned.
+int64_t first_not_finite(DType dtype, int64_t elements, const std::byte* row);
 
 }  // namespace headrace

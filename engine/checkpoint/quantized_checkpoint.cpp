@@ -19,10 +19,6 @@ namespace {
 constexpr WeightFormat kFormats[] = {WeightFormat::kNative, WeightFormat::kQ8, WeightFormat::kQ4};
 constexpr size_t kBlocksAtOnce = 32;  // 2048 elements
 
-bool is_plain(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
-}
-
 bool is_quantised_role(Role role) {
   switch (role) {
     case Role::kTokenEmbedding:

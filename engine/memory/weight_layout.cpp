@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <stdexcept>
 
 #include "engine/error.h"
 #include "engine/half.h"
@@ -79,6 +80,19 @@ int64_t source_row(const Checkpoint& checkpoint, Role role, int64_t row) {
   return row - i + i % (dim / 2) * 2 + i / (dim / 2);
 }
 
+[[noreturn]] void refuse_not_finite(const Checkpoint& checkpoint, const TensorInfo& tensor,
+                                    int64_t row, int64_t column) {
+  throw ModelError(checkpoint.place_of(tensor) + " holds a value that is not finite (row " +
+                   std::to_string(row) + ", column " + std::to_string(column) +
+                   "); the model is damaged, fetch it again");
+}
+
+// Every token of every request meets what is in a layer or the head. Of the embedding it meets the
+// rows of its own tokens: a damaged one fails only the requests that have it.
+bool must_be_finite(const ModelConfig& config, Role role) {
+  return role == Role::kTokenEmbedding ? config.tied_head : role != Role::kPositionEmbedding;
+}
+
 void pack_one_panel(const Checkpoint& checkpoint, const PlacedMatrix& matrix, int64_t panel,
                     std::byte* out) {
   const TensorInfo& tensor = *matrix.tensor;
@@ -93,7 +107,12 @@ void pack_one_panel(const Checkpoint& checkpoint, const PlacedMatrix& matrix, in
   raw.resize((*high - *low + 1) * stride);
   checkpoint.read(tensor, *low * stride, raw);
   std::array<const std::byte*, kPanelRows> rows{};
-  for (int64_t r = 0; r < count; ++r) rows[r] = raw.data() + (source[r] - *low) * stride;
+  for (int64_t r = 0; r < count; ++r) {
+    rows[r] = raw.data() + (source[r] - *low) * stride;
+    if (!must_be_finite(checkpoint.config(), matrix.role)) continue;
+    const int64_t column = first_not_finite(tensor.dtype, tensor.cols, rows[r]);
+    if (column >= 0) refuse_not_finite(checkpoint, tensor, source[r], column);
+  }
   pack_panel(tensor.dtype, tensor.cols, rows, out);
 }
 
@@ -112,8 +131,7 @@ float element(const TensorInfo& tensor, const std::vector<std::byte>& raw, int64
       std::memcpy(&half, raw.data() + i * 2, 2);
       return bf16_to_f32(half);
     default:
-      throw ModelError("tensor " + tensor.name + ": type " + dtype_name(tensor.dtype) +
-                       " is not supported for norms and biases; use F32, F16 or BF16");
+      throw std::logic_error("a norm or bias of a low-bit format");  // Checkpoint refuses it
   }
 }
 
@@ -207,6 +225,8 @@ void drop_sources(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t
 void read_vector(const Checkpoint& checkpoint, const PlacedVector& vector, std::span<float> out) {
   std::vector<std::byte> raw(vector.tensor->bytes);
   checkpoint.read(*vector.tensor, 0, raw);
+  const int64_t column = first_not_finite(vector.tensor->dtype, vector.tensor->cols, raw.data());
+  if (column >= 0) refuse_not_finite(checkpoint, *vector.tensor, 0, column);
   for (int64_t i = 0; i < vector.tensor->cols; ++i) {
     out[i] = element(*vector.tensor, raw, source_row(checkpoint, vector.role, i));
   }

@@ -78,7 +78,8 @@ WeightLayout weight_layout(const Checkpoint& checkpoint, const StageRange& range
 
 // Fills out with bytes [from, from + out.size()) of a unit's image, reading the checkpoint; panels
 // that lie only partly in the range are packed as a whole and cut. Threads share the panels. Throws
-// ModelError, IoError.
+// IoError, and ModelError also for a value that is not finite; of an embedding that is
+// no head they are let pass.
 void pack_image(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t from,
                 std::span<std::byte> out, ThreadPool& threads);
 
@@ -86,7 +87,7 @@ void pack_image(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t f
 // in the page cache.
 void drop_sources(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t from, uint64_t to);
 
-// out[tensor.cols]: a norm or bias as float32.
+// out[tensor.cols]: a norm or bias as float32. Throws as pack_image.
 void read_vector(const Checkpoint& checkpoint, const PlacedVector& vector, std::span<float> out);
 
 }  // namespace headrace

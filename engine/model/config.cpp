@@ -126,6 +126,27 @@ const char* role_name(Role role) { return kRoles[static_cast<size_t>(role)].name
 
 bool is_layer_role(Role role) { return role >= Role::kAttnNorm; }
 
+bool is_vector_role(Role role) {
+  switch (role) {
+    case Role::kFinalNorm:
+    case Role::kFinalNormBias:
+    case Role::kAttnNorm:
+    case Role::kAttnNormBias:
+    case Role::kQBias:
+    case Role::kKBias:
+    case Role::kVBias:
+    case Role::kOBias:
+    case Role::kMlpNorm:
+    case Role::kMlpNormBias:
+    case Role::kGateBias:
+    case Role::kUpBias:
+    case Role::kDownBias:
+      return true;
+    default:
+      return false;
+  }
+}
+
 std::span<const Role> all_roles() { return kAllRoles; }
 
 bool has_role(const ModelConfig& config, Role role) {

@@ -105,6 +105,8 @@ enum class Role {
 const char* role_name(Role role);
 // True if the role exists once per layer.
 bool is_layer_role(Role role);
+// True for norms and biases.
+bool is_vector_role(Role role);
 // All roles, in the order of the enum.
 std::span<const Role> all_roles();
 // True if a model of this configuration has a tensor of this role. A tied head counts: its tensor

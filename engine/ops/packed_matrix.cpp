@@ -79,38 +79,21 @@ int8_t q3_scale(const std::byte* s, int g) {
 
 // Writes row r's scales of one ggml block into the head of a panel block.
 void pack_scales(DType dtype, const std::byte* block, int r, std::byte* out) {
-  const auto f16 = [&](int slot, int from) {
-    std::memcpy(out + slot * kScaleRow + r * 2, block + from, 2);
-  };
   const auto byte_at = [&](int first, int group, auto value) {
     out[first + group * kPanelRows + r] = static_cast<std::byte>(value);
   };
+  const DTypeInfo& info = dtype_info(dtype);
+  std::memcpy(out + r * 2, block + info.scale_at, 2);
+  if (info.min_at >= 0) std::memcpy(out + kScaleRow + r * 2, block + info.min_at, 2);
   switch (dtype) {
-    case DType::kQ8_0:
-    case DType::kQ4_0:
-    case DType::kQ5_0:
-      f16(0, 0);
-      break;
-    case DType::kQ4_1:
-    case DType::kQ5_1:
-    case DType::kG8:
-    case DType::kG4:
-      f16(0, 0);
-      f16(1, 2);
-      break;
     case DType::kQ2_K:
-      f16(0, 80);
-      f16(1, 82);
       for (int g = 0; g < 16; ++g) byte_at(2 * kScaleRow, g, block[g]);
       break;
     case DType::kQ3_K:
-      f16(0, 108);
       for (int g = 0; g < 16; ++g) byte_at(kScaleRow, g, q3_scale(block + 96, g));
       break;
     case DType::kQ4_K:
     case DType::kQ5_K:
-      f16(0, 0);
-      f16(1, 2);
       for (int g = 0; g < 8; ++g) {
         const auto [scale, min] = scale_min(block + 4, g);
         byte_at(2 * kScaleRow, g, scale);
@@ -118,7 +101,6 @@ void pack_scales(DType dtype, const std::byte* block, int r, std::byte* out) {
       }
       break;
     case DType::kQ6_K:
-      f16(0, 208);
       for (int g = 0; g < 16; ++g) byte_at(kScaleRow, g, block[192 + g]);
       break;
     default:

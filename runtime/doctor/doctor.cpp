@@ -24,7 +24,7 @@ constexpr double kUneven = 1.5;
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GpuFacts, name, capability, memory_free, memory_total,
                                    to_device_rate, from_device_rate)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MachineFacts, host, cpu, version, mpi, target, cores,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MachineFacts, host, cpu, version, mpi, target, int8, cores,
                                    usable_cores, bound, threads, memory_free, memory_total,
                                    memory_rate, gpus, gpu_software, gpu_missing, nccl, nccl_missing,
                                    disk, file_system, disk_shared, disk_in_memory, disk_free,
@@ -82,9 +82,9 @@ std::string describe(const MachineFacts& m, size_t rank) {
   const auto line = [&text](const char* name, const std::string& value) {
     text += fmt::format("  {:<9}{}\n", name, value);
   };
-  line("cpu",
-       fmt::format("{}, {}, {} of {} cores to use{}, {} thread{}", m.cpu, m.target, m.usable_cores,
-                   m.cores, m.bound ? " (bound)" : "", m.threads, m.threads == 1 ? "" : "s"));
+  line("cpu", fmt::format("{}, {} ({} for int8), {} of {} cores to use{}, {} thread{}", m.cpu,
+                          m.target, m.int8, m.usable_cores, m.cores, m.bound ? " (bound)" : "",
+                          m.threads, m.threads == 1 ? "" : "s"));
   line("memory", fmt::format("{} free of {}, read at {}", format_bytes(m.memory_free),
                              format_bytes(m.memory_total), rate(m.memory_rate)));
   line("disk", disk_line(m));

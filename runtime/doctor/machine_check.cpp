@@ -138,6 +138,7 @@ MachineFacts check_machine(const MachineOptions& options, int ranks_on_host,
   facts.cpu = cpu_model();
   facts.version = HEADRACE_VERSION;
   facts.target = kernels(options.target).name;
+  facts.int8 = kernels(options.target).int8.name;
   facts.cores = cores.machine;
   facts.usable_cores = cores.usable;
   facts.bound = cores.bound();

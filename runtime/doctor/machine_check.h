@@ -20,6 +20,7 @@ struct MachineFacts {
   std::string version;  // of headrace
   std::string mpi;      // library and version
   std::string target;   // vector instructions
+  std::string int8;     // those for --math int8
   int cores = 0;        // of the machine
   int usable_cores = 0;
   bool bound = false;                          // to these cores, by a launcher or a cgroup

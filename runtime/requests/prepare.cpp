@@ -41,6 +41,18 @@ std::vector<int32_t> RequestPreparer::prompt_tokens(const Request& request) cons
     }
     return {ids->begin(), ids->end()};
   }
+  std::vector<int32_t> tokens = encoded(request);
+  for (const int32_t id : tokens) {
+    if (id >= 0 && id < config_.vocab_size) continue;
+    throw Refused("prompt: the tokenizer gives token id " + std::to_string(id) +
+                  ", which is not in the model's vocabulary of " +
+                  std::to_string(config_.vocab_size) +
+                  "; tokenizer and weights do not belong together, fetch the model again");
+  }
+  return tokens;
+}
+
+std::vector<int32_t> RequestPreparer::encoded(const Request& request) const {
   if (!tokenizer_)
     throw Refused("prompt: this model has no tokenizer; give the prompt as token ids");
   if (const auto* text = std::get_if<std::string>(&request.prompt)) {

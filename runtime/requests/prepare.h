@@ -25,6 +25,7 @@ class RequestPreparer {
 
  private:
   std::vector<int32_t> prompt_tokens(const Request& request) const;
+  std::vector<int32_t> encoded(const Request& request) const;
   void check_limits(const Request& request, int64_t prompt_tokens) const;
 
   const ModelConfig& config_;

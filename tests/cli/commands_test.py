@@ -96,6 +96,11 @@ class Mistakes(CommandTest):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--prompt", "x", "--input",
                      self.batch(), says=["--input", "--prompt"])
 
+    def test_prompt_that_is_not_utf8(self):
+        for chat in ([], ["--chat"]):
+            self.refused(harness.USAGE, "generate", "--model", harness.real_model(harness.SMOL), *chat,
+                         "--prompt", os.fsdecode(b"caf\xe9"), says=["--prompt is not valid UTF-8"])
+
     def test_no_output(self):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--input", self.batch(),
                      says=["--output"])
@@ -338,6 +343,15 @@ class Models(CommandTest):
             file.write_text(text)
             self.refused(BAD_MODEL, "generate", "--model", model, "--prompt", "x",
                          says=[str(file), place, "etch the model's files again"])
+        # 640 tokens beside an embedding of 300.
+        shutil.copy(harness.DATA / "text" / "gpt2" / "tokenizer.json", file)
+        ids = json.loads(self.run_text("tokenize", "--model", model, " the of and"))
+        self.assertGreater(max(ids), 299)
+        for chat in ([], ["--chat", "--chat-template", "chatml"]):
+            job = self.run_program("generate", "--model", model, "--prompt", " the of and", *chat,
+                                   expect=harness.SOME_FAILED)
+            self.assertEqual("", job.stdout())
+            self.assertRegex(job.log(), "the tokenizer gives token id [3-6].., .*vocabulary of 300; tokenizer")
         file.rename(model / "vocab.json")
         self.refused(BAD_MODEL, "generate", "--model", model, "--prompt", "x",
                      says=[str(file), "missing", "save_pretrained"])

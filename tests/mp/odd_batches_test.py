@@ -9,6 +9,7 @@ import harness
 
 MODEL = "synthetic:tiny-opt"
 LLAMA = harness.TINY / "llama-gqa"
+BAD_BF16 = [struct.pack("<H", bits) for bits in (0x7FC0, 0xFF80)]  # NaN, minus infinity
 
 
 def ids(count, start=3):
@@ -176,7 +177,7 @@ class OddBatches(harness.ProgramTest):
                                expect=harness.USAGE, limit=30).log()
         self.assertRegex(log, r"headrace version is \d+\.\d+\.\d+ .* on rank 0 \(host .+\) and \d+!\d+!\d+ .* on rank 1")
 
-    def test_weights_that_are_no_numbers(self):
+    def test_rows_of_the_embedding_that_are_no_numbers(self):
         """Each request that meets them has an error record; the others have their results."""
         requests = [{"custom_id": f"r{i}", "prompt": [20 + i, 7], "max_tokens": 3} for i in range(6)]
         expected = self.generate(LLAMA, requests, "--threads", 1)
@@ -184,27 +185,55 @@ class OddBatches(harness.ProgramTest):
         model = self.folder / "model"
         shutil.copytree(LLAMA, model)
         row = safetensors_offset(LLAMA / "model.safetensors", "model.embed_tokens.weight") + 23 * 64 * 2
-        for bad in (0x7FC0, 0x7F80):  # NaN and infinity in BF16
-            overwrite(model / "model.safetensors", row, struct.pack("<H", bad))
+        for bad in BAD_BF16:
+            overwrite(model / "model.safetensors", row, bad)
             results = self.generate(model, requests, "--threads", 1, ranks=2, expect=harness.SOME_FAILED)
-            self.check_not_finite(results.pop("r3"))
+            record = results.pop("r3")
+            self.assertEqual("model_error", record["error"]["code"])
+            for word in ("not finite", "check the model's weights"):
+                self.assertIn(word, record["error"]["message"])
             self.assert_same_results(expected, results)
 
-    def test_scales_that_are_no_numbers(self):
-        model = self.folder / "model.gguf"
-        shutil.copy(harness.TINY / "llama-rope3.Q8_0.gguf", model)
-        at = gguf_offset(model, "blk.1.ffn_down.weight", last="output_norm.weight")
-        for bad in (0x7E00, 0x7C00):  # NaN and infinity in F16
-            overwrite(model, at, struct.pack("<H", bad))
-            results = self.generate(model, [{"prompt": [5, 6]}] * 3, "--threads", 1, expect=harness.SOME_FAILED)
-            self.assertEqual(len(results), 3)
-            for record in results.values():
-                self.check_not_finite(record)
+    def test_weights_that_are_no_numbers(self):
+        """What every request meets is refused at the start: an infinite K would pass as a large one."""
+        layer = "model.layers.1"
+        opt = "model.decoder.layers.1"
+        for name, tensor, row, column in (
+                ("llama-gqa", f"{layer}.self_attn.k_proj.weight", 15, 63),
+                ("llama-gqa", f"{layer}.self_attn.v_proj.weight", 0, 0),
+                ("llama-gqa", f"{layer}.mlp.down_proj.weight", 63, 127),
+                ("llama-gqa", f"{layer}.input_layernorm.weight", 0, 5),
+                ("llama-gqa", "model.norm.weight", 0, 63),
+                ("llama-gqa", "lm_head.weight", 299, 1),
+                ("opt-pre", f"{opt}.fc1.weight", 100, 1),
+                ("opt-pre", f"{opt}.fc2.bias", 0, 1),
+                ("opt-pre", "model.decoder.embed_tokens.weight", 299, 1)):  # the head, too
+            model = self.folder / f"{name}.{tensor}"
+            shutil.copytree(harness.TINY / name, model)
+            file = model / "model.safetensors"
+            columns = 128 if "down" in tensor else 64
+            at = safetensors_offset(file, tensor) + (row * columns + column) * 2
+            for bad, ranks in zip(BAD_BF16, (None, 2)):
+                overwrite(file, at, bad)
+                self.refused(model, file, f'"{tensor}"', f"(row {row}, column {column})", ranks=ranks)
 
-    def check_not_finite(self, record):
-        self.assertEqual("model_error", record["error"]["code"])
-        for word in ("not finite", "check the model's weights"):
-            self.assertIn(word, record["error"]["message"])
+    def test_scales_that_are_no_numbers(self):
+        for kind, minimum in (("Q8_0", 0), ("Q4_0", 0), ("Q4_1", 2), ("Q5_0", 0), ("Q5_1", 2)):
+            model = self.folder / f"model.{kind}.gguf"
+            shutil.copy(harness.TINY / f"llama-rope3.{kind}.gguf", model)
+            at = gguf_offset(model, "blk.1.ffn_down.weight", last="output_norm.weight")
+            for bad in (0x7E00, 0x7C00):  # NaN and infinity in F16
+                overwrite(model, at + minimum, struct.pack("<H", bad))
+                self.refused(model, model, '"blk.1.ffn_down.weight"', "(row 0, column 0)")
+
+    def refused(self, model, *words, ranks=None):
+        batch = self.folder / "in.jsonl"
+        harness.write_requests(batch, [{"prompt": [5, 6], "max_tokens": 2}] * 3)
+        job = self.run_program("generate", "--model", model, "--input", batch, "--output", "-", "--threads", 1,
+                               ranks=ranks, expect=65, limit=30)
+        for word in (*words, "not finite", "fetch it again"):
+            self.assertIn(str(word), job.log())
+        self.assertEqual("", job.stdout())
 
     def test_two_runs_on_one_output(self):
         batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"

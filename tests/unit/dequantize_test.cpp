@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "engine/half.h"
+#include "tests/reference/block_fields.h"
 
 namespace headrace {
 namespace {
@@ -55,6 +56,29 @@ TEST(Dequantize, EqualsGgufPyBitForBit) {
     seen.insert(name);
   }
   EXPECT_EQ(std::ssize(seen), std::count_if(all_dtypes().begin(), all_dtypes().end(), is_ggml));
+}
+
+TEST(FirstNotFinite, FindsEveryElementAndScale) {
+  for (const DType dtype : all_dtypes()) {
+    const DTypeInfo& info = dtype_info(dtype);
+    const int64_t blocks = info.block_elements == 1 ? 67 : 3, cols = blocks * info.block_elements;
+    std::vector<std::byte> row(row_bytes(dtype, cols), std::byte{0x3B});  // codes of all kinds
+    EXPECT_EQ(first_not_finite(dtype, cols, row.data()), -1) << info.name;
+    std::vector<int> fields = reference::f16_fields(dtype);
+    if (fields.empty()) fields = {info.block_bytes - 2};  // the upper half, with the exponent
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (const int field : fields) {
+        const uint16_t exponent = dtype == DType::kF32 || dtype == DType::kBF16 ? 0x7F80 : 0x7C00;
+        for (const uint16_t bits :
+             {exponent, uint16_t(exponent | 0x8000), uint16_t(exponent + 1)}) {
+          std::vector<std::byte> bad = row;
+          std::memcpy(bad.data() + block * info.block_bytes + field, &bits, sizeof bits);
+          EXPECT_EQ(first_not_finite(dtype, cols, bad.data()), block * info.block_elements)
+              << info.name << ", byte " << field << " of block " << block;
+        }
+      }
+    }
+  }
 }
 
 float compiler_f16(uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }

@@ -18,7 +18,7 @@ MachineFacts machine(const std::string& host) {
   m.cpu = "a CPU";
   m.version = "1.0 (abc)";
   m.mpi = "Open MPI v4.1.4";
-  m.target = "avx2";
+  m.target = m.int8 = "avx2";
   m.cores = m.usable_cores = m.threads = 8;
   m.memory_free = uint64_t{12} << 30;
   m.memory_total = uint64_t{16} << 30;
@@ -182,7 +182,7 @@ TEST(Doctor, ExaminesEveryRankAndLink) {
     EXPECT_GT(m.disk_rate, 1e5);
     EXPECT_GT(m.scattered_rate, 1e4);
     EXPECT_GT(m.memory_total, m.memory_free / 2);
-    EXPECT_FALSE(m.cpu.empty() || m.target.empty() || m.file_system.empty());
+    EXPECT_FALSE(m.cpu.empty() || m.target.empty() || m.int8.empty() || m.file_system.empty());
   }
   for (const LinkFacts& link : found->links) {
     EXPECT_GT(link.latency_s, 0);

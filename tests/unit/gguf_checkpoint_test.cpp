@@ -192,6 +192,13 @@ TEST_F(GgufEdit, ContradictoryConfigurations) {
   refused("output_norm.weight", "output_norX.weight", {"final_norm", "output_norm.weight"});
 }
 
+TEST_F(GgufEdit, NormsAreNotOfALowBitFormat) {
+  const std::string norm = "output_norm.weight";  // then a dimension, its length, the type
+  const std::string path = edited(norm, norm.size() + 12, test::le<uint32_t>(8));
+  expect_model_error([&] { Checkpoint::open(path); },
+                     {path, "\"output_norm.weight\", the final_norm", "Q8_0", "F32, F16 or BF16"});
+}
+
 TEST_F(GgufEdit, FurtherKeys) {
   using test::entry;
   using test::le;

@@ -138,6 +138,28 @@ TEST_F(Prepare, TextIsEncodedWithThePrefix) {
   }
 }
 
+TEST_F(Prepare, TokensOfTextMustBeInTheVocabulary) {
+  const auto tokenizer = Tokenizer::open(text_data("qwen2").string());
+  const std::string text = "Hello there";
+  const auto ids = tokenizer->encode(text);
+  const int largest = *std::max_element(ids.begin(), ids.end());
+  for (const int vocabulary : {largest + 1, largest}) {
+    config_.vocab_size = vocabulary;
+    const RequestPreparer preparer(config_, tokenizer.get(), std::nullopt, 1000);
+    if (vocabulary > largest) {
+      EXPECT_EQ(tokens(preparer, with_text(text)).size(), ids.size());
+    } else {
+      expect_parts(refusal(preparer, with_text(text)),
+                   {"the tokenizer gives token id " + std::to_string(largest),
+                    "vocabulary of " + std::to_string(largest), "do not belong together"});
+    }
+  }
+  const auto chat_template = ChatTemplate::named("chatml", "");
+  expect_parts(
+      refusal(RequestPreparer(config_, tokenizer.get(), chat_template, 1000), with_messages()),
+      {"the tokenizer gives token id"});
+}
+
 TEST_F(Prepare, MessagesNeedATemplate) {
   config_.vocab_size = 200000;
   const auto tokenizer = Tokenizer::open(text_data("qwen2").string());

@@ -1,11 +1,19 @@
 #include "engine/ops/cpu/kernels.h"
 
+#include <cpuid.h>
+
 #include <stdexcept>
 
 #include "engine/error.h"
 
 namespace headrace {
 namespace {
+
+// clang 14's __builtin_cpu_supports does not know it.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
 
 bool cpu_has(Target target) {
   __builtin_cpu_init();
@@ -14,8 +22,8 @@ bool cpu_has(Target target) {
     case Target::kScalar:
       return fma;
     case Target::kAvx2:
-      return fma && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") &&
-             __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+      return fma && __builtin_cpu_supports("avx2") && has_f16c() && __builtin_cpu_supports("bmi") &&
+             __builtin_cpu_supports("bmi2");
     case Target::kAvx512:
       return cpu_has(Target::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

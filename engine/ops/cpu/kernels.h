@@ -35,6 +35,7 @@ struct AttentionTile : QueryTile {
 
 // Linear layers in integers (ops/int8.h).
 struct Int8Kernels {
+  const char* name;  // "vnni": instructions for this
   // Quantises `groups` groups of 32 floats, one after the other.
   void (*quantise)(const float* x, int64_t groups, Int8Group* out);
   // acc[m][32] += rows x[m][cols / 32] times a panel, m < rows. None for a plain dtype.

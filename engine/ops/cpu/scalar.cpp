@@ -90,6 +90,7 @@ void multiply_int8(const std::byte* panel, int64_t cols, const Int8Group* x, int
 
 Int8Kernels int8_kernels() {
   return {
+      "scalar",
 #include "engine/ops/cpu/int8_table.inc"
   };
 }

@@ -280,6 +280,7 @@ namespace headrace::HWY_NAMESPACE {
 
 Int8Kernels int8_kernels() {
   return {
+      HWY_TARGET == HWY_AVX2 ? "avx2" : "vnni",
 #include "engine/ops/cpu/int8_table.inc"
   };
 }
