@@ -38,14 +38,19 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-# generate PRESET [COMMAND...]: a small batch through the program, with weights from disk; COMMAND
-# starts the program.
+# generate PRESET [COMMAND...]: a small batch through the program, with weights and KV pages on disk,
+# then once more from the middle of a result, all in memory. COMMAND starts the program.
 generate() {
-  local program=build/$1/headrace output=$folder/$1.$#.jsonl
+  local program=build/$1/headrace output=$folder/$1.$#.jsonl requests
+  requests=$(wc -l <"$folder/in.jsonl")
   shift
-  timeout 300 "$@" "$program" generate --model "$folder/model" --input "$folder/in.jsonl" --quiet \
-    --output "$output" --disk "$folder/disk" --host-memory 16MiB --max-batch 8 --threads 2
-  [[ $(wc -l <"$output") == 12 ]]
+  for memory in 16MiB 96MiB; do
+    timeout 300 "$@" "$program" generate --model "$folder/model" --input "$folder/in.jsonl" --quiet \
+      --output "$output" --disk "$folder/disk" --host-memory "$memory" --max-batch 8 --threads 2 \
+      --chat-template chatml --resume
+    [[ $(wc -l <"$output") == "$requests" ]]
+    truncate --size "$(($(stat --format %s "$output") / 2))" "$output"
+  done
 }
 
 # run PRESET TARGETS...
@@ -59,12 +64,21 @@ run() {
     timeout 1800 "build/$preset/tests/{}" --gtest_brief=1 --gtest_filter="$filter"
 }
 
-PYTHONPATH=tests/mp PYTHONDONTWRITEBYTECODE=1 python3 -c '
-import pathlib, sys, wide_models
-wide_models.write(pathlib.Path(sys.argv[1]), "qwen2")' "$folder/model"
-for i in {1..12}; do
-  echo "{\"prompt\": [$((i + 2)), 7, 9], \"max_tokens\": 4, \"logprobs\": 1, \"seed\": $i}"
-done >"$folder/in.jsonl"
+PYTHONPATH=tests/mp PYTHONDONTWRITEBYTECODE=1 python3 - "$folder/model" >"$folder/in.jsonl" <<'END'
+import json, pathlib, shutil, sys, wide_models
+
+model = pathlib.Path(sys.argv[1])
+wide_models.write(model, "qwen2")
+shutil.copytree("tests/data/text/qwen2", model, dirs_exist_ok=True)  # the tokenizer
+text = "The mill stands where the race leaves the pond; " * 6
+chance = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.2}
+for i in range(4):
+    for body in ({"prompt": [i + 3, 7, 9], "logprobs": 1},
+                 {"prompt": f"{text}{i}", "n": 2, **chance, "logit_bias": {"5": 2}},
+                 {"prompt": f"{text}{i} wheels", "stop": [" ", "e"], "logprobs": 3, **chance},
+                 {"messages": [{"role": "user", "content": f"How many? {i}"}], "logprobs": True}):
+        print(json.dumps({**body, "max_tokens": 6, "seed": i}))
+END
 
 run asan "${asan[@]}"
 cmake --build --preset asan -j "$(nproc)" --target fuzz_readers

@@ -100,6 +100,14 @@ class Scripts(harness.ProgramTest):
         self.script(LAUNCH / "mpirun.sh", "-np", "2", expect=2)
         self.script(LAUNCH / "fetch-model.py", "gpt-5", expect=2)
 
+    def test_versus_leaves_out_peers_that_are_not_there(self):
+        done = self.script(sys.executable, REPOSITORY / "tests" / "perf" / "versus.py", "--program",
+                           harness.program(), "--model", "synthetic:tiny-llama:q8", "--batch", 1,
+                           "--prompt", 4, "--generate", 2, "--rounds", 1, "--peer-python", "/nowhere")
+        for name in ("llama.cpp", "OpenVINO"):
+            self.assertIn(f"{name} is left out: ", done.stdout)
+        self.assertIn("| 1 | headrace f32 |", done.stdout)
+
     def test_mpirun_passes_options_and_exit_code_on(self):
         batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
         harness.write_requests(batch, [{"prompt": [1, 2], "max_tokens": 2}, {"prompt": "text"}])

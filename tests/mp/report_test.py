@@ -128,7 +128,7 @@ class Traced(harness.ProgramTest):
             self.assertLessEqual(in_steps, stage["ns"]["compute"] + stage["ns"]["wait_weights"])
         self.check_causes(spans, trace["otherData"]["clocks"])
         self.assertEqual(1, job.log().count("bottleneck: "))
-        self.assertIn(report["bottleneck"]["text"], job.log())
+        self.assertTrue(job.log().rstrip().endswith(report["bottleneck"]["text"]), job.log())
 
     def check_causes(self, spans, clocks):
         """In the aligned time no rank begins a step before the one before it has begun the same."""

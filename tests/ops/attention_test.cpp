@@ -11,6 +11,7 @@
 #include "tests/ops/op_test.h"
 #include "tests/reference/canonical.h"
 #include "tests/reference/quantize.h"
+#include "tests/unit/child_process.h"
 
 namespace headrace {
 namespace {
@@ -130,6 +131,26 @@ class Attention : public testing::TestWithParam<std::tuple<Target, KvFormat>> {
     }
   }
 };
+
+// A matrix of scores would take 64 MB.
+TEST_P(Attention, ALongPromptTakesNoMatrixOfScores) {
+  const std::string text = test::in_child([&]() -> std::string {
+    constexpr int64_t kTokens = 4096;
+    const KvPageShape shape{.kv_heads = 1, .head_dim = 16, .format = format()};
+    ThreadPool pool(2, 0);
+    const Cpu cpu{pool, kernels(std::get<0>(GetParam()))};
+    std::vector<std::byte> page(shape.page_bytes());  // one for all: what it holds is no matter
+    const std::vector<std::byte*> pages(kTokens / kPageTokens, page.data());
+    const std::vector<AttentionSequence> sequences = {{0, kTokens, 0, pages.data()}};
+    const std::vector<float> q(kTokens * 16, 1.0f);
+    std::vector<float> out(q.size());
+    const int64_t before = test::peak_bytes();
+    attention(cpu, shape, sequences, 1, 1.0f, q.data(), out.data());
+    const int64_t more = test::peak_bytes() - before;
+    return more < 16 << 20 ? "" : "it took " + std::to_string(more) + " bytes";
+  });
+  EXPECT_EQ(text, "");
+}
 
 // All shapes and contexts: first a step of prompts and parts of prompts, then one in which half of
 // the sequences decode a token and the others bring the rest of their prompt.

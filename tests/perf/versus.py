@@ -100,8 +100,11 @@ def models(options):
     named = {pathlib.Path(options.model).name: options.model}
     if options.q4:
         if not pathlib.Path(options.q4).exists():
-            run(options.peer_python, HERE / "peer_llama.py", options.model, "--requantise",
-                options.q4)
+            try:
+                run(options.peer_python, HERE / "peer_llama.py", options.model, "--requantise",
+                    options.q4)
+            except (OSError, RuntimeError) as error:
+                sys.exit(f"--q4 {options.q4} is not there and cannot be made: {error}")
         named[pathlib.Path(options.q4).name] = options.q4
     return named
 

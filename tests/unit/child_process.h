@@ -3,9 +3,11 @@
 
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <functional>
 #include <string>
 
@@ -36,6 +38,13 @@ inline std::string in_child(const std::function<std::string()>& action) {
   int status = 0;
   ::waitpid(child, &status, 0);
   return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? text : "the child died: " + text;
+}
+
+// The most memory that this process had at a time so far. Of a child, what it began with included.
+inline int64_t peak_bytes() {
+  rusage used{};
+  ::getrusage(RUSAGE_SELF, &used);
+  return int64_t{used.ru_maxrss} * 1024;
 }
 
 inline constexpr char kMayNotMount[] = "may not mount a tmpfs here";

@@ -2,7 +2,6 @@
 #include "runtime/requests/request_reader.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -111,24 +110,18 @@ TEST_F(Reader, LineThatIsTooLongIsPassedOver) {
   EXPECT_EQ(lines_, (std::vector<int64_t>{1, 2, 3}));
 }
 
-long peak_kib() {
-  rusage used{};
-  ::getrusage(RUSAGE_SELF, &used);
-  return used.ru_maxrss;
-}
-
 TEST_F(Reader, ALineOfAHundredMegabytesTakesLittleMemory) {
   constexpr int64_t kBytes = 100'000'000;
   const std::string text = test::in_child([&]() -> std::string {
-    const long before = peak_kib();
+    const int64_t before = test::peak_bytes();
     std::ofstream(path_).close();
     std::filesystem::resize_file(path_, kBytes);
     std::ofstream(path_, std::ios::app) << "\n{\"prompt\":\"b\"}\n";
     RequestReader reader(path_, {});
     if (code(*reader.next()) != "line_too_long") return "it was taken";
     if (id(*reader.next()) != "line-2") return "the next line was lost";
-    const long more = peak_kib() - before;
-    return more < 64 << 10 ? "" : "it took " + std::to_string(more) + " KiB";
+    const int64_t more = test::peak_bytes() - before;
+    return more < 64 << 20 ? "" : "it took " + std::to_string(more) + " bytes";
   });
   EXPECT_EQ(text, "");
 }

@@ -11,6 +11,7 @@
 #include "tests/ops/op_test.h"
 #include "tests/reference/canonical.h"
 #include "tests/reference/model.h"
+#include "tests/unit/child_process.h"
 #include "tests/unit/engine_logits.h"
 #include "tests/unit/engine_stage.h"
 #include "tests/unit/memory_checkpoint.h"
@@ -92,6 +93,27 @@ TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
       }
     }
   }
+}
+
+// Logits of all rows would take 1.1 GB.
+TEST(StageEngine, TheBestOfManyRowsTakeNoLogitsOfAll) {
+  const std::string text = test::in_child([]() -> std::string {
+    ModelConfig config = test::small_llama();
+    config.vocab_size = 70000;
+    const MemoryCheckpoint checkpoint(config, {});
+    ThreadPool threads(2, 0);
+    const Cpu cpu{threads, kernels("auto")};
+    MemoryBudget budget("host memory", uint64_t{1} << 30);
+    EngineStage stage(checkpoint, {1, 2, false, true}, KvFormat::kF16, cpu, budget,
+                      {.logit_rows = 1});
+    std::vector<float> hidden(4100 * static_cast<size_t>(config.d_model), 0.5f);
+    std::vector<BestToken> best(4100);
+    const int64_t before = test::peak_bytes();
+    stage.engine.head(hidden.data(), best, 0, [](int64_t, int64_t, const float*) {});
+    const int64_t more = test::peak_bytes() - before;
+    return more < 32 << 20 ? "" : "it took " + std::to_string(more) + " bytes";
+  });
+  EXPECT_EQ(text, "");
 }
 
 // A slot that is released and taken again holds nothing of the sequence before.

@@ -1,7 +1,6 @@
 #include "runtime/schedule/step_message.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
 #include <bit>
 #include <cmath>
@@ -9,6 +8,8 @@
 #include <limits>
 #include <random>
 #include <stdexcept>
+
+#include "tests/unit/child_process.h"
 
 namespace headrace {
 namespace {
@@ -191,12 +192,6 @@ TEST(StepMessage, BytesThatAreLeftOverAreRefused) {
   EXPECT_TRUE(is_refused(decode_step_result, result));
 }
 
-long peak_kib() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_maxrss;
-}
-
 // A count that promises more elements than the message has bytes for: the elements are larger in
 // memory, so the count is checked against what each takes in the message.
 TEST(StepMessage, AWrongCountIsRefusedBeforeMemoryIsTaken) {
@@ -206,7 +201,7 @@ TEST(StepMessage, AWrongCountIsRefusedBeforeMemoryIsTaken) {
   constexpr size_t kResultTokens = sizeof(uint64_t);
   for (const uint32_t count : {0xFFFFFFFFu, 0x7FFFFFFFu, uint32_t{kZeros}, uint32_t{kZeros / 2}}) {
     Message bytes(kZeros);
-    const long before = peak_kib();
+    const int64_t before = test::peak_bytes();
     std::memcpy(bytes.data() + kChanges, &count, sizeof count);
     EXPECT_TRUE(is_refused(decode_step_message, bytes)) << count;
     bytes.assign(kZeros, std::byte{0});
@@ -215,7 +210,7 @@ TEST(StepMessage, AWrongCountIsRefusedBeforeMemoryIsTaken) {
     bytes.assign(kZeros, std::byte{0});
     std::memcpy(bytes.data() + kResultTokens, &count, sizeof count);
     EXPECT_TRUE(is_refused(decode_step_result, bytes)) << count;
-    EXPECT_LT(peak_kib() - before, 64 << 10) << count;
+    EXPECT_LT(test::peak_bytes() - before, 64 << 20) << count;
   }
 }
 
