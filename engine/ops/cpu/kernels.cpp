@@ -72,6 +72,11 @@ const Kernels& kernels(Target target) {
                                    : cpu_detail::vector_kernels(target);
 }
 
+std::vector<Int8Kernels> int8_tables(Target target) {
+  return target == Target::kScalar ? std::vector{cpu_detail::scalar_int8_kernels()}
+                                   : cpu_detail::vector_int8_tables(target);
+}
+
 const Kernels& kernels(std::string_view name) {
   if (name == "auto") {
     const auto targets = supported_targets();

@@ -35,12 +35,13 @@ struct AttentionTile : QueryTile {
 
 // Linear layers in integers (ops/int8.h).
 struct Int8Kernels {
-  const char* name;  // "vnni": instructions for this
+  const char* name;  // "vnni", "avx2", "scalar"
   // Quantises `groups` groups of 32 floats, one after the other.
   void (*quantise)(const float* x, int64_t groups, Int8Group* out);
-  // acc[m][32] += rows x[m][cols / 32] times a panel, m < rows. None for a plain dtype.
-  void (*multiply_panel[kDTypeCount])(const std::byte* panel, int64_t cols, const Int8Group* x,
-                                      int rows, float* acc);
+  // acc[m][32] += groups [first, end) of rows x[m][groups], m < rows, times those of a panel.
+  // `first` begins a block of the format, `end` ends one. None for a plain dtype.
+  void (*multiply_panel[kDTypeCount])(const std::byte* panel, int64_t first, int64_t end,
+                                      const Int8Group* x, int64_t groups, int rows, float* acc);
 };
 
 struct Kernels {
@@ -86,11 +87,17 @@ const Kernels& kernels(std::string_view target);
 // The targets this CPU can run, best first.
 std::vector<Target> supported_targets();
 
+// All tables for integers that this CPU can run beside a target's other kernels; kernels() has the
+// first, the fastest.
+std::vector<Int8Kernels> int8_tables(Target target);
+
 const char* target_name(Target target);
 
 namespace cpu_detail {  // filled in scalar.cpp and vector.cpp
 const Kernels& scalar_kernels();
 const Kernels& vector_kernels(Target target);
+Int8Kernels scalar_int8_kernels();
+std::vector<Int8Kernels> vector_int8_tables(Target target);
 }  // namespace cpu_detail
 
 }  // namespace headrace

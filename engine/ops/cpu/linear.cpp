@@ -16,7 +16,7 @@ constexpr int kTileK = 128;           // columns expanded at a time: 16 KiB of f
 
 // Rows of x that a core's second cache does not keep beside the weights are taken kBlockK columns
 // at a time, for several panels.
-constexpr int64_t kKeptFloats = 192 << 10;
+constexpr int64_t kKeptBytes = 768 << 10;
 constexpr int kBlockK = 4 * kTileK;
 constexpr int kMostPanels = 4;
 
@@ -57,10 +57,11 @@ void multiply_panel(const Kernels& kernels, const float* x, int rows, const Pack
   }
 }
 
-// The same of rows in groups, always of all columns.
+// The same of rows in groups.
 void multiply_panel(const Kernels& kernels, const Int8Group* x, int rows, const PackedMatrix& w,
-                    const std::byte* panel, int64_t, int64_t, float* acc) {
-  kernels.int8.multiply_panel[static_cast<int>(w.dtype)](panel, w.cols, x, rows, acc);
+                    const std::byte* panel, int64_t first, int64_t end, float* acc) {
+  kernels.int8.multiply_panel[static_cast<int>(w.dtype)](
+      panel, first / kInt8Columns, end / kInt8Columns, x, w.cols / kInt8Columns, rows, acc);
 }
 
 // Elements of a row of x.
@@ -73,15 +74,15 @@ struct Blocks {
   int64_t columns = 0;
 };
 
-Blocks blocks_of(const Cpu& cpu, const float*, int64_t rows, int64_t panels, int64_t cols) {
-  if (std::min<int64_t>(rows, kRowBlock) * cols <= kKeptFloats) return {1, cols};
+template <typename X>
+Blocks blocks_of(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w, int64_t panels) {
+  const int64_t row_bytes = row_stride(x, w) * static_cast<int64_t>(sizeof(X));
+  if (std::min<int64_t>(rows, kRowBlock) * row_bytes <= kKeptBytes) return {1, w.cols};
   // Enough of them for every thread to have something to do until the end.
   const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
   const int64_t for_each = panels * row_blocks / (4 * cpu.threads.threads());
   return {std::clamp<int64_t>(for_each, 1, kMostPanels), kBlockK};
 }
-
-Blocks blocks_of(const Cpu&, const Int8Group*, int64_t, int64_t, int64_t cols) { return {1, cols}; }
 
 // For each row m of x and panel of [first, end): finish(m, n, width, acc) gets the sums of outputs
 // n .. n + width - 1 and may change them.
@@ -89,7 +90,7 @@ template <typename X, typename Finish>
 void for_panels(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w, int64_t first,
                 int64_t end, Finish finish) {
   const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
-  const Blocks block = blocks_of(cpu, x, rows, end - first, w.cols);
+  const Blocks block = blocks_of(cpu, x, rows, w, end - first);
   const int64_t groups = (end - first + block.panels - 1) / block.panels;
 
   cpu.threads.parallel_for(groups * row_blocks, [&](int64_t item) {

@@ -70,10 +70,10 @@ void add_part(const std::byte* panel, int64_t k, const Int8Group& x, int part, i
 }
 
 template <DType kType>
-void multiply_int8(const std::byte* panel, int64_t cols, const Int8Group* x, int rows, float* acc) {
-  const int64_t groups = cols / kInt8Columns;
+void multiply_int8(const std::byte* panel, int64_t first, int64_t end, const Int8Group* x,
+                   int64_t groups, int rows, float* acc) {
   for (int m = 0; m < rows; ++m) {
-    for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t g = first; g < end; ++g) {
       const Int8Group& group = x[m * groups + g];
       for (int r = 0; r < kPanelRows; ++r) {
         float& a = acc[m * kPanelRows + r];
@@ -88,12 +88,16 @@ void multiply_int8(const std::byte* panel, int64_t cols, const Int8Group* x, int
   }
 }
 
-Int8Kernels int8_kernels() {
+}  // namespace
+
+Int8Kernels scalar_int8_kernels() {
   return {
       "scalar",
 #include "engine/ops/cpu/int8_table.inc"
   };
 }
+
+namespace {
 
 // The canonical sum of term(i, lane) folded over i < n.
 template <typename Fold>
@@ -205,7 +209,7 @@ int64_t argmax(const float* x, int64_t n) {
 }  // namespace
 
 const Kernels& scalar_kernels() {
-  const Int8Kernels int8 = int8_kernels();
+  const Int8Kernels int8 = scalar_int8_kernels();
   static const Kernels table = {
       Target::kScalar,
       "scalar",

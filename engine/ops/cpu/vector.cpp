@@ -279,12 +279,20 @@ namespace headrace::cpu_detail {
 const Kernels& vector_kernels(Target target) {
   // A table is made by code of its own target.
   if (target == Target::kAvx2) {
-    static const Kernels avx2 = N_AVX2::table(N_AVX2::int8_kernels());
+    static const Kernels avx2 = N_AVX2::table(vector_int8_tables(target).front());
     return avx2;
   }
-  static const Kernels avx512 = N_AVX3::table(
-      __builtin_cpu_supports("avx512vnni") ? N_AVX3::int8_kernels() : N_AVX2::int8_kernels());
+  static const Kernels avx512 = N_AVX3::table(vector_int8_tables(target).front());
   return avx512;
+}
+
+std::vector<Int8Kernels> vector_int8_tables(Target target) {
+  std::vector<Int8Kernels> tables;
+  if (target == Target::kAvx512 && __builtin_cpu_supports("avx512vnni")) {
+    tables.push_back(N_AVX3::int8_kernels());
+  }
+  tables.push_back(N_AVX2::int8_kernels());
+  return tables;
 }
 
 }  // namespace headrace::cpu_detail

@@ -167,18 +167,21 @@ HWY_INLINE void add_groups(const Source& source, int64_t count, const Int8Group*
 template <DType kType>
 struct PanelSource {
   const std::byte* panel;
+  int64_t first = 0;  // its group 0
 
   static constexpr PanelLayout kLayout = panel_layout(kType);
   static constexpr int kGroups = kLayout.block_k / kInt8Columns;  // of a block
 
-  const std::byte* block(int64_t g) const { return panel + g / kGroups * kLayout.block_bytes; }
-  static int column(int64_t g) { return static_cast<int>(g % kGroups) * kInt8Columns; }
+  const std::byte* block(int64_t g) const {
+    return panel + (first + g) / kGroups * kLayout.block_bytes;
+  }
+  int column(int64_t g) const { return static_cast<int>((first + g) % kGroups) * kInt8Columns; }
 
   HWY_INLINE void codes(int64_t g, int step, IV* w) const {
     four_columns<kType>(block(g) + kLayout.codes_offset, column(g) + step * 4, w);
   }
   HWY_INLINE void scales(int64_t g, int part, V* scale, V* offset) const {
-    if (part == 0) fetch_ahead<kType>(panel, g * kInt8Columns);
+    if (part == 0) fetch_ahead<kType>(panel, (first + g) * kInt8Columns);
     scales_of<kType>(block(g), column(g) + part * 16, scale, offset);
   }
 };
@@ -208,18 +211,17 @@ struct TileSource {
 };
 
 template <DType kType>
-void expand_groups(const PanelSource<kType>& source, int64_t first, int count, Tile& tile) {
+void expand_groups(const PanelSource<kType>& source, int count, Tile& tile) {
   constexpr Int8Kind kKind = int8_kind(kType);
   for (int g = 0; g < count; ++g) {
     for (int s = 0; s < kSteps; ++s) {
       IV w[kPanelV];
-      source.codes(first + g, s, w);
+      source.codes(g, s, w);
       for (int v = 0; v < kPanelV; ++v) hn::Store(w[v], I(), tile.codes[g][s] + v * kL);
     }
     for (int part = 0; part < kKind.parts; ++part) {
       V scale[kPanelV], offset[kPanelV];
-      scales_of<kType>(source.block(first + g), source.column(first + g) + part * 16, scale,
-                       offset);
+      scales_of<kType>(source.block(g), source.column(g) + part * 16, scale, offset);
       for (int v = 0; v < kPanelV; ++v) {
         hn::Store(scale[v], kF, tile.scales[g][part] + v * kL);
         if constexpr (kKind.offset) hn::Store(offset[v], kF, tile.offsets[g][part] + v * kL);
@@ -241,30 +243,34 @@ void multiply_tile(const Tile& tile, int count, const Int8Group* x, int64_t grou
 }
 
 template <DType kType, int kRows = kFewRows>
-void multiply_few(const std::byte* panel, int64_t groups, const Int8Group* x, int rows,
-                  float* acc) {
+void multiply_few(const PanelSource<kType>& source, int64_t count, const Int8Group* x,
+                  int64_t groups, int rows, float* acc) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return multiply_few<kType, kRows - 1>(panel, groups, x, rows, acc);
+    if (rows < kRows) {
+      return multiply_few<kType, kRows - 1>(source, count, x, groups, rows, acc);
+    }
   }
-  add_groups<int8_kind(kType), kRows, kPanelV>(PanelSource<kType>{panel}, groups, x, groups, acc);
+  add_groups<int8_kind(kType), kRows, kPanelV>(source, count, x, groups, acc);
 }
 
 template <DType kType>
-void multiply_int8(const std::byte* panel, int64_t cols, const Int8Group* x, int rows, float* acc) {
-  const int64_t groups = cols / kInt8Columns;
-  if (rows <= kFewRows) return multiply_few<kType>(panel, groups, x, rows, acc);
+void multiply_int8(const std::byte* panel, int64_t first, int64_t end, const Int8Group* x,
+                   int64_t groups, int rows, float* acc) {
+  if (rows <= kFewRows) {
+    return multiply_few<kType>({panel, first}, end - first, x + first, groups, rows, acc);
+  }
   constexpr PanelLayout kLayout = panel_layout(kType);
   constexpr size_t kTileBytes = kLayout.block_bytes * kTileGroups * kInt8Columns / kLayout.block_k;
   const int blocks = (rows + kTileRows - 1) / kTileRows;
   Tile tile;
-  for (int64_t g = 0; g < groups; g += kTileGroups) {
-    const int count = static_cast<int>(std::min<int64_t>(kTileGroups, groups - g));
-    expand_groups<kType>({panel}, g, count, tile);
+  for (int64_t g = first; g < end; g += kTileGroups) {
+    const int count = static_cast<int>(std::min<int64_t>(kTileGroups, end - g));
+    expand_groups<kType>({panel, g}, count, tile);
     const std::byte* const next = panel + static_cast<size_t>(g / kTileGroups + 1) * kTileBytes;
     for (int b = 0; b < blocks; ++b) {
       fetch({next, kTileBytes}, b, blocks);
-      const int begin = rows * b / blocks, end = rows * (b + 1) / blocks;
-      multiply_tile<int8_kind(kType)>(tile, count, x + begin * groups + g, groups, end - begin,
+      const int begin = rows * b / blocks, past = rows * (b + 1) / blocks;
+      multiply_tile<int8_kind(kType)>(tile, count, x + begin * groups + g, groups, past - begin,
                                       acc + begin * kPanelRows);
     }
   }
