@@ -131,6 +131,12 @@ std::string Checkpoint::place_of(const TensorInfo& tensor) const {
   return (file < files_.size() ? files_[file] : source_) + ": tensor \"" + tensor.name + "\"";
 }
 
+void Checkpoint::refuse_not_finite(const TensorInfo& tensor, int64_t row, int64_t column) const {
+  throw ModelError(place_of(tensor) + " holds a value that is not finite (row " +
+                   std::to_string(row) + ", column " + std::to_string(column) +
+                   "); the model is damaged, fetch it again");
+}
+
 std::string Checkpoint::tried(Role role, int layer) const {
   std::string list;
   for (const std::string& name : names(role, layer)) list += (list.empty() ? "" : ", ") + name;

@@ -54,8 +54,8 @@ class Checkpoint {
   // The same; throws ModelError with the names that were tried.
   const TensorInfo& require(Role role, int layer = 0) const;
 
-  // "model.gguf: tensor \"blk.0.attn_q.weight\"", for messages.
-  std::string place_of(const TensorInfo& tensor) const;
+  // Throws ModelError for an element that is NaN or infinite (first_not_finite).
+  [[noreturn]] void refuse_not_finite(const TensorInfo& tensor, int64_t row, int64_t column) const;
 
   // GGUF files of the llama family store the rows of Q and K (and the elements of their biases) of
   // each head interleaved (0, d/2, 1, d/2+1, ...); whoever loads them must undo it to use Rope's
@@ -87,6 +87,8 @@ class Checkpoint {
   // index and checks that every tensor that `config_` implies is there with the right shape.
   // Messages start with `source`, the file or directory.
   void finish(const std::string& source);
+  // "model.gguf: tensor \"blk.0.attn_q.weight\"", for messages.
+  std::string place_of(const TensorInfo& tensor) const;
 
   ModelConfig config_;
   std::vector<TensorInfo> tensors_;

@@ -19,23 +19,9 @@ namespace {
 constexpr WeightFormat kFormats[] = {WeightFormat::kNative, WeightFormat::kQ8, WeightFormat::kQ4};
 constexpr size_t kBlocksAtOnce = 32;  // 2048 elements
 
+// The matrices but for the table of positions.
 bool is_quantised_role(Role role) {
-  switch (role) {
-    case Role::kTokenEmbedding:
-    case Role::kProjectIn:
-    case Role::kProjectOut:
-    case Role::kHead:
-    case Role::kQ:
-    case Role::kK:
-    case Role::kV:
-    case Role::kO:
-    case Role::kGate:
-    case Role::kUp:
-    case Role::kDown:
-      return true;
-    default:
-      return false;
-  }
+  return !is_vector_role(role) && role != Role::kPositionEmbedding;
 }
 
 // `count` plain elements to floats.
@@ -119,9 +105,9 @@ class QuantizedCheckpoint : public Checkpoint {
   void convert(const TensorInfo& tensor, Role role) {
     TensorInfo& own = tensors_[index_of_.at(tensor.name)];
     if (own.dtype != tensor.dtype) return;  // a tied head is the embedding, which is done
-    const std::string what = files_[static_cast<size_t>(tensor.file)] + ": --weights " +
-                             weight_format_name(weights_) + " cannot quantise tensor \"" +
-                             tensor.name + "\" (" + role_name(role) + "): ";
+    const std::string what = place_of(tensor) + " (" + role_name(role) +
+                             ") cannot be quantised by --weights " + weight_format_name(weights_) +
+                             ": ";
     if (!is_plain(tensor.dtype)) {
       throw std::invalid_argument(what + "it is " + dtype_name(tensor.dtype) +
                                   " already; use --weights native, or the model in F32, F16 or "
@@ -143,17 +129,12 @@ class QuantizedCheckpoint : public Checkpoint {
     const auto element = static_cast<size_t>(dtype_info(source.dtype).block_bytes);
     const size_t elements = count * kQuantGroup;
     inner_->read(source, first * kQuantGroup * element, std::span(raw.data(), elements * element));
-    to_floats(source.dtype, raw.data(), elements, values.data());
-    const auto bad = std::find_if(values.begin(), values.begin() + elements,
-                                  [](float v) { return !std::isfinite(v); });
-    if (bad != values.begin() + elements) {
-      const uint64_t at = first * kQuantGroup + static_cast<uint64_t>(bad - values.begin());
-      const auto cols = static_cast<uint64_t>(source.cols);
-      throw ModelError(files_[static_cast<size_t>(source.file)] + ": tensor \"" + source.name +
-                       "\" holds a value that is not finite (row " + std::to_string(at / cols) +
-                       ", column " + std::to_string(at % cols) +
-                       ") and cannot be quantised; the model is damaged, fetch it again");
+    const int64_t bad = first_not_finite(source.dtype, static_cast<int64_t>(elements), raw.data());
+    if (bad >= 0) {
+      const int64_t at = static_cast<int64_t>(first) * kQuantGroup + bad;
+      refuse_not_finite(source, at / source.cols, at % source.cols);
     }
+    to_floats(source.dtype, raw.data(), elements, values.data());
     const size_t block_bytes = bits_ == 8 ? 68 : 36;
     for (size_t b = 0; b < count; ++b) {
       quantize_block(std::span<const float, kQuantGroup>(&values[b * kQuantGroup], kQuantGroup),

@@ -80,13 +80,6 @@ int64_t source_row(const Checkpoint& checkpoint, Role role, int64_t row) {
   return row - i + i % (dim / 2) * 2 + i / (dim / 2);
 }
 
-[[noreturn]] void refuse_not_finite(const Checkpoint& checkpoint, const TensorInfo& tensor,
-                                    int64_t row, int64_t column) {
-  throw ModelError(checkpoint.place_of(tensor) + " holds a value that is not finite (row " +
-                   std::to_string(row) + ", column " + std::to_string(column) +
-                   "); the model is damaged, fetch it again");
-}
-
 // Every token of every request meets what is in a layer or the head. Of the embedding it meets the
 // rows of its own tokens: a damaged one fails only the requests that have it.
 bool must_be_finite(const ModelConfig& config, Role role) {
@@ -111,7 +104,7 @@ void pack_one_panel(const Checkpoint& checkpoint, const PlacedMatrix& matrix, in
     rows[r] = raw.data() + (source[r] - *low) * stride;
     if (!must_be_finite(checkpoint.config(), matrix.role)) continue;
     const int64_t column = first_not_finite(tensor.dtype, tensor.cols, rows[r]);
-    if (column >= 0) refuse_not_finite(checkpoint, tensor, source[r], column);
+    if (column >= 0) checkpoint.refuse_not_finite(tensor, source[r], column);
   }
   pack_panel(tensor.dtype, tensor.cols, rows, out);
 }
@@ -226,7 +219,7 @@ void read_vector(const Checkpoint& checkpoint, const PlacedVector& vector, std::
   std::vector<std::byte> raw(vector.tensor->bytes);
   checkpoint.read(*vector.tensor, 0, raw);
   const int64_t column = first_not_finite(vector.tensor->dtype, vector.tensor->cols, raw.data());
-  if (column >= 0) refuse_not_finite(checkpoint, *vector.tensor, 0, column);
+  if (column >= 0) checkpoint.refuse_not_finite(*vector.tensor, 0, column);
   for (int64_t i = 0; i < vector.tensor->cols; ++i) {
     out[i] = element(*vector.tensor, raw, source_row(checkpoint, vector.role, i));
   }

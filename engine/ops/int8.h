@@ -42,7 +42,7 @@ struct alignas(64) Int8Group {
 inline constexpr int kWhole = 2;  // of those three
 
 // True if the format has codes to multiply; the others stay in float32.
-inline bool has_codes(DType dtype) { return dtype_info(dtype).block_elements > 1; }
+inline bool has_codes(DType dtype) { return !is_plain(dtype); }
 
 // The scale of a group by the largest magnitude in it, which is a NaN if any element is.
 inline float int8_scale(float most) {

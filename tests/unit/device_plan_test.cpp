@@ -170,6 +170,7 @@ TEST_F(DevicePlanTest, KvPagesGoToDiskWhereTheHostHasNoRoom) {
   EXPECT_NE(describe(some).find(std::to_string(sizes.kv_disk_pages * 16) + " on disk"),
             std::string::npos);
   EXPECT_NE(plan_table(some, rates_).find(" on disk"), std::string::npos);
+  EXPECT_NE(plan_table(some, rates_).find("for sequences of "), std::string::npos);
   EXPECT_NE(describe_prediction(some).find("reading"), std::string::npos);
   build(some);
   // What has room stays on the host.

@@ -26,16 +26,26 @@ using test::model_path;
 using test::random_sequences;
 using test::RunShape;
 
+// What the last of two stages is made of, with a large vocabulary.
+struct LastStage {
+  static ModelConfig config() {
+    ModelConfig config = test::small_llama();
+    config.vocab_size = 70000;
+    return config;
+  }
+
+  const MemoryCheckpoint checkpoint{config(), {}};
+  const StageRange range{1, 2, false, true};
+  ThreadPool threads{2, 0};
+  const Cpu cpu{threads, kernels("auto")};
+  MemoryBudget budget{"host memory", uint64_t{1} << 30};
+};
+
 // The best tokens and the logits of one call, from as many passes as the scratch memory makes it,
 // are those of plain logits.
 TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
-  ModelConfig config = test::small_llama();
-  config.vocab_size = 70000;
-  const MemoryCheckpoint checkpoint(config, {});
-  ThreadPool threads(2, 0);
-  const Cpu cpu{threads, kernels("auto")};
-  MemoryBudget budget("host memory", uint64_t{1} << 30);
-  const StageRange range{1, 2, false, true};
+  LastStage last;
+  const ModelConfig& config = last.checkpoint.config();
   std::vector<RunShape> runs = {{.logit_rows = 1}, {.logit_rows = 1, .device_slots = 2}};
   for (const int memory : {0, 99}) {
     for (const bool hesitates : {false, true}) {
@@ -49,7 +59,7 @@ TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
   }
   for (const RunShape& run : runs) {
     SCOPED_TRACE(describe(run));
-    EngineStage stage(checkpoint, range, KvFormat::kF16, cpu, budget, run);
+    EngineStage stage(last.checkpoint, last.range, KvFormat::kF16, last.cpu, last.budget, run);
     constexpr int64_t kRows = 4100;  // more than a block of logits has for one panel
     const auto width = static_cast<size_t>(config.d_model);
     const auto vocabulary = static_cast<size_t>(config.vocab_size);
@@ -98,15 +108,10 @@ TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
 // Logits of all rows would take 1.1 GB.
 TEST(StageEngine, TheBestOfManyRowsTakeNoLogitsOfAll) {
   const std::string text = test::in_child([]() -> std::string {
-    ModelConfig config = test::small_llama();
-    config.vocab_size = 70000;
-    const MemoryCheckpoint checkpoint(config, {});
-    ThreadPool threads(2, 0);
-    const Cpu cpu{threads, kernels("auto")};
-    MemoryBudget budget("host memory", uint64_t{1} << 30);
-    EngineStage stage(checkpoint, {1, 2, false, true}, KvFormat::kF16, cpu, budget,
+    LastStage last;
+    EngineStage stage(last.checkpoint, last.range, KvFormat::kF16, last.cpu, last.budget,
                       {.logit_rows = 1});
-    std::vector<float> hidden(4100 * static_cast<size_t>(config.d_model), 0.5f);
+    std::vector<float> hidden(4100 * static_cast<size_t>(last.checkpoint.config().d_model), 0.5f);
     std::vector<BestToken> best(4100);
     const int64_t before = test::peak_bytes();
     stage.engine.head(hidden.data(), best, 0, [](int64_t, int64_t, const float*) {});

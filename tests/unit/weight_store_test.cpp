@@ -188,18 +188,6 @@ TEST(WeightStore, AReadErrorComesOutOfTheThreads) {
   }
 }
 
-TEST(WeightStore, AQuantisedNormIsRefusedByName) {
-  MemoryCheckpoint::Options options;
-  options.vector_format = DType::kQ8_0;
-  try {
-    const MemoryCheckpoint model(small_llama(), options);
-    ADD_FAILURE() << "nothing was thrown";
-  } catch (const ModelError& e) {
-    EXPECT_NE(std::string(e.what()).find("the final_norm, has type Q8_0"), std::string::npos)
-        << e.what();
-  }
-}
-
 TEST(WeightStore, ABudgetThatIsTooSmallIsRefused) {
   const MemoryCheckpoint model(small_llama(), {});
   const StageRange range{0, 2, true, true};
