@@ -12,6 +12,10 @@ namespace {
 
 constexpr KvFormat kKvFormats[] = {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4};
 
+struct alignas(64) CacheLine {
+  float floats[16];
+};
+
 struct TileItem {
   size_t sequence;
   int kv_head;
@@ -72,9 +76,9 @@ void attention(const Cpu& cpu, const KvPageShape& shape,
     tile.scale = scale;
     const int64_t pages = tile.position[tile.queries - 1] / kPageTokens + 1;
     thread_local std::vector<const std::byte*> k_pages, v_pages;
-    thread_local std::vector<float> scratch;
-    if (shape.is_quantised()) scratch.resize(size_t{2} * kPageTokens * shape.v_stride());
-    tile.scratch = scratch.data();
+    thread_local std::vector<CacheLine> scratch;
+    scratch.resize(static_cast<size_t>(2 * QueryTile::kMost * shape.v_stride()) / 16);
+    tile.scratch = scratch.data()->floats;
     k_pages.resize(pages);
     v_pages.resize(pages);
     for (int64_t p = 0; p < pages; ++p) {

@@ -30,7 +30,7 @@ struct AttentionTile : QueryTile {
   float scale = 0;
   const std::byte* const* k_pages = nullptr;  // [pages], this KV head's part
   const std::byte* const* v_pages = nullptr;
-  float* scratch = nullptr;  // [2 * 16 * v_stride] for quantised formats, else not read
+  float* scratch = nullptr;  // [2 * kMost * v_stride], at a cache line
 };
 
 // Linear layers in integers (ops/int8.h).

@@ -1,6 +1,6 @@
 // Attention of the vector targets (AVX-512, AVX2): tokens of a page across lanes for the scores,
-// head dimension for the values. A quantised page is first expanded to floats. The file compiles
-// itself once per target.
+// head dimension for the values. Pages are taken in blocks: first the scores of all of them, then
+// the weights, then the sums of values. The file compiles itself once per target.
 
 #include <algorithm>
 #include <cmath>
@@ -25,272 +25,384 @@
 HWY_BEFORE_NAMESPACE();
 namespace headrace::HWY_NAMESPACE {
 
+// Queries and pages whose dot products are in registers at the same time.
+constexpr int kTileQueries = kL == 16 ? 8 : 4;
+constexpr int kStepPages = kL == 16 ? 2 : 1;
+// So many pages that the latencies of one page's softmax hide behind those of the others.
+constexpr int kBlockPages = 4;
+// Stride of the queries, element by element.
+constexpr int kMost = QueryTile::kMost;
+
+// ---- K and V of one head in a page, as floats (ops/kv_elements.h says where they are) ----
+
+// 16 elements that are not quantised.
 template <KvFormat kFormat>
-V load_kv(const std::byte* page, int64_t index) {
-  if constexpr (kFormat == KvFormat::kF16) return load_f16(page + index * 2);
-  return hn::LoadU(kF, reinterpret_cast<const float*>(page) + index);
+void load_plain(const std::byte* from, V* out) {
+  for (int v = 0; v < kHalfV; ++v) {
+    if constexpr (kFormat == KvFormat::kF16) {
+      out[v] = load_f16(from + v * kL * 2);
+    } else {
+      out[v] = hn::LoadU(kF, reinterpret_cast<const float*>(from) + v * kL);
+    }
+  }
 }
 
-// This KV head's parts of a page.
-struct Page {
-  const std::byte *k, *v;
+B load_codes(const std::byte* from) {
+  return hn::LoadU(Bytes(), reinterpret_cast<const uint8_t*>(from));
+}
+
+// 16 elements from their codes.
+void from_codes(B codes, const V* scale, const V* minimum, V* out) {
+  to_float<false>(codes, out);
+  for (int v = 0; v < kHalfV; ++v) out[v] = hn::Add(hn::Mul(scale[v], out[v]), minimum[v]);
+}
+
+// The scales and minima of a page's 16 tokens for one group of elements.
+struct TokenScales {
+  TokenScales(const std::byte* part, int groups, int group) {
+    const std::byte* const scales = part + group * kPageTokens * 2;
+    for (int v = 0; v < kHalfV; ++v) {
+      scale[v] = load_f16(scales + v * kL * 2);
+      minimum[v] = load_f16(scales + (groups * kPageTokens + v * kL) * 2);
+    }
+  }
+  V scale[kHalfV], minimum[kHalfV];
 };
 
-template <KvFormat kFormat>
-constexpr size_t kElementBytes = kFormat == KvFormat::kF16 ? 2 : 4;
+int groups_of(const AttentionTile& t) { return (t.head_dim + kQuantGroup - 1) / kQuantGroup; }
 
-// Of one query, over the pages before.
+// Element d of all 16 tokens, d in one group.
+template <KvFormat kFormat, int kBits = kv_code_bits(kFormat)>
+struct Keys {
+  Keys(const AttentionTile& t, const std::byte* part, int group)
+      : scales(part, groups_of(t), group), codes(part + groups_of(t) * kPageTokens * 4) {}
+  size_t offset(int d) const { return static_cast<size_t>(kBits == 8 ? d : d / 2) * kPageTokens; }
+  void load(int d, V* out) const {
+    const B bytes = load_codes(codes + offset(d));
+    from_codes(kBits == 8 ? bytes : field<4, 0>(bytes, d % 2 * 4), scales.scale, scales.minimum,
+               out);
+  }
+  TokenScales scales;
+  const std::byte* codes;
+};
+template <KvFormat kFormat>
+struct Keys<kFormat, 0> {
+  Keys(const AttentionTile&, const std::byte* part, int) : elements(part) {}
+  static size_t offset(int d) { return static_cast<size_t>(d) * kPageTokens * kBytes; }
+  void load(int d, V* out) const { load_plain<kFormat>(elements + offset(d), out); }
+  static constexpr size_t kBytes = kv_element_bytes(kFormat);
+  const std::byte* elements;
+};
+
+// kSpans * 16 elements of one token from element d on, all in one group.
+template <KvFormat kFormat, int kSpans, int kBits = kv_code_bits(kFormat)>
+struct Values {
+  Values(const AttentionTile& t, const std::byte* part, int d)
+      : codes(part + groups_of(t) * kPageTokens * 4 + d * kBits / 8) {
+    const TokenScales s(part, groups_of(t), d / kQuantGroup);
+    for (int v = 0; v < kHalfV; ++v) {
+      hn::StoreU(s.scale[v], kF, scale + v * kL);
+      hn::StoreU(s.minimum[v], kF, minimum + v * kL);
+    }
+  }
+  void load(const AttentionTile& t, int token, V* out) const {
+    V of_scale[kHalfV], of_minimum[kHalfV];
+    std::fill_n(of_scale, kHalfV, hn::Set(kF, scale[token]));
+    std::fill_n(of_minimum, kHalfV, hn::Set(kF, minimum[token]));
+    const std::byte* const from = at(t, token);
+    if constexpr (kBits == 8) {
+      for (int span = 0; span < kSpans; ++span) {
+        from_codes(load_codes(from + span * 16), of_scale, of_minimum, out + span * kHalfV);
+      }
+    } else {
+      B pairs;
+      if constexpr (kSpans == 2) {
+        pairs = load_codes(from);
+      } else {
+        pairs = hn::ZeroExtendVector(
+            Bytes(), hn::LoadU(hn::Half<Bytes>(), reinterpret_cast<const uint8_t*>(from)));
+      }
+      const B low = field<4, 0>(pairs, 0), high = field<4, 0>(pairs, 4);
+      from_codes(hn::InterleaveLower(low, high), of_scale, of_minimum, out);
+      if constexpr (kSpans == 2) {
+        from_codes(hn::InterleaveUpper(Bytes(), low, high), of_scale, of_minimum, out + kHalfV);
+      }
+    }
+  }
+  const std::byte* at(const AttentionTile& t, int token) const {
+    return codes + token * t.v_stride * kBits / 8;
+  }
+  float scale[kPageTokens], minimum[kPageTokens];
+  const std::byte* codes;
+};
+template <KvFormat kFormat, int kSpans>
+struct Values<kFormat, kSpans, 0> {
+  Values(const AttentionTile&, const std::byte* part, int d) : elements(part + d * kBytes) {}
+  void load(const AttentionTile& t, int token, V* out) const {
+    for (int span = 0; span < kSpans; ++span) {
+      load_plain<kFormat>(at(t, token) + span * 16 * kBytes, out + span * kHalfV);
+    }
+  }
+  const std::byte* at(const AttentionTile& t, int token) const {
+    return elements + token * t.v_stride * kBytes;
+  }
+  static constexpr int kBytes = kv_element_bytes(kFormat);
+  const std::byte* elements;
+};
+
+// ---- One block of pages, for kQueries queries ----
+
+struct Block {
+  int pages = 0;
+  const std::byte *k[kBlockPages], *v[kBlockPages];
+  const std::byte *next_k[kBlockPages], *next_v[kBlockPages];  // to be fetched meanwhile
+};
+
+// Of some queries, over the pages before; queries in lanes.
 struct Softmax {
-  float max, sum;
-};
-
-// The same of the queries of a page, in lanes, and of that page.
-struct PageSoftmax {
   alignas(64) float max[16] = {}, sum[16] = {};
-  alignas(64) float keep[16];
-  int valid[QueryTile::kMost];  // tokens of the page that a query sees
 };
 
-// Dot products of one page -> p[16] of each query, and the running maximum and sum. Lanes past
-// `valid` get p = 0.
-template <int kQueries>
-void page_softmax(V (*dot)[kHalfV], float scale, bool first, PageSoftmax& state,
-                  float (*p)[kPageTokens]) {
-  const V none = hn::Set(kF, -std::numeric_limits<float>::infinity());
-  const auto seen = [&](int i, int v) {
-    return hn::FirstN(kF, static_cast<size_t>(std::max(0, state.valid[i] - v * kL)));
-  };
-  alignas(64) float of_page[16] = {};
-  for (int i = 0; i < kQueries; ++i) {
-    V most = none;
-    for (int v = 0; v < kHalfV; ++v) {
-      V& score = dot[i][v];
-      score = hn::IfThenElse(seen(i, v), hn::Mul(score, hn::Set(kF, scale)), none);
-      most = hn::IfThenElse(hn::Gt(score, most), score, most);  // passes over NaN
-    }
-    of_page[i] = hn::GetLane(hn::MaxOfLanes(kF, most));
-  }
-  for (int at = 0; at < kQueries; at += kL) {
-    const V before = hn::Load(kF, state.max + at), here = hn::Load(kF, of_page + at);
-    const V max = first ? here : hn::IfThenElse(hn::Lt(before, here), here, before);
-    hn::Store(first ? hn::Set(kF, 1.0f) : exp(hn::Sub(before, max)), kF, state.keep + at);
-    hn::Store(max, kF, state.max + at);
-  }
-  alignas(64) float sums[16] = {};
-  for (int i = 0; i < kQueries; ++i) {
-    V e[kHalfV];
-    for (int v = 0; v < kHalfV; ++v) {
-      const V shifted = hn::Sub(dot[i][v], hn::Set(kF, state.max[i]));
-      e[v] = hn::IfThenElseZero(seen(i, v), exp(shifted));
-      hn::StoreU(e[v], kF, p[i] + v * kL);
-    }
-    sums[i] = tree(e);
-  }
-  for (int at = 0; at < kQueries; at += kL) {
-    const V sum = hn::MulAdd(hn::Load(kF, state.sum + at), hn::Load(kF, state.keep + at),
-                             hn::Load(kF, sums + at));
-    hn::Store(sum, kF, state.sum + at);
-  }
-}
+// Of the same queries over a block's pages.
+struct Weights {
+  alignas(64) float p[kBlockPages][kMost][kPageTokens];  // scores first
+  alignas(64) float keep[kBlockPages][16];
+  int valid[kBlockPages][kMost];  // tokens of the page that a query sees
+  int seen_by_all[kBlockPages], seen_by_any[kBlockPages];
+};
 
-// Fetches `next`, a page of the same format, into the caches while it computes.
-template <KvFormat kFormat, int kQueries>
-void attend_page(const AttentionTile& t, const int* which, Softmax* states, int64_t number,
-                 const Page& page, const Page& next) {
-  const float* q[kQueries];
-  PageSoftmax state;
-  int seen_by_all = kPageTokens, seen_by_any = 0;
-  for (int i = 0; i < kQueries; ++i) {
-    q[i] = t.q[which[i]];
-    state.max[i] = states[which[i]].max;
-    state.sum[i] = states[which[i]].sum;
-    const int64_t left = t.position[which[i]] + 1 - number * kPageTokens;
-    state.valid[i] = static_cast<int>(std::min<int64_t>(kPageTokens, left));
-    seen_by_all = std::min(seen_by_all, state.valid[i]);
-    seen_by_any = std::max(seen_by_any, state.valid[i]);
-  }
-  V dot[kQueries][kHalfV];
-  for (auto& row : dot) {
-    for (V& v : row) v = hn::Zero(kF);
-  }
-  for (int d = 0; d < t.head_dim; ++d) {
-    hwy::Prefetch(next.k + d * kPageTokens * kElementBytes<kFormat>);
-    for (int v = 0; v < kHalfV; ++v) {
-      const V key = load_kv<kFormat>(page.k, d * kPageTokens + v * kL);
-      for (int i = 0; i < kQueries; ++i) {
-        dot[i][v] = hn::MulAdd(hn::Set(kF, q[i][d]), key, dot[i][v]);
-      }
-    }
-  }
-  float p[kQueries][kPageTokens];
-  page_softmax<kQueries>(dot, t.scale, number == 0, state, p);
-  for (int i = 0; i < kQueries; ++i) states[which[i]] = {state.max[i], state.sum[i]};
-  for (int d = 0; d < t.head_dim; d += kL) {
-    // out has head_dim elements; the last vector of an odd head_dim is kept in `tail`.
-    const bool whole = d + kL <= t.head_dim;
-    const auto lanes = hn::FirstN(kF, static_cast<size_t>(t.head_dim - d));
-    V out[kQueries];
+// q [head_dim][kMost].
+template <KvFormat kFormat, int kQueries, int kPages>
+void score(const AttentionTile& t, const float* q, const Block& block, int first, Weights& w) {
+  V dot[kPages][kQueries][kHalfV];
+  // Unrolled here, or GCC 12 makes a memset of it and keeps the sums in memory.
+#pragma GCC unroll 2
+  for (int p = 0; p < kPages; ++p) {
+#pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
-      const float* from = t.out[which[i]] + d;
-      const V old = whole ? hn::LoadU(kF, from) : hn::MaskedLoad(lanes, kF, from);
-      out[i] = hn::Mul(old, hn::Set(kF, state.keep[i]));
+#pragma GCC unroll 2
+      for (int v = 0; v < kHalfV; ++v) dot[p][i][v] = hn::Zero(kF);
     }
-    int token = 0;
-    for (; token < seen_by_all; ++token) {
-      hwy::Prefetch(next.v + (token * t.v_stride + d) * kElementBytes<kFormat>);
-      const V value = load_kv<kFormat>(page.v, token * t.v_stride + d);
-      for (int i = 0; i < kQueries; ++i) {
-        out[i] = hn::MulAdd(hn::Set(kF, p[i][token]), value, out[i]);
+  }
+  for (int begin = 0; begin < t.head_dim; begin += kQuantGroup) {
+    const int end = std::min(begin + kQuantGroup, t.head_dim);
+    const int group = begin / kQuantGroup;
+    const Keys<kFormat> keys[2] = {{t, block.k[first], group},
+                                   {t, block.k[first + kPages - 1], group}};
+    for (int d = begin; d < end; ++d) {
+      V key[kPages][kHalfV];
+      for (int p = 0; p < kPages; ++p) {
+        keys[p].load(d, key[p]);
+        hwy::Prefetch(block.next_k[first + p] + keys[p].offset(d));
       }
-    }
-    // A query must not add even 0 * v of a later token: v may be infinite, and -0 + 0 is not -0.
-    for (; token < seen_by_any; ++token) {
-      const V value = load_kv<kFormat>(page.v, token * t.v_stride + d);
       for (int i = 0; i < kQueries; ++i) {
-        if (token < state.valid[i]) {
-          out[i] = hn::MulAdd(hn::Set(kF, p[i][token]), value, out[i]);
+        const V element = hn::Set(kF, q[d * kMost + i]);
+        for (int p = 0; p < kPages; ++p) {
+          for (int v = 0; v < kHalfV; ++v) {
+            dot[p][i][v] = hn::MulAdd(element, key[p][v], dot[p][i][v]);
+          }
         }
       }
     }
+  }
+  const V scale = hn::Set(kF, t.scale);
+  for (int p = 0; p < kPages; ++p) {
     for (int i = 0; i < kQueries; ++i) {
-      float* to = t.out[which[i]] + d;
-      if (whole) {
-        hn::StoreU(out[i], kF, to);
-      } else {
-        hn::BlendedStore(out[i], lanes, kF, to);
-      }
-    }
-  }
-}
-
-constexpr int kTileQueries = kL == 16 ? 8 : 4;
-
-template <KvFormat kFormat, int kQueries = kTileQueries>
-void attend_page_of(int queries, const AttentionTile& t, const int* which, Softmax* states,
-                    int64_t number, const Page& page, const Page& next) {
-  if constexpr (kQueries > 1) {
-    if (queries < kQueries) {
-      return attend_page_of<kFormat, kQueries - 1>(queries, t, which, states, number, page, next);
-    }
-  }
-  attend_page<kFormat, kQueries>(t, which, states, number, page, next);
-}
-
-// ---- Quantised pages: K and V of a page -> float, in the layout of f32 pages ----
-
-// The scales and minima of a KV head's part of a page; the codes follow.
-struct Scales {
-  Scales(const AttentionTile& t, const std::byte* part)
-      : scale(part),
-        minimum(part + groups(t) * kPageTokens * 2),
-        codes(part + groups(t) * kPageTokens * 4) {}
-  static int groups(const AttentionTile& t) { return (t.head_dim + kQuantGroup - 1) / kQuantGroup; }
-
-  const std::byte *scale, *minimum;  // f16 [groups][16]
-  const std::byte* codes;
-};
-
-// 16 codes -> floats. The vectors of a page's 16 tokens, or 16 elements of one token.
-void store_expanded(B codes, const V* scale, const V* minimum, float* out) {
-  V q[kHalfV];
-  to_float<false>(codes, q);
-  for (int v = 0; v < kHalfV; ++v) {
-    hn::StoreU(hn::Add(hn::Mul(scale[v], q[v]), minimum[v]), kF, out + v * kL);
-  }
-}
-
-// Both fetch the same part of the next page.
-template <int kBits>
-void expand_k(const AttentionTile& t, const std::byte* part, const std::byte* next, float* k) {
-  const Scales s(t, part);
-  V scale[kHalfV], minimum[kHalfV];
-  for (int d = 0; d < t.head_dim; ++d) {
-    if (d % kQuantGroup == 0) {
       for (int v = 0; v < kHalfV; ++v) {
-        const int at = d / kQuantGroup * kPageTokens + v * kL;
-        scale[v] = load_f16(s.scale + at * 2);
-        minimum[v] = load_f16(s.minimum + at * 2);
+        hn::Store(hn::Mul(dot[p][i][v], scale), kF, w.p[first + p][i] + v * kL);
       }
     }
-    const std::byte* row = s.codes + (kBits == 8 ? d : d / 2) * kPageTokens;
-    hwy::Prefetch(next + (row - part));
-    const B bytes = hn::LoadU(Bytes(), reinterpret_cast<const uint8_t*>(row));
-    store_expanded(kBits == 8 ? bytes : field<4, 0>(bytes, d % 2 * 4), scale, minimum,
-                   k + d * kPageTokens);
   }
 }
 
-// 16 codes of one token from d on.
-template <int kBits>
-B token_codes(const std::byte* codes) {
-  const auto* from = reinterpret_cast<const uint8_t*>(codes);
-  if constexpr (kBits == 8) return hn::LoadU(Bytes(), from);
-  const B pairs = hn::ZeroExtendVector(Bytes(), hn::LoadU(hn::Half<Bytes>(), from));
-  return hn::InterleaveLower(field<4, 0>(pairs, 0), field<4, 0>(pairs, 4));
+// Lane i: the 16 numbers of row i, folded as ops/canonical.h says of sums: lanes 8 apart, then 4, 2
+// and 1. Other lanes than kTileQueries: anything.
+template <class Fold>
+V fold_rows(V (&rows)[kTileQueries][kHalfV], Fold fold) {
+  constexpr int kPairs = kTileQueries / 2;
+  using Wide = hn::Repartition<double, F>;
+  V by8[kPairs * 16 / kL];
+  if constexpr (kL == 16) {
+    for (int i = 0; i < kPairs; ++i) {
+      const V a = rows[2 * i][0], b = rows[2 * i + 1][0];
+      by8[i] = fold(hn::ConcatLowerLower(kF, b, a), hn::ConcatUpperUpper(kF, b, a));
+    }
+  } else {
+    for (int i = 0; i < kTileQueries; ++i) by8[i] = fold(rows[i][0], rows[i][kHalfV - 1]);
+  }
+  V by4[2];
+  for (int i = 0; i < 2; ++i) {
+    const V a = by8[2 * i], b = by8[2 * i + 1];
+    by4[i] = fold(hn::OddEvenBlocks(b, a), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(a, b)));
+  }
+  const auto a = hn::BitCast(Wide(), by4[0]), b = hn::BitCast(Wide(), by4[1]);
+  const V by2 = fold(hn::BitCast(kF, hn::InterleaveLower(Wide(), a, b)),
+                     hn::BitCast(kF, hn::InterleaveUpper(Wide(), a, b)));
+  alignas(64) static constexpr int32_t kOrder[16] = {0, kL / 2,     kL / 4,     kL * 3 / 4,
+                                                     2, kL / 2 + 2, kL / 4 + 2, kL * 3 / 4 + 2};
+  return hn::TableLookupLanes(fold(by2, hn::Shuffle2301(by2)), hn::SetTableIndices(kF, kOrder));
 }
 
-template <int kBits>
-void expand_v(const AttentionTile& t, const std::byte* part, const std::byte* next, int tokens,
-              float* v_out) {
-  const Scales s(t, part);
-  for (int first = 0; first < t.v_stride; first += kQuantGroup) {
-    const int end = std::min(first + kQuantGroup, t.v_stride);
-    float scales[kPageTokens], minima[kPageTokens];
-    for (int i = 0; i < kPageTokens; i += kL) {
-      const int at = first / kQuantGroup * kPageTokens + i;
-      hn::StoreU(load_f16(s.scale + at * 2), kF, scales + i);
-      hn::StoreU(load_f16(s.minimum + at * 2), kF, minima + i);
-    }
-    for (int token = 0; token < tokens; ++token) {
-      const std::byte* row = s.codes + token * t.v_stride * kBits / 8;
-      hwy::Prefetch(next + (row - part) + first * kBits / 8);
-      V scale[kHalfV], minimum[kHalfV];
-      std::fill_n(scale, kHalfV, hn::Set(kF, scales[token]));
-      std::fill_n(minimum, kHalfV, hn::Set(kF, minima[token]));
-      for (int d = first; d < end; d += 16) {
-        store_expanded(token_codes<kBits>(row + d * kBits / 8), scale, minimum,
-                       v_out + token * t.v_stride + d);
+// Scores -> weights, and the running maximum and sum. Lanes of tokens that are not seen get 0.
+template <int kQueries>
+void weigh(int pages, bool first, Softmax& state, Weights& w) {
+  const auto seen = [&](int page, int i, int v) {
+    return hn::FirstN(kF, static_cast<size_t>(std::max(0, w.valid[page][i] - v * kL)));
+  };
+  const V none = hn::Set(kF, -std::numeric_limits<float>::infinity());
+  alignas(64) float max[kBlockPages][kL];
+  V before = hn::Load(kF, state.max), sum = hn::Load(kF, state.sum);
+  for (int page = 0; page < pages; ++page, first = false) {
+    const bool whole = w.seen_by_all[page] == kPageTokens;
+    V rows[kTileQueries][kHalfV];
+    for (int i = 0; i < kTileQueries; ++i) {
+      for (int v = 0; v < kHalfV; ++v) {
+        if (i >= kQueries) {
+          rows[i][v] = none;
+          continue;
+        }
+        rows[i][v] = hn::Max(hn::Load(kF, w.p[page][i] + v * kL), none);  // NaN -> none
+        if (!whole) rows[i][v] = hn::IfThenElse(seen(page, i, v), rows[i][v], none);
       }
+    }
+    const V here = fold_rows(rows, [](V a, V b) { return hn::Max(a, b); });
+    const V both = first ? here : hn::Max(before, here);
+    hn::Store(first ? hn::Set(kF, 1.0f) : exp(hn::Sub(before, both)), kF, w.keep[page]);
+    hn::Store(both, kF, max[page]);
+    before = both;
+  }
+  for (int page = 0; page < pages; ++page) {
+    const bool whole = w.seen_by_all[page] == kPageTokens;
+    V rows[kTileQueries][kHalfV];
+    for (int i = 0; i < kTileQueries; ++i) {
+      for (int v = 0; v < kHalfV; ++v) {
+        if (i >= kQueries) {
+          rows[i][v] = none;
+          continue;
+        }
+        float* const p = w.p[page][i] + v * kL;
+        V e = exp(hn::Sub(hn::Load(kF, p), hn::Set(kF, max[page][i])));
+        if (!whole) e = hn::IfThenElseZero(seen(page, i, v), e);
+        hn::Store(e, kF, p);
+        rows[i][v] = e;
+      }
+    }
+    const V sums = fold_rows(rows, [](V a, V b) { return hn::Add(a, b); });
+    sum = hn::MulAdd(sum, hn::Load(kF, w.keep[page]), sums);
+  }
+  hn::Store(before, kF, state.max);
+  hn::Store(sum, kF, state.sum);
+}
+
+// out [kQueries][v_stride]; elements [d, d + kSpans * 16).
+template <KvFormat kFormat, int kQueries, int kSpans>
+void add_values(const AttentionTile& t, const Block& block, const Weights& w, int d, float* out) {
+  constexpr int kVectors = kSpans * kHalfV;
+  V sum[kQueries][kVectors];
+  for (int i = 0; i < kQueries; ++i) {
+    for (int v = 0; v < kVectors; ++v) {
+      sum[i][v] = hn::Load(kF, out + i * t.v_stride + d + v * kL);
+    }
+  }
+  for (int page = 0; page < block.pages; ++page) {
+    for (int i = 0; i < kQueries; ++i) {
+      for (V& s : sum[i]) s = hn::Mul(s, hn::Set(kF, w.keep[page][i]));
+    }
+    const Values<kFormat, kSpans> values(t, block.v[page], d);
+    const std::ptrdiff_t to_next = block.next_v[page] - block.v[page];
+    int token = 0;
+    for (; token < w.seen_by_all[page]; ++token) {
+      V value[kVectors];
+      values.load(t, token, value);
+      hwy::Prefetch(values.at(t, token) + to_next);
+      for (int i = 0; i < kQueries; ++i) {
+        const V p = hn::Set(kF, w.p[page][i][token]);
+        for (int v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(p, value[v], sum[i][v]);
+      }
+    }
+    // A query must not add even 0 * v of a later token: v may be infinite, and -0 + 0 is not -0.
+    for (; token < w.seen_by_any[page]; ++token) {
+      V value[kVectors];
+      values.load(t, token, value);
+      for (int i = 0; i < kQueries; ++i) {
+        if (token >= w.valid[page][i]) continue;
+        const V p = hn::Set(kF, w.p[page][i][token]);
+        for (int v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(p, value[v], sum[i][v]);
+      }
+    }
+  }
+  for (int i = 0; i < kQueries; ++i) {
+    for (int v = 0; v < kVectors; ++v) {
+      hn::Store(sum[i][v], kF, out + i * t.v_stride + d + v * kL);
     }
   }
 }
 
 // ---- All pages ----
 
+// Queries [from, from + kQueries) of a tile.
+template <KvFormat kFormat, int kQueries>
+void attend_block(const AttentionTile& t, int from, int64_t number, const Block& block,
+                  Softmax& state, float* q, float* out) {
+  Weights w;
+  for (int page = 0; page < block.pages; ++page) {
+    const auto valid = [&](int query) {
+      const int64_t left = t.position[query] + 1 - (number + page) * kPageTokens;
+      return static_cast<int>(std::clamp<int64_t>(left, 0, kPageTokens));
+    };
+    for (int i = 0; i < kQueries; ++i) w.valid[page][i] = valid(from + i);
+    w.seen_by_all[page] = valid(from);  // positions ascend
+    w.seen_by_any[page] = valid(from + kQueries - 1);
+  }
+  int page = 0;
+  for (; page + kStepPages <= block.pages; page += kStepPages) {
+    score<kFormat, kQueries, kStepPages>(t, q, block, page, w);
+  }
+  for (; page < block.pages; ++page) score<kFormat, kQueries, 1>(t, q, block, page, w);
+  weigh<kQueries>(block.pages, number == 0, state, w);
+  int d = 0;
+  for (; kL == 16 && d + 32 <= t.v_stride; d += 32) {
+    add_values<kFormat, kQueries, kL / 8>(t, block, w, d, out);
+  }
+  for (; d < t.v_stride; d += 16) add_values<kFormat, kQueries, 1>(t, block, w, d, out);
+}
+
+template <KvFormat kFormat, int kQueries = kTileQueries>
+auto attend_block_of(int queries) {
+  if constexpr (kQueries > 1) {
+    if (queries < kQueries) return attend_block_of<kFormat, kQueries - 1>(queries);
+  }
+  return &attend_block<kFormat, kQueries>;
+}
+
 template <KvFormat kFormat>
 void attend_format(const AttentionTile& t) {
-  constexpr int kBits = kv_code_bits(kFormat);
-  constexpr KvFormat kRead = kBits == 0 ? kFormat : KvFormat::kF32;  // what attend_page sees
-  Softmax states[QueryTile::kMost] = {};
-  int64_t last = 0;
-  for (int i = 0; i < t.queries; ++i) {
-    std::fill(t.out[i], t.out[i] + t.head_dim, 0.0f);
-    last = std::max(last, t.position[i]);
+  float *const q = t.scratch, *const out = q + kMost * t.v_stride;
+  for (int d = 0; d < t.head_dim; ++d) {
+    for (int i = 0; i < t.queries; ++i) q[d * kMost + i] = t.q[i][d];
   }
-  const int64_t pages = last / kPageTokens + 1;
-  for (int64_t number = 0; number < pages; ++number) {
-    int which[QueryTile::kMost];
-    int count = 0;
-    for (int i = 0; i < t.queries; ++i) {
-      if (number * kPageTokens <= t.position[i]) which[count++] = i;
+  std::fill_n(out, t.queries * t.v_stride, 0.0f);
+
+  Softmax states[kMost / kTileQueries];
+  const int64_t pages = t.position[t.queries - 1] / kPageTokens + 1;
+  for (int64_t number = 0; number < pages; number += kBlockPages) {
+    Block block;
+    block.pages = static_cast<int>(std::min<int64_t>(kBlockPages, pages - number));
+    for (int page = 0; page < block.pages; ++page) {
+      const int64_t next = std::min(number + page + kBlockPages, pages - 1);
+      block.k[page] = t.k_pages[number + page];
+      block.v[page] = t.v_pages[number + page];
+      block.next_k[page] = t.k_pages[next];
+      block.next_v[page] = t.v_pages[next];
     }
-    const int64_t after = std::min(number + 1, pages - 1);
-    Page page{t.k_pages[number], t.v_pages[number]};
-    Page next{t.k_pages[after], t.v_pages[after]};
-    if constexpr (kBits != 0) {
-      float *k = t.scratch, *v = t.scratch + kPageTokens * t.v_stride;
-      expand_k<kBits>(t, page.k, next.k, k);
-      const int64_t tokens = std::min<int64_t>(kPageTokens, last + 1 - number * kPageTokens);
-      expand_v<kBits>(t, page.v, next.v, static_cast<int>(tokens), v);
-      page = next = {reinterpret_cast<const std::byte*>(k), reinterpret_cast<const std::byte*>(v)};
-    }
-    for (int i = 0; i < count; i += kTileQueries) {
-      attend_page_of<kRead>(std::min(kTileQueries, count - i), t, which + i, states, number, page,
-                            next);
+    for (int i = 0; i < t.queries; i += kTileQueries) {
+      const auto attend = attend_block_of<kFormat>(std::min(kTileQueries, t.queries - i));
+      attend(t, i, number, block, states[i / kTileQueries], q + i, out + i * t.v_stride);
     }
   }
   for (int i = 0; i < t.queries; ++i) {
-    for (int d = 0; d < t.head_dim; ++d) t.out[i][d] /= states[i].sum;
+    const float sum = states[i / kTileQueries].sum[i % kTileQueries];
+    for (int d = 0; d < t.head_dim; ++d) t.out[i][d] = out[i * t.v_stride + d] / sum;
   }
 }
 

@@ -60,10 +60,9 @@ B field(B plane, int shift) {
 
 // ops/canonical.h states it.
 inline V exp(V x) {
-  // Comparisons, because Min and Max lose a NaN.
-  const V low = hn::Set(kF, kExpMin), high = hn::Set(kF, kExpMax);
-  x = hn::IfThenElse(hn::Lt(x, low), low, x);
-  x = hn::IfThenElse(hn::Gt(x, high), high, x);
+  // Of a NaN and a number, x86 takes the second operand: a NaN stays.
+  x = hn::Max(hn::Set(kF, kExpMin), x);
+  x = hn::Min(hn::Set(kF, kExpMax), x);
   const V n = hn::Round(hn::Mul(x, hn::Set(kF, kLog2E)));
   V r = hn::NegMulAdd(n, hn::Set(kF, kLn2Hi), x);
   r = hn::NegMulAdd(n, hn::Set(kF, kLn2Lo), r);
