@@ -23,9 +23,9 @@ struct ScratchWidths {
   int64_t widest_operand() const { return std::max({stream, q, ffn}); }
 };
 
-// Room for rows in groups, where there shall be any.
-Buffer groups(bool int8, const ModelConfig& config, int64_t micro_batch_rows,
-              MemoryBudget& budget) {
+// Room for quantised rows, where there shall be any.
+Buffer int8_room(bool int8, const ModelConfig& config, int64_t micro_batch_rows,
+                 MemoryBudget& budget) {
   if (!int8) return {};
   return budget.allocate(StageEngine::int8_bytes(config, micro_batch_rows), "activations");
 }
@@ -42,7 +42,7 @@ uint64_t StageEngine::scratch_bytes(const ModelConfig& config, const StageRange&
 
 uint64_t StageEngine::int8_bytes(const ModelConfig& config, int64_t micro_batch_rows) {
   const int64_t of_row = (ScratchWidths(config).widest_operand() + kInt8Columns - 1) / kInt8Columns;
-  return static_cast<uint64_t>(of_row * micro_batch_rows) * sizeof(Int8Group);
+  return static_cast<uint64_t>(of_row * int8_blocks(micro_batch_rows)) * sizeof(Int8Block);
 }
 
 StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStore& kv,
@@ -54,9 +54,9 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStor
       kv_(kv),
       cpu_(cpu),
       host_ops_(cpu),
-      own_groups_(groups(int8, config, micro_batch_rows, budget)),
-      ops_(int8 ? int8_ops_.emplace(cpu, std::span(own_groups_.as<Int8Group>(),
-                                                   own_groups_.size() / sizeof(Int8Group)))
+      own_blocks_(int8_room(int8, config, micro_batch_rows, budget)),
+      ops_(int8 ? int8_ops_.emplace(cpu, std::span(own_blocks_.as<Int8Block>(),
+                                                   own_blocks_.size() / sizeof(Int8Block)))
                 : host_ops_),
       micro_batch_rows_(micro_batch_rows),
       block_floats_(ops_.block_floats()),

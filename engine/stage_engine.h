@@ -112,7 +112,7 @@ class StageEngine {
   KvStore& kv_;
   Cpu cpu_;
   CpuOps host_ops_;
-  Buffer own_groups_;  // of int8_ops_
+  Buffer own_blocks_;  // of int8_ops_
   std::optional<Int8Ops> int8_ops_;
   Ops& ops_;
   HostAttention host_attention_;

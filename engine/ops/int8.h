@@ -31,15 +31,32 @@ inline constexpr int kInt8Columns = 32;
 inline constexpr float kInt8Most = 127.0f;
 inline constexpr float kInt8Least = 0x1p-100f;  // a group that is smaller is one of zeros
 
-// A group of a row, as linear layers read it: a line of the caches.
-struct alignas(64) Int8Group {
-  int8_t codes[kInt8Columns];
-  float scale;
+inline constexpr int kInt8Rows = 16;
+inline constexpr int kWhole = 2;  // index of the sum of all codes
+
+// A group of columns of kInt8Rows rows, as linear layers read it; rows are slots of it.
+struct alignas(64) Int8Block {
+  int8_t codes[kInt8Rows][kInt8Columns];
+  float scale[kInt8Rows];
   // Sums of the first 16 codes, of the others and of all: negated, and times the scale.
-  int32_t minus_sum[3];
-  float scaled_sum[3];
+  int32_t minus_sum[3][kInt8Rows];
+  float scaled_sum[3][kInt8Rows];
 };
-inline constexpr int kWhole = 2;  // of those three
+
+inline int64_t int8_blocks(int64_t rows) { return (rows + kInt8Rows - 1) / kInt8Rows; }
+
+// A view of quantised rows, `first` of a matrix and those after it: blocks [rows / 16][groups], row
+// r in slot r % 16 of block row r / 16.
+struct Int8Rows {
+  const Int8Block* blocks = nullptr;
+  int64_t groups = 0;  // of a row
+  int64_t first = 0;
+
+  Int8Rows from(int64_t row) const { return {blocks, groups, first + row}; }
+  // Group 0 of a row's block, and the row's place in it.
+  const Int8Block* block(int64_t row) const { return blocks + (first + row) / kInt8Rows * groups; }
+  int slot(int64_t row) const { return static_cast<int>((first + row) % kInt8Rows); }
+};
 
 // True if the format has codes to multiply; the others stay in float32.
 inline bool has_codes(DType dtype) { return !is_plain(dtype); }
@@ -51,17 +68,17 @@ inline float int8_scale(float most) {
 }
 
 // Whatever depends on scale and sums of the codes alone.
-inline void finish_group(float scale, int first_sum, int second_sum, Int8Group& group) {
-  group.scale = scale;
+inline void finish_group(float scale, int first_sum, int second_sum, Int8Block& block, int slot) {
+  block.scale[slot] = scale;
   const int sums[] = {first_sum, second_sum, first_sum + second_sum};
   for (int i = 0; i < 3; ++i) {
-    group.minus_sum[i] = -sums[i];
-    group.scaled_sum[i] = scale * static_cast<float>(sums[i]);
+    block.minus_sum[i][slot] = -sums[i];
+    block.scaled_sum[i][slot] = scale * static_cast<float>(sums[i]);
   }
 }
 
 // Quantises 32 floats.
-inline void quantise_group(const float* x, Int8Group& group) {
+inline void quantise_group(const float* x, Int8Block& block, int slot) {
   uint32_t bits = 0;  // of a magnitude; a NaN's are the largest
   for (int i = 0; i < kInt8Columns; ++i) {
     bits = std::max(bits, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
@@ -70,10 +87,11 @@ inline void quantise_group(const float* x, Int8Group& group) {
   int sums[2] = {0, 0};
   const float factor = scale > 0.0f ? kInt8Most / most : 0.0f;
   for (int i = 0; i < kInt8Columns; ++i) {
-    group.codes[i] = scale > 0.0f ? static_cast<int8_t>(std::nearbyint(x[i] * factor)) : int8_t{0};
-    sums[i / 16] += group.codes[i];
+    int8_t& code = block.codes[slot][i];
+    code = scale > 0.0f ? static_cast<int8_t>(std::nearbyint(x[i] * factor)) : int8_t{0};
+    sums[i / 16] += code;
   }
-  finish_group(scale, sums[0], sums[1], group);
+  finish_group(scale, sums[0], sums[1], block, slot);
 }
 
 }  // namespace headrace

@@ -26,14 +26,15 @@ void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMat
 void gate_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatrix& w,
                  const float* bias, int64_t first, int64_t end, float* gate);
 
-// The same in integers (ops/int8.h): x [rows][w.cols / 32] as quantise_rows makes it, w of a format
+// The same in integers (ops/int8.h): x of w.cols columns as quantise_rows makes them, w of a format
 // that has_codes().
-void linear_panels(const Cpu& cpu, const Int8Group* x, int64_t rows, const PackedMatrix& w,
+void linear_panels(const Cpu& cpu, const Int8Rows& x, int64_t rows, const PackedMatrix& w,
                    const float* bias, int64_t first, int64_t end, float* y);
-void gate_panels(const Cpu& cpu, const Int8Group* x, int64_t rows, const PackedMatrix& w,
+void gate_panels(const Cpu& cpu, const Int8Rows& x, int64_t rows, const PackedMatrix& w,
                  const float* bias, int64_t first, int64_t end, float* gate);
-// groups [rows][n / 32] of x [rows][n], n a multiple of 32.
-void quantise_rows(const Cpu& cpu, const float* x, int64_t rows, int64_t n, Int8Group* groups);
+// blocks [int8_blocks(rows)][n / 32] of x [rows][n], n a multiple of 32; slots past the rows are
+// left as they are.
+void quantise_rows(const Cpu& cpu, const float* x, int64_t rows, int64_t n, Int8Block* blocks);
 
 // out[w.cols] = row `row` of w in float32.
 void unpack_row(const Cpu& cpu, const PackedMatrix& w, int64_t row, float* out);

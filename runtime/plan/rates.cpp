@@ -100,18 +100,20 @@ Rates measure_sample(const Checkpoint& checkpoint, const Sample& sample, const C
                       placed.tensor->cols, weights.data()};
   std::vector<float> x(static_cast<size_t>(kManyRows * matrix.cols), 0.5f);
   std::vector<float> y(static_cast<size_t>(kManyRows * matrix.rows));
-  std::vector<Int8Group> groups;
-  if (int8 && has_codes(matrix.dtype)) groups.resize(x.size() / kInt8Columns);
+  std::vector<Int8Block> blocks;
+  const int64_t groups = matrix.cols / kInt8Columns;
+  if (int8 && has_codes(matrix.dtype)) blocks.resize(int8_blocks(kManyRows) * groups);
   const auto time_of = [&](int64_t rows) {
     return mean_seconds([&] {
       for (uint64_t i = 0; i < copies; ++i) {
         matrix.panels = weights.data() + i * bytes;
-        if (groups.empty()) {
+        if (blocks.empty()) {
           linear(cpu, x.data(), rows, matrix, nullptr, y.data());
           continue;
         }
-        quantise_rows(cpu, x.data(), rows, matrix.cols, groups.data());
-        linear_panels(cpu, groups.data(), rows, matrix, nullptr, 0, matrix.panel_count(), y.data());
+        quantise_rows(cpu, x.data(), rows, matrix.cols, blocks.data());
+        linear_panels(cpu, {blocks.data(), groups}, rows, matrix, nullptr, 0, matrix.panel_count(),
+                      y.data());
       }
     });
   };

@@ -58,11 +58,18 @@ std::vector<float> some_rows(int64_t rows, int64_t cols, uint64_t seed) {
   return x;
 }
 
-std::vector<Int8Group> groups_of(const Cpu& cpu, const std::vector<float>& x, int64_t rows) {
-  std::vector<Int8Group> groups(x.size() / kInt8Columns);
-  quantise_rows(cpu, x.data(), rows, static_cast<int64_t>(x.size()) / rows, groups.data());
-  return groups;
-}
+struct Quantised {
+  Quantised(const Cpu& cpu, const std::vector<float>& x, int64_t rows)
+      : groups(std::ssize(x) / rows / kInt8Columns),
+        blocks(static_cast<size_t>(int8_blocks(rows) * groups)) {
+    std::memset(blocks.data(), 0xFF, blocks.size() * sizeof(Int8Block));
+    quantise_rows(cpu, x.data(), rows, groups * kInt8Columns, blocks.data());
+  }
+  Int8Rows rows() const { return {blocks.data(), groups}; }
+
+  int64_t groups;  // of a row
+  std::vector<Int8Block> blocks;
+};
 
 std::vector<DType> coded_dtypes() {
   std::vector<DType> dtypes;
@@ -130,8 +137,7 @@ TEST_P(Int8Linear, BitsOfTheDefinition) {
       const PackedMatrix matrix{dtype(), outputs, cols, panels.data()};
       for (const int64_t rows : kRows) {
         const Cpu cpu{rows % 2 ? one_ : three_, target()};
-        const std::vector<Int8Group> groups =
-            groups_of(cpu, {x.begin(), x.begin() + rows * cols}, rows);
+        const Quantised quantised(cpu, {x.begin(), x.begin() + rows * cols}, rows);
         std::vector<float> expected;
         for (int64_t m = 0; m < rows; ++m) {
           expected.insert(expected.end(), all.begin() + m * kMostOutputs,
@@ -139,8 +145,9 @@ TEST_P(Int8Linear, BitsOfTheDefinition) {
         }
         std::vector<float> y = nans(rows * outputs + 1);
         const int64_t panel_count = matrix.panel_count(), half = panel_count / 2;
-        linear_panels(cpu, groups.data(), rows, matrix, bias.data(), 0, half, y.data());
-        linear_panels(cpu, groups.data(), rows, matrix, bias.data(), half, panel_count, y.data());
+        linear_panels(cpu, quantised.rows(), rows, matrix, bias.data(), 0, half, y.data());
+        linear_panels(cpu, quantised.rows(), rows, matrix, bias.data(), half, panel_count,
+                      y.data());
         ASSERT_TRUE(std::isnan(y.back())) << "wrote past the end";
         y.pop_back();
         ASSERT_TRUE(same_bits(expected, y)) << outputs << " outputs, " << rows << " rows";
@@ -161,9 +168,29 @@ TEST_P(Int8Linear, ShortAndLongRows) {
       std::vector<float> expected(static_cast<size_t>(rows * 33)), y = nans(rows * 33);
       reference::int8_linear(x.data(), rows, {dtype(), 33, cols, w.raw.data()}, nullptr,
                              expected.data());
-      const auto groups = groups_of(cpu, {x.begin(), x.begin() + rows * cols}, rows);
-      linear_panels(cpu, groups.data(), rows, w.view(), nullptr, 0, 2, y.data());
+      const Quantised quantised(cpu, {x.begin(), x.begin() + rows * cols}, rows);
+      linear_panels(cpu, quantised.rows(), rows, w.view(), nullptr, 0, 2, y.data());
       ASSERT_TRUE(same_bits(expected, y)) << cols << " columns, " << rows << " rows";
+    }
+  }
+}
+
+// From any row of a block on, to any: the parts of blocks at both ends, and none or several whole.
+TEST_P(Int8Linear, RowsFromTheMiddleOfABlock) {
+  constexpr int64_t kCols = 256, kMany = 55, kFew = 35;
+  const Weights w = random_weights(dtype(), kFew, kCols, 47);
+  const std::vector<float> x = some_rows(kMany, kCols, 48);
+  const Cpu cpu{one_, target()};
+  std::vector<float> all(kMany * kFew);
+  reference::int8_linear(x.data(), kMany, {dtype(), kFew, kCols, w.raw.data()}, nullptr,
+                         all.data());
+  const Quantised quantised(cpu, x, kMany);
+  for (const int64_t first : {0, 1, 15, 16, 21}) {
+    for (const int64_t rows : {1, 3, 15, 16, 17, 33}) {
+      std::vector<float> y = nans(rows * kFew);
+      linear_panels(cpu, quantised.rows().from(first), rows, w.view(), nullptr, 0, 2, y.data());
+      const auto begin = all.begin() + first * kFew;
+      ASSERT_TRUE(same_bits({begin, begin + rows * kFew}, y)) << rows << " rows from " << first;
     }
   }
 }
@@ -177,8 +204,8 @@ TEST_P(Int8Linear, WideRowsInBlocksOfColumns) {
   std::vector<float> expected(kMany * kFew), y = nans(kMany * kFew);
   reference::int8_linear(x.data(), kMany, {dtype(), kFew, kCols, w.raw.data()}, nullptr,
                          expected.data());
-  const auto groups = groups_of(cpu, x, kMany);
-  linear_panels(cpu, groups.data(), kMany, w.view(), nullptr, 0, 2, y.data());
+  const Quantised quantised(cpu, x, kMany);
+  linear_panels(cpu, quantised.rows(), kMany, w.view(), nullptr, 0, 2, y.data());
   ASSERT_TRUE(same_bits(expected, y));
 }
 
@@ -190,9 +217,10 @@ TEST_P(Int8Linear, NearTheProductInFloat32) {
   const Weights w = random_weights(dtype(), kMostOutputs, kCols, 37);
   const std::vector<float> x = Random(38).floats(kFew * kCols, 2.0f);
   const Cpu cpu{one_, target()};
-  const auto groups = groups_of(cpu, x, kFew);
+  const Quantised quantised(cpu, x, kFew);
   std::vector<float> y = nans(kFew * kMostOutputs);
-  linear_panels(cpu, groups.data(), kFew, w.view(), nullptr, 0, w.view().panel_count(), y.data());
+  linear_panels(cpu, quantised.rows(), kFew, w.view(), nullptr, 0, w.view().panel_count(),
+                y.data());
   for (int64_t m = 0; m < kFew; ++m) {
     for (int64_t n = 0; n < kMostOutputs; ++n) {
       double exact = 0, bound = 0, parts = 0;
@@ -201,7 +229,7 @@ TEST_P(Int8Linear, NearTheProductInFloat32) {
         const double scaled = double{element.scale} * element.code;
         const double offset = element.offset.value_or(0.0f);
         const double value = x[static_cast<size_t>(m * kCols + k)];
-        const double step = groups[static_cast<size_t>((m * kCols + k) / kInt8Columns)].scale;
+        const double step = quantised.rows().block(m)[k / kInt8Columns].scale[m];
         exact += value * (scaled + offset);
         bound += 0.5001 * step * std::fabs(scaled + offset);
         parts += std::fabs(value) * (std::fabs(scaled) + std::fabs(offset));
@@ -219,9 +247,9 @@ TEST_P(Int8Linear, WhatIsNotFiniteStaysSo) {
     std::vector<float> x = Random(40).floats(kFew * kCols);
     x[3 * kCols + 77] = broken;
     const Cpu cpu{one_, target()};
-    const auto groups = groups_of(cpu, x, kFew);
+    const Quantised quantised(cpu, x, kFew);
     std::vector<float> y(kFew * 40, 0.0f);
-    linear_panels(cpu, groups.data(), kFew, w.view(), nullptr, 0, 2, y.data());
+    linear_panels(cpu, quantised.rows(), kFew, w.view(), nullptr, 0, 2, y.data());
     for (int64_t i = 0; i < kFew * 40; ++i) {
       ASSERT_EQ(std::isfinite(y[static_cast<size_t>(i)]), i / 40 != 3) << i;
     }
@@ -239,8 +267,9 @@ TEST_P(Int8Linear, SecondHalfOfAGatedMlp) {
     reference::int8_linear(x.data(), rows, {dtype(), w.rows, kCols, w.raw.data()}, nullptr,
                            expected.data());
     for (size_t i = 0; i < expected.size(); ++i) expected[i] *= reference::silu(gate[i]);
-    const auto groups = groups_of(cpu, x, rows);
-    gate_panels(cpu, groups.data(), rows, w.view(), nullptr, 0, w.view().panel_count(), y.data());
+    const Quantised quantised(cpu, x, rows);
+    gate_panels(cpu, quantised.rows(), rows, w.view(), nullptr, 0, w.view().panel_count(),
+                y.data());
     ASSERT_TRUE(same_bits(expected, y)) << rows << " rows";
   }
 }
@@ -253,35 +282,41 @@ INSTANTIATE_TEST_SUITE_P(, Int8Linear,
                                   std::get<1>(test.param);
                          });
 
-class Int8Rows : public OpTest {};
+class QuantisedRows : public OpTest {};
 
-TEST_P(Int8Rows, BitsOfTheDefinition) {
+TEST_P(QuantisedRows, BitsOfTheDefinition) {
   constexpr int64_t kCols = 4864, kFew = 21;
   std::vector<float> x = some_rows(kFew, kCols, 44);
   x[40] = kNan, x[100] = kInf, x[kCols + 1] = -kInf;
   x[200] = 0x1p-100f, x[232] = std::numeric_limits<float>::max();
   std::fill_n(x.begin() + 256, 32, 1e-45f);
-  const std::vector<Int8Group> groups = groups_of(cpu_, x, kFew);
+  const Quantised quantised(cpu_, x, kFew);
   const reference::Int8Row expected = reference::quantise_int8(x);
-  for (size_t g = 0; g < groups.size(); ++g) {
-    ASSERT_TRUE(same_bits(expected.scales[g], groups[g].scale)) << "group " << g;
-    int sums[3] = {0, 0, 0};
-    for (size_t i = 0; i < 32; ++i) {
-      const int code = groups[g].codes[i];
-      ASSERT_EQ(expected.codes[g * 32 + i], code) << "group " << g << ", " << i;
-      ASSERT_LE(std::abs(code), 127);
-      sums[i / 16] += code;
-      sums[2] += code;
-    }
-    for (int i = 0; i < 3; ++i) {
-      ASSERT_EQ(-sums[i], groups[g].minus_sum[i]);
-      const float scaled = groups[g].scale * static_cast<float>(sums[i]);
-      ASSERT_TRUE(same_bits(scaled, groups[g].scaled_sum[i]));
+  for (int64_t row = 0, g = 0; row < kFew; ++row) {
+    for (int64_t of_row = 0; of_row < quantised.groups; ++of_row, ++g) {
+      const Int8Block& block = quantised.rows().block(row)[of_row];
+      const int slot = quantised.rows().slot(row);
+      ASSERT_TRUE(same_bits(expected.scales[static_cast<size_t>(g)], block.scale[slot]))
+          << "group " << g;
+      int sums[3] = {0, 0, 0};
+      for (int i = 0; i < 32; ++i) {
+        const int code = block.codes[slot][i];
+        ASSERT_EQ(expected.codes[static_cast<size_t>(g * 32 + i)], code)
+            << "group " << g << ", " << i;
+        ASSERT_LE(std::abs(code), 127);
+        sums[i / 16] += code;
+        sums[2] += code;
+      }
+      for (int i = 0; i < 3; ++i) {
+        ASSERT_EQ(-sums[i], block.minus_sum[i][slot]);
+        const float scaled = block.scale[slot] * static_cast<float>(sums[i]);
+        ASSERT_TRUE(same_bits(scaled, block.scaled_sum[i][slot]));
+      }
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(, Int8Rows, testing::ValuesIn(all_op_configs()), config_name);
+INSTANTIATE_TEST_SUITE_P(, QuantisedRows, testing::ValuesIn(all_op_configs()), config_name);
 
 // The steps themselves, by hand.
 TEST(Int8Reference, RoundsToEven) {

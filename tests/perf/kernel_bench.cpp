@@ -102,13 +102,15 @@ void int8_layer(benchmark::State& state, DType dtype, Shape shape, int64_t rows)
   const size_t copies = kNoCache / bytes + 1;
   const Buffer panels = some_memory(copies * bytes);
   const std::vector<float> x = some_floats(rows * shape.cols);
-  std::vector<Int8Group> groups(x.size() / kInt8Columns);
-  quantise_rows(core.cpu, x.data(), rows, shape.cols, groups.data());
+  const int64_t groups = shape.cols / kInt8Columns;
+  std::vector<Int8Block> blocks(static_cast<size_t>(int8_blocks(rows) * groups));
+  quantise_rows(core.cpu, x.data(), rows, shape.cols, blocks.data());
   std::vector<float> y(static_cast<size_t>(rows * shape.rows));
   size_t next = 0;
   for (auto _ : state) {
     const PackedMatrix w{dtype, shape.rows, shape.cols, panels.data() + next * bytes};
-    linear_panels(core.cpu, groups.data(), rows, w, nullptr, 0, w.panel_count(), y.data());
+    linear_panels(core.cpu, {blocks.data(), groups}, rows, w, nullptr, 0, w.panel_count(),
+                  y.data());
     benchmark::DoNotOptimize(y.data());
     next = (next + 1) % copies;
   }
@@ -119,10 +121,10 @@ void int8_layer(benchmark::State& state, DType dtype, Shape shape, int64_t rows)
 void quantise(benchmark::State& state, Shape shape, int64_t rows) {
   OneCore core;
   const std::vector<float> x = some_floats(rows * shape.cols);
-  std::vector<Int8Group> groups(x.size() / kInt8Columns);
+  std::vector<Int8Block> blocks(static_cast<size_t>(int8_blocks(rows) * shape.cols / kInt8Columns));
   for (auto _ : state) {
-    quantise_rows(core.cpu, x.data(), rows, shape.cols, groups.data());
-    benchmark::DoNotOptimize(groups.data());
+    quantise_rows(core.cpu, x.data(), rows, shape.cols, blocks.data());
+    benchmark::DoNotOptimize(blocks.data());
   }
   count(state, 0, static_cast<double>(x.size() * sizeof(float)));
 }

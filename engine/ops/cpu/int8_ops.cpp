@@ -45,7 +45,7 @@ void Int8Ops::attend(const KvPageShape& shape, std::span<const AttentionSequence
   begin_operand(out, last.first_row + last.rows, int64_t{heads} * shape.head_dim);
 }
 
-std::span<const Int8Group> Int8Ops::groups_from(const float* x, int64_t n) {
+Int8Ops::Part Int8Ops::quantised_from(const float* x, int64_t n) {
   const auto row_in = [&](const Rows& rows) {
     return rows.n == n && x >= rows.x && x < rows.x + rows.rows * n ? (x - rows.x) / n : -1;
   };
@@ -53,23 +53,22 @@ std::span<const Int8Group> Int8Ops::groups_from(const float* x, int64_t n) {
   if (row < 0) throw std::logic_error("Int8Ops: rows of a linear layer that are no operand");
   const int64_t of_row = n / kInt8Columns;
   if (row_in(quantised_) < 0) {
-    const int64_t most = std::ssize(room_) / of_row;
+    const int64_t most = std::ssize(room_) / of_row * kInt8Rows;
     const int64_t first = operand_.rows <= most ? 0 : row;
     quantised_ = {operand_.x + first * n, std::min(most, operand_.rows - first), n};
     quantise_rows(cpu_, quantised_.x, quantised_.rows, n, room_.data());
   }
-  const int64_t begin = row_in(quantised_) * of_row;
-  return room_.subspan(static_cast<size_t>(begin),
-                       static_cast<size_t>(quantised_.rows * of_row - begin));
+  const int64_t begin = row_in(quantised_);
+  return {{room_.data(), of_row, begin}, quantised_.rows - begin};
 }
 
-// product(first, rows, groups) for rows [first, first + rows) at once.
+// product(first, rows, x) for rows [first, first + rows), which are x, at once.
 template <typename Product>
 void Int8Ops::in_parts(const Operand* x, int64_t rows, const PackedMatrix& w, Product product) {
   for (int64_t done = 0; done < rows;) {
-    const std::span<const Int8Group> groups = groups_from(floats(x) + done * w.cols, w.cols);
-    const int64_t here = std::min(rows - done, std::ssize(groups) / (w.cols / kInt8Columns));
-    product(done, here, groups.data());
+    const Part part = quantised_from(floats(x) + done * w.cols, w.cols);
+    const int64_t here = std::min(rows - done, part.rows);
+    product(done, here, part.x);
     done += here;
   }
 }
@@ -77,16 +76,16 @@ void Int8Ops::in_parts(const Operand* x, int64_t rows, const PackedMatrix& w, Pr
 void Int8Ops::linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
                             const float* bias, int64_t first, int64_t end, float* y) {
   if (!has_codes(w.dtype)) return CpuOps::linear_panels(x, rows, w, bias, first, end, y);
-  in_parts(x, rows, w, [&](int64_t row, int64_t count, const Int8Group* groups) {
-    headrace::linear_panels(cpu_, groups, count, w, bias, first, end, y + row * w.rows);
+  in_parts(x, rows, w, [&](int64_t row, int64_t count, const Int8Rows& of) {
+    headrace::linear_panels(cpu_, of, count, w, bias, first, end, y + row * w.rows);
   });
 }
 
 void Int8Ops::gate_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                           int64_t first, int64_t end, float* inner) {
   if (!has_codes(w.dtype)) return CpuOps::gate_panels(x, rows, w, bias, first, end, inner);
-  in_parts(x, rows, w, [&](int64_t row, int64_t count, const Int8Group* groups) {
-    headrace::gate_panels(cpu_, groups, count, w, bias, first, end, inner + row * w.rows);
+  in_parts(x, rows, w, [&](int64_t row, int64_t count, const Int8Rows& of) {
+    headrace::gate_panels(cpu_, of, count, w, bias, first, end, inner + row * w.rows);
   });
 }
 

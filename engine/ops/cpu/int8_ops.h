@@ -12,9 +12,9 @@ namespace headrace {
 
 class Int8Ops final : public CpuOps {
  public:
-  // `room`: for rows in groups, at least one row of the widest operand. Rows that it has no room
+  // `room`: for quantised rows, at least one block of the widest operand. Rows that it has no room
   // for are quantised anew for each call that reads them.
-  Int8Ops(const Cpu& cpu, std::span<Int8Group> room) : CpuOps(cpu), room_(room) {}
+  Int8Ops(const Cpu& cpu, std::span<Int8Block> room) : CpuOps(cpu), room_(room) {}
 
   const Operand* enter_operand(float* host, int64_t rows, int64_t n) override;
   void normalise(const RowNorm& norm, const float* x, int64_t rows, Operand* y) override;
@@ -32,12 +32,16 @@ class Int8Ops final : public CpuOps {
  private:
   // Rows [rows][n] are the operand now, and not quantised.
   void begin_operand(const Operand* x, int64_t rows, int64_t n);
-  // Groups of rows of the operand from x on, as many as are quantised together.
-  std::span<const Int8Group> groups_from(const float* x, int64_t n);
+  // Rows of the operand from x on, as many as are quantised together.
+  struct Part {
+    Int8Rows x;
+    int64_t rows;
+  };
+  Part quantised_from(const float* x, int64_t n);
   template <typename Product>
   void in_parts(const Operand* x, int64_t rows, const PackedMatrix& w, Product product);
 
-  std::span<Int8Group> room_;
+  std::span<Int8Block> room_;
   struct Rows {
     const float* x = nullptr;
     int64_t rows = 0, n = 0;

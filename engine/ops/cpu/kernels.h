@@ -35,13 +35,13 @@ struct AttentionTile : QueryTile {
 
 // Linear layers in integers (ops/int8.h).
 struct Int8Kernels {
-  const char* name;  // "vnni", "avx2", "scalar"
-  // Quantises `groups` groups of 32 floats, one after the other.
-  void (*quantise)(const float* x, int64_t groups, Int8Group* out);
-  // acc[m][32] += groups [first, end) of rows x[m][groups], m < rows, times those of a panel.
+  const char* name;  // "amx", "vnni", "avx2", "scalar"
+  // Quantises `groups` groups of 32 floats, a row, into that slot of as many blocks.
+  void (*quantise)(const float* x, int64_t groups, Int8Block* out, int slot);
+  // acc[m][32] += groups [first, end) of rows m < rows of x times those of a panel.
   // `first` begins a block of the format, `end` ends one. None for a plain dtype.
   void (*multiply_panel[kDTypeCount])(const std::byte* panel, int64_t first, int64_t end,
-                                      const Int8Group* x, int64_t groups, int rows, float* acc);
+                                      const Int8Rows& x, int rows, float* acc);
 };
 
 struct Kernels {

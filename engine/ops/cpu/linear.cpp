@@ -57,16 +57,24 @@ void multiply_panel(const Kernels& kernels, const float* x, int rows, const Pack
   }
 }
 
-// The same of rows in groups.
-void multiply_panel(const Kernels& kernels, const Int8Group* x, int rows, const PackedMatrix& w,
+// The same of quantised rows.
+void multiply_panel(const Kernels& kernels, const Int8Rows& x, int rows, const PackedMatrix& w,
                     const std::byte* panel, int64_t first, int64_t end, float* acc) {
-  kernels.int8.multiply_panel[static_cast<int>(w.dtype)](
-      panel, first / kInt8Columns, end / kInt8Columns, x, w.cols / kInt8Columns, rows, acc);
+  kernels.int8.multiply_panel[static_cast<int>(w.dtype)](panel, first / kInt8Columns,
+                                                         end / kInt8Columns, x, rows, acc);
 }
 
-// Elements of a row of x.
-int64_t row_stride(const float*, const PackedMatrix& w) { return w.cols; }
-int64_t row_stride(const Int8Group*, const PackedMatrix& w) { return w.cols / kInt8Columns; }
+const float* rows_from(const float* x, int64_t row, const PackedMatrix& w) {
+  return x + row * w.cols;
+}
+Int8Rows rows_from(const Int8Rows& x, int64_t row, const PackedMatrix&) { return x.from(row); }
+
+int64_t bytes_of_row(const float*, const PackedMatrix& w) {
+  return w.cols * static_cast<int64_t>(sizeof(float));
+}
+int64_t bytes_of_row(const Int8Rows& x, const PackedMatrix&) {
+  return x.groups * static_cast<int64_t>(sizeof(Int8Block)) / kInt8Rows;
+}
 
 // Which panels and columns a thread takes at once.
 struct Blocks {
@@ -75,9 +83,8 @@ struct Blocks {
 };
 
 template <typename X>
-Blocks blocks_of(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w, int64_t panels) {
-  const int64_t row_bytes = row_stride(x, w) * static_cast<int64_t>(sizeof(X));
-  if (std::min<int64_t>(rows, kRowBlock) * row_bytes <= kKeptBytes) return {1, w.cols};
+Blocks blocks_of(const Cpu& cpu, const X& x, int64_t rows, const PackedMatrix& w, int64_t panels) {
+  if (std::min<int64_t>(rows, kRowBlock) * bytes_of_row(x, w) <= kKeptBytes) return {1, w.cols};
   // Enough of them for every thread to have something to do until the end.
   const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
   const int64_t for_each = panels * row_blocks / (4 * cpu.threads.threads());
@@ -87,7 +94,7 @@ Blocks blocks_of(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w
 // For each row m of x and panel of [first, end): finish(m, n, width, acc) gets the sums of outputs
 // n .. n + width - 1 and may change them.
 template <typename X, typename Finish>
-void for_panels(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w, int64_t first,
+void for_panels(const Cpu& cpu, const X& x, int64_t rows, const PackedMatrix& w, int64_t first,
                 int64_t end, Finish finish) {
   const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
   const Blocks block = blocks_of(cpu, x, rows, w, end - first);
@@ -104,7 +111,7 @@ void for_panels(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w,
     for (int64_t p = 0; p < panels; ++p) std::fill_n(sums[p], block_rows * kPanelRows, 0.0f);
     for (int64_t k = 0; k < w.cols; k += columns) {
       for (int64_t p = 0; p < panels; ++p) {
-        multiply_panel(cpu.kernels, x + first_row * row_stride(x, w), block_rows, w,
+        multiply_panel(cpu.kernels, rows_from(x, first_row, w), block_rows, w,
                        w.panel(first_panel + p), k, std::min(k + columns, w.cols), sums[p]);
       }
     }
@@ -147,7 +154,7 @@ void unpack_of_panel(const Kernels& kernels, const PackedMatrix& w, std::span<co
 }
 
 template <typename X>
-void multiply_panels(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w,
+void multiply_panels(const Cpu& cpu, const X& x, int64_t rows, const PackedMatrix& w,
                      const float* bias, int64_t first, int64_t end, float* y) {
   for_panels(cpu, x, rows, w, first, end, [&](int64_t m, int64_t n, int width, float* acc) {
     add_bias(bias, n, width, acc);
@@ -156,7 +163,7 @@ void multiply_panels(const Cpu& cpu, const X* x, int64_t rows, const PackedMatri
 }
 
 template <typename X>
-void multiply_gate(const Cpu& cpu, const X* x, int64_t rows, const PackedMatrix& w,
+void multiply_gate(const Cpu& cpu, const X& x, int64_t rows, const PackedMatrix& w,
                    const float* bias, int64_t first, int64_t end, float* gate) {
   for_panels(cpu, x, rows, w, first, end, [&](int64_t m, int64_t n, int width, float* acc) {
     add_bias(bias, n, width, acc);
@@ -176,7 +183,7 @@ void linear_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMat
   multiply_panels(cpu, x, rows, w, bias, first, end, y);
 }
 
-void linear_panels(const Cpu& cpu, const Int8Group* x, int64_t rows, const PackedMatrix& w,
+void linear_panels(const Cpu& cpu, const Int8Rows& x, int64_t rows, const PackedMatrix& w,
                    const float* bias, int64_t first, int64_t end, float* y) {
   multiply_panels(cpu, x, rows, w, bias, first, end, y);
 }
@@ -186,16 +193,17 @@ void gate_panels(const Cpu& cpu, const float* x, int64_t rows, const PackedMatri
   multiply_gate(cpu, x, rows, w, bias, first, end, gate);
 }
 
-void gate_panels(const Cpu& cpu, const Int8Group* x, int64_t rows, const PackedMatrix& w,
+void gate_panels(const Cpu& cpu, const Int8Rows& x, int64_t rows, const PackedMatrix& w,
                  const float* bias, int64_t first, int64_t end, float* gate) {
   multiply_gate(cpu, x, rows, w, bias, first, end, gate);
 }
 
-void quantise_rows(const Cpu& cpu, const float* x, int64_t rows, int64_t n, Int8Group* groups) {
+void quantise_rows(const Cpu& cpu, const float* x, int64_t rows, int64_t n, Int8Block* blocks) {
   constexpr int64_t kWorthThreads = 8192;  // elements
   const int64_t of_row = n / kInt8Columns;
   const auto quantise = [&](int64_t m) {
-    cpu.kernels.int8.quantise(x + m * n, of_row, groups + m * of_row);
+    cpu.kernels.int8.quantise(x + m * n, of_row, blocks + m / kInt8Rows * of_row,
+                              static_cast<int>(m % kInt8Rows));
   };
   if (rows * n < kWorthThreads) {
     for (int64_t m = 0; m < rows; ++m) quantise(m);

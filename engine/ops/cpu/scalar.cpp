@@ -49,39 +49,41 @@ void multiply_panel(const std::byte* panel, int64_t cols, const float* x, int64_
   }
 }
 
-void quantise(const float* x, int64_t groups, Int8Group* out) {
-  for (int64_t g = 0; g < groups; ++g) quantise_group(x + g * kInt8Columns, out[g]);
+void quantise(const float* x, int64_t groups, Int8Block* out, int slot) {
+  for (int64_t g = 0; g < groups; ++g) quantise_group(x + g * kInt8Columns, out[g], slot);
 }
 
 // One part of 16 or 32 columns from k on, which is the `part`th of a group.
 template <DType kType, int kColumns>
-void add_part(const std::byte* panel, int64_t k, const Int8Group& x, int part, int r, float& acc) {
+void add_part(const std::byte* panel, int64_t k, const Int8Block& x, int slot, int part, int r,
+              float& acc) {
   constexpr PanelLayout kLayout = panel_layout(kType);
   const std::byte* const block = panel + k / kLayout.block_k * kLayout.block_bytes;
   const int column = static_cast<int>(k % kLayout.block_k);
-  const int8_t* const codes = x.codes + k % kInt8Columns;
+  const int8_t* const codes = x.codes[slot] + k % kInt8Columns;
   int sum = 0;
   for (int i = 0; i < kColumns; ++i) {
     sum += codes[i] * signed_code<kType>(panel_code<kType>(block, r, column + i));
   }
   const Affine a = panel_affine<kType>(block, r, column);
-  acc = std::fma(static_cast<float>(sum), x.scale * a.scale, acc);
-  if (kHasOffset<kType>) acc = std::fma(x.scaled_sum[part], a.offset, acc);
+  acc = std::fma(static_cast<float>(sum), x.scale[slot] * a.scale, acc);
+  if (kHasOffset<kType>) acc = std::fma(x.scaled_sum[part][slot], a.offset, acc);
 }
 
 template <DType kType>
-void multiply_int8(const std::byte* panel, int64_t first, int64_t end, const Int8Group* x,
-                   int64_t groups, int rows, float* acc) {
+void multiply_int8(const std::byte* panel, int64_t first, int64_t end, const Int8Rows& x, int rows,
+                   float* acc) {
   for (int m = 0; m < rows; ++m) {
+    const int slot = x.slot(m);
     for (int64_t g = first; g < end; ++g) {
-      const Int8Group& group = x[m * groups + g];
+      const Int8Block& group = x.block(m)[g];
       for (int r = 0; r < kPanelRows; ++r) {
         float& a = acc[m * kPanelRows + r];
         if constexpr (kScaleColumns<kType> == 16) {
-          add_part<kType, 16>(panel, g * kInt8Columns, group, 0, r, a);
-          add_part<kType, 16>(panel, g * kInt8Columns + 16, group, 1, r, a);
+          add_part<kType, 16>(panel, g * kInt8Columns, group, slot, 0, r, a);
+          add_part<kType, 16>(panel, g * kInt8Columns + 16, group, slot, 1, r, a);
         } else {
-          add_part<kType, kInt8Columns>(panel, g * kInt8Columns, group, kWhole, r, a);
+          add_part<kType, kInt8Columns>(panel, g * kInt8Columns, group, slot, kWhole, r, a);
         }
       }
     }

@@ -8,6 +8,7 @@
 #include <limits>
 #include <span>
 
+#include "engine/ops/cpu/amx.h"
 #include "engine/ops/cpu/kernels.h"
 #include "engine/ops/packed_matrix.h"
 
@@ -84,7 +85,7 @@ void multiply(const float* x, int64_t ldx, int rows, const float* w, int k, floa
               std::span<const std::byte> next) {
   const int blocks = (rows + kTileRows - 1) / kTileRows;
   for (int b = 0; b < blocks; ++b) {
-    fetch(next, b, blocks);
+    fetch(next, b, b + 1, blocks);
     const int begin = rows * b / blocks, end = rows * (b + 1) / blocks;
     tile_of<kTileRows>(end - begin, x + begin * ldx, ldx, w, k, acc + begin * kPanelRows);
   }
@@ -289,6 +290,7 @@ const Kernels& vector_kernels(Target target) {
 std::vector<Int8Kernels> vector_int8_tables(Target target) {
   std::vector<Int8Kernels> tables;
   if (target == Target::kAvx512 && __builtin_cpu_supports("avx512vnni")) {
+    if (may_use_amx()) tables.push_back(N_AVX3::amx_kernels());
     tables.push_back(N_AVX3::int8_kernels());
   }
   tables.push_back(N_AVX2::int8_kernels());

@@ -93,6 +93,7 @@ inline float tree(const V* lanes) {
 
 void attend(const AttentionTile& tile);  // vector_attention.cpp
 Int8Kernels int8_kernels();              // vector_int8.cpp
+Int8Kernels amx_kernels();               // vector_int8_amx.cpp, AVX-512 only
 
 }  // namespace headrace::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

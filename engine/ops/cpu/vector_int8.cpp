@@ -17,7 +17,7 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
-#include "engine/ops/cpu/vector_int8_codes.h"
+#include "engine/ops/cpu/vector_int8_tile.h"
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
 
@@ -29,14 +29,14 @@ HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR)
 namespace headrace::HWY_NAMESPACE {
 namespace {
 
-constexpr int kSteps = kInt8Columns / 4;  // products of four columns in a group
-constexpr int kTileGroups = 8;            // expanded at a time: 8 KiB of codes
+constexpr int kTileGroups = 8;  // expanded at a time: 8 KiB of codes
 constexpr int kTileRows = kL == 16 ? 6 : 3;
-constexpr int kFewRows = kL == 16 ? 4 : 2;
+
+using Tile = ExpandedGroups<kTileGroups>;
 
 // ---- Rows ----
 
-void quantise(const float* x, int64_t groups, Int8Group* out) {
+void quantise(const float* x, int64_t groups, Int8Block* out, int slot) {
   constexpr int kGroupV = kInt8Columns / kL;
   const hn::Rebind<int8_t, F> bytes;
   for (int64_t g = 0; g < groups; ++g) {
@@ -54,15 +54,15 @@ void quantise(const float* x, int64_t groups, Int8Group* out) {
       IV sum[2] = {hn::Zero(I()), hn::Zero(I())};
       for (int i = 0; i < kGroupV; ++i) {
         const IV codes = hn::NearestInt(hn::Mul(v[i], factor));
-        hn::StoreU(hn::DemoteTo(bytes, codes), bytes, out[g].codes + i * kL);
+        hn::StoreU(hn::DemoteTo(bytes, codes), bytes, out[g].codes[slot] + i * kL);
         IV& half = sum[i / (kGroupV / 2)];
         half = hn::Add(half, codes);
       }
       for (int h = 0; h < 2; ++h) sums[h] = hn::GetLane(hn::SumOfLanes(I(), sum[h]));
     } else {
-      std::memset(out[g].codes, 0, sizeof out[g].codes);
+      std::memset(out[g].codes[slot], 0, kInt8Columns);
     }
-    finish_group(scale, sums[0], sums[1], out[g]);
+    finish_group(scale, sums[0], sums[1], out[g], slot);
   }
 }
 
@@ -89,15 +89,15 @@ IV less_zero(int32_t minus_sum) {
 // dot[m][v] += part `part` of group g. Source: codes(g, step, w) gives the kV vectors of four
 // columns.
 template <Int8Kind kKind, int kRows, int kV, typename Source>
-HWY_INLINE void add_dots(const Source& source, int64_t g, int part, const Int8Group* x,
-                         int64_t groups, IV (*dot)[kV]) {
+HWY_INLINE void add_dots(const Source& source, int64_t g, int part, const int8_t (*x)[kInt8Columns],
+                         IV (*dot)[kV]) {
   constexpr int kPartSteps = kSteps / kKind.parts;
 #if HWY_TARGET == HWY_AVX3
   for (int s = part * kPartSteps; s < (part + 1) * kPartSteps; ++s) {
     IV w[kV];
     source.codes(g, s, w);
     for (int m = 0; m < kRows; ++m) {
-      const IV q = broadcast(x[m * groups].codes + s * 4);
+      const IV q = broadcast(x[m] + s * 4);
       for (int v = 0; v < kV; ++v) dot[m][v] = add_product<kKind>(dot[m][v], w[v], q);
     }
   }
@@ -109,7 +109,7 @@ HWY_INLINE void add_dots(const Source& source, int64_t g, int part, const Int8Gr
       IV w[kV];
       source.codes(g, s + t, w);
       for (int m = 0; m < kRows; ++m) {
-        const IV q = broadcast(x[m * groups].codes + (s + t) * 4);
+        const IV q = broadcast(x[m] + (s + t) * 4);
         for (int v = 0; v < kV; ++v) {
           const IV p = pairs<kKind>(w[v], q);
           sums[m][v] = t == 0 ? p : IV{_mm256_add_epi16(sums[m][v].raw, p.raw)};
@@ -126,10 +126,10 @@ HWY_INLINE void add_dots(const Source& source, int64_t g, int part, const Int8Gr
 #endif
 }
 
-// acc[m][32] += rows x, which have `groups` groups each, times `count` groups of codes. Source, as
-// above, and scales(g, part, scale, offset).
+// acc[m][32] += kRows rows, from a slot of `count` blocks on, times as many groups of codes.
+// Source, as above, and scales(g, part, scale, offset).
 template <Int8Kind kKind, int kRows, int kV, typename Source>
-HWY_INLINE void add_groups(const Source& source, int64_t count, const Int8Group* x, int64_t groups,
+HWY_INLINE void add_groups(const Source& source, int64_t count, const Int8Block* x, int slot,
                            float* HWY_RESTRICT acc) {
   V a[kRows][kV];
   for (int m = 0; m < kRows; ++m) {
@@ -141,15 +141,15 @@ HWY_INLINE void add_groups(const Source& source, int64_t count, const Int8Group*
       IV dot[kRows][kV];
       for (int m = 0; m < kRows; ++m) {
         for (int v = 0; v < kV; ++v) {
-          dot[m][v] = less_zero<kKind.zero>(x[m * groups].minus_sum[sums]);
+          dot[m][v] = less_zero<kKind.zero>(x->minus_sum[sums][slot + m]);
         }
       }
-      add_dots<kKind, kRows, kV>(source, g, part, x, groups, dot);
+      add_dots<kKind, kRows, kV>(source, g, part, x->codes + slot, dot);
       V scale[kV], offset[kV];
       source.scales(g, part, scale, offset);
       for (int m = 0; m < kRows; ++m) {
-        const V x_scale = hn::Set(kF, x[m * groups].scale);
-        const V x_sum = hn::Set(kF, x[m * groups].scaled_sum[sums]);
+        const V x_scale = hn::Set(kF, x->scale[slot + m]);
+        const V x_sum = hn::Set(kF, x->scaled_sum[sums][slot + m]);
         for (int v = 0; v < kV; ++v) {
           const V of_both = hn::Mul(x_scale, scale[v]);
           a[m][v] = hn::MulAdd(hn::ConvertTo(kF, dot[m][v]), of_both, a[m][v]);
@@ -163,37 +163,7 @@ HWY_INLINE void add_groups(const Source& source, int64_t count, const Int8Group*
   }
 }
 
-// A panel itself: its codes are expanded on the way.
-template <DType kType>
-struct PanelSource {
-  const std::byte* panel;
-  int64_t first = 0;  // its group 0
-
-  static constexpr PanelLayout kLayout = panel_layout(kType);
-  static constexpr int kGroups = kLayout.block_k / kInt8Columns;  // of a block
-
-  const std::byte* block(int64_t g) const {
-    return panel + (first + g) / kGroups * kLayout.block_bytes;
-  }
-  int column(int64_t g) const { return static_cast<int>((first + g) % kGroups) * kInt8Columns; }
-
-  HWY_INLINE void codes(int64_t g, int step, IV* w) const {
-    four_columns<kType>(block(g) + kLayout.codes_offset, column(g) + step * 4, w);
-  }
-  HWY_INLINE void scales(int64_t g, int part, V* scale, V* offset) const {
-    if (part == 0) fetch_ahead<kType>(panel, (first + g) * kInt8Columns);
-    scales_of<kType>(block(g), column(g) + part * 16, scale, offset);
-  }
-};
-
-// Some groups of a panel, expanded for many rows.
-struct Tile {
-  alignas(64) int32_t codes[kTileGroups][kSteps][kPanelRows];
-  alignas(64) float scales[kTileGroups][2][kPanelRows];
-  alignas(64) float offsets[kTileGroups][2][kPanelRows];
-};
-
-// kV vectors of it from row `row` on.
+// kV vectors of a tile from row `row` on.
 template <bool kOffset, int kV>
 struct TileSource {
   const Tile& tile;
@@ -210,69 +180,61 @@ struct TileSource {
   }
 };
 
-template <DType kType>
-void expand_groups(const PanelSource<kType>& source, int count, Tile& tile) {
-  constexpr Int8Kind kKind = int8_kind(kType);
-  for (int g = 0; g < count; ++g) {
-    for (int s = 0; s < kSteps; ++s) {
-      IV w[kPanelV];
-      source.codes(g, s, w);
-      for (int v = 0; v < kPanelV; ++v) hn::Store(w[v], I(), tile.codes[g][s] + v * kL);
-    }
-    for (int part = 0; part < kKind.parts; ++part) {
-      V scale[kPanelV], offset[kPanelV];
-      scales_of<kType>(source.block(g), source.column(g) + part * 16, scale, offset);
-      for (int v = 0; v < kPanelV; ++v) {
-        hn::Store(scale[v], kF, tile.scales[g][part] + v * kL);
-        if constexpr (kKind.offset) hn::Store(offset[v], kF, tile.offsets[g][part] + v * kL);
-      }
-    }
-  }
-}
-
 template <Int8Kind kKind, int kRows = kTileRows>
-void multiply_tile(const Tile& tile, int count, const Int8Group* x, int64_t groups, int rows,
+void multiply_tile(const Tile& tile, int count, const Int8Block* x, int slot, int rows,
                    float* acc) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return multiply_tile<kKind, kRows - 1>(tile, count, x, groups, rows, acc);
+    if (rows < kRows) return multiply_tile<kKind, kRows - 1>(tile, count, x, slot, rows, acc);
   }
   for (int row = 0; row < kPanelRows; row += 2 * kL) {
-    add_groups<kKind, kRows, 2>(TileSource<kKind.offset, 2>{tile, row}, count, x, groups,
-                                acc + row);
+    add_groups<kKind, kRows, 2>(TileSource<kKind.offset, 2>{tile, row}, count, x, slot, acc + row);
   }
 }
 
-template <DType kType, int kRows = kFewRows>
-void multiply_few(const PanelSource<kType>& source, int64_t count, const Int8Group* x,
-                  int64_t groups, int rows, float* acc) {
+template <DType kType, int kRows = kInt8FewRows>
+void multiply_few(const PanelSource<kType>& source, int64_t count, const Int8Block* x, int slot,
+                  int rows, float* acc) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) {
-      return multiply_few<kType, kRows - 1>(source, count, x, groups, rows, acc);
-    }
+    if (rows < kRows) return multiply_few<kType, kRows - 1>(source, count, x, slot, rows, acc);
   }
-  add_groups<int8_kind(kType), kRows, kPanelV>(source, count, x, groups, acc);
+  add_groups<int8_kind(kType), kRows, kPanelV>(source, count, x, slot, acc);
+}
+
+// multiply(row, rows) for all rows of x, at most kMost at a time and those of one block.
+template <int kMost, typename Multiply>
+HWY_INLINE void in_blocks(const Int8Rows& x, int rows, Multiply multiply) {
+  for (int first = 0; first < rows;) {
+    const int here = std::min(rows - first, kInt8Rows - x.slot(first));
+    const int parts = (here + kMost - 1) / kMost;
+    for (int i = 0; i < parts; ++i) {
+      const int begin = here * i / parts, end = here * (i + 1) / parts;
+      multiply(first + begin, end - begin);
+    }
+    first += here;
+  }
 }
 
 template <DType kType>
-void multiply_int8(const std::byte* panel, int64_t first, int64_t end, const Int8Group* x,
-                   int64_t groups, int rows, float* acc) {
-  if (rows <= kFewRows) {
-    return multiply_few<kType>({panel, first}, end - first, x + first, groups, rows, acc);
+void multiply_int8(const std::byte* panel, int64_t first, int64_t end, const Int8Rows& x, int rows,
+                   float* acc) {
+  if (rows <= kInt8FewRows) {
+    return in_blocks<kInt8FewRows>(x, rows, [&](int row, int count) {
+      multiply_few<kType>({panel, first}, end - first, x.block(row) + first, x.slot(row), count,
+                          acc + row * kPanelRows);
+    });
   }
   constexpr PanelLayout kLayout = panel_layout(kType);
   constexpr size_t kTileBytes = kLayout.block_bytes * kTileGroups * kInt8Columns / kLayout.block_k;
-  const int blocks = (rows + kTileRows - 1) / kTileRows;
   Tile tile;
   for (int64_t g = first; g < end; g += kTileGroups) {
     const int count = static_cast<int>(std::min<int64_t>(kTileGroups, end - g));
-    expand_groups<kType>({panel, g}, count, tile);
+    expand_groups<kType, 0>({panel, g}, count, tile);
     const std::byte* const next = panel + static_cast<size_t>(g / kTileGroups + 1) * kTileBytes;
-    for (int b = 0; b < blocks; ++b) {
-      fetch({next, kTileBytes}, b, blocks);
-      const int begin = rows * b / blocks, past = rows * (b + 1) / blocks;
-      multiply_tile<int8_kind(kType)>(tile, count, x + begin * groups + g, groups, past - begin,
-                                      acc + begin * kPanelRows);
-    }
+    in_blocks<kTileRows>(x, rows, [&](int row, int here) {
+      fetch({next, kTileBytes}, row, row + here, rows);
+      multiply_tile<int8_kind(kType)>(tile, count, x.block(row) + g, x.slot(row), here,
+                                      acc + row * kPanelRows);
+    });
   }
 }
 

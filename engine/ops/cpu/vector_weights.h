@@ -28,10 +28,10 @@ inline V load_bf16(const void* p) {
 
 inline constexpr size_t kLine = 64;  // of the caches
 
-// Fetches part `i` of `parts` of this into the caches; it need not be memory.
-inline void fetch(std::span<const std::byte> bytes, int i, int parts) {
-  const size_t lines = bytes.size() / kLine, end = lines * (i + 1) / parts;
-  for (size_t line = lines * i / parts; line < end; ++line) {
+// Fetches parts [first, end) of `parts` of this into the caches; it need not be memory.
+inline void fetch(std::span<const std::byte> bytes, int first, int end, int parts) {
+  const size_t lines = bytes.size() / kLine, past = lines * end / parts;
+  for (size_t line = lines * first / parts; line < past; ++line) {
     hwy::Prefetch(bytes.data() + line * kLine);
   }
 }
@@ -238,7 +238,7 @@ void scales_of(const std::byte* block, int k, V* scale, V* offset) {
 
 // Calls use(i, w) for each column i of a chunk of a block, w[kPanelV] its weights.
 template <DType kType, typename Use>
-void for_columns(const std::byte* block, int chunk, Use use) {
+HWY_INLINE void for_columns(const std::byte* block, int chunk, Use use) {
   constexpr CodeKind kKind = code_kind(kType);
   const std::byte* const codes = block + panel_layout(kType).codes_offset;
   V scale[kPanelV], offset[kPanelV];
