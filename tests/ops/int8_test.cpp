@@ -162,8 +162,8 @@ TEST_P(Int8Linear, ShortAndLongRows) {
   for (const int64_t blocks : {1, 2, 3, 8, 9, 19}) {
     const int64_t cols = blocks * block;
     const Weights w = random_weights(dtype(), 33, cols, 35);
-    const std::vector<float> x = some_rows(7, cols, 36);
-    for (const int64_t rows : {1, 7}) {
+    const std::vector<float> x = some_rows(35, cols, 36);
+    for (const int64_t rows : {1, 7, 35}) {
       const Cpu cpu{one_, target()};
       std::vector<float> expected(static_cast<size_t>(rows * 33)), y = nans(rows * 33);
       reference::int8_linear(x.data(), rows, {dtype(), 33, cols, w.raw.data()}, nullptr,
