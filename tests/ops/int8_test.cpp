@@ -5,8 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <map>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -213,7 +217,7 @@ TEST_P(Int8Linear, WideRowsInBlocksOfColumns) {
 // is rounded on the way is a few units in the last place of the parts that are added up, scaled
 // codes and offsets.
 TEST_P(Int8Linear, NearTheProductInFloat32) {
-  constexpr int64_t kCols = 768, kFew = 5;
+  constexpr int64_t kCols = 768, kFew = 19;
   const Weights w = random_weights(dtype(), kMostOutputs, kCols, 37);
   const std::vector<float> x = Random(38).floats(kFew * kCols, 2.0f);
   const Cpu cpu{one_, target()};
@@ -229,7 +233,7 @@ TEST_P(Int8Linear, NearTheProductInFloat32) {
         const double scaled = double{element.scale} * element.code;
         const double offset = element.offset.value_or(0.0f);
         const double value = x[static_cast<size_t>(m * kCols + k)];
-        const double step = quantised.rows().block(m)[k / kInt8Columns].scale[m];
+        const double step = quantised.rows().block(m)[k / kInt8Columns].scale[m % kInt8Rows];
         exact += value * (scaled + offset);
         bound += 0.5001 * step * std::fabs(scaled + offset);
         parts += std::fabs(value) * (std::fabs(scaled) + std::fabs(offset));
@@ -241,7 +245,7 @@ TEST_P(Int8Linear, NearTheProductInFloat32) {
 }
 
 TEST_P(Int8Linear, WhatIsNotFiniteStaysSo) {
-  constexpr int64_t kCols = 512, kFew = 9;
+  constexpr int64_t kCols = 512, kFew = 35;
   const Weights w = random_weights(dtype(), 40, kCols, 39);
   for (const float broken : {kNan, kInf, -kInf}) {
     std::vector<float> x = Random(40).floats(kFew * kCols);
@@ -314,9 +318,45 @@ TEST_P(QuantisedRows, BitsOfTheDefinition) {
       }
     }
   }
+  // Slots past the rows are as they were: all bits set.
+  for (int64_t of_row = 0; of_row < quantised.groups; ++of_row) {
+    const Int8Block& block = quantised.rows().block(kFew - 1)[of_row];
+    for (int slot = kFew % kInt8Rows; slot < kInt8Rows; ++slot) {
+      ASSERT_EQ(-1, block.codes[slot][0]);
+      ASSERT_EQ(-1, block.minus_sum[kWhole][slot]);
+    }
+  }
+}
+
+// With room for 16 rows: rows that are not in it are quantised anew, from any row on.
+TEST_P(QuantisedRows, InARoomThatIsTooSmall) {
+  constexpr int64_t kCols = 256, kAll = 40, kFew = 33;
+  const Weights w = random_weights(DType::kQ4_0, kFew, kCols, 51);
+  std::vector<float> x = some_rows(kAll, kCols, 52), expected(kAll * kFew);
+  reference::int8_linear(x.data(), kAll, {DType::kQ4_0, kFew, kCols, w.raw.data()}, nullptr,
+                         expected.data());
+  std::vector<Int8Block> room(kCols / kInt8Columns);
+  Int8Ops ops(cpu_, room);
+  const auto* const operand =
+      reinterpret_cast<const float*>(ops.operand(x.data(), kAll, kCols, nullptr));
+  for (const int64_t first : {0, 5, 16, 37, 2}) {
+    const int64_t rows = std::min<int64_t>(kAll - first, 30);
+    std::vector<float> y = nans(rows * kFew);
+    ops.linear_panels(reinterpret_cast<const Operand*>(operand + first * kCols), rows, w.view(),
+                      nullptr, 0, 2, y.data());
+    const auto begin = expected.begin() + first * kFew;
+    ASSERT_TRUE(same_bits({begin, begin + rows * kFew}, y)) << rows << " rows from " << first;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(, QuantisedRows, testing::ValuesIn(all_op_configs()), config_name);
+
+TEST(Int8Tables, TileRegistersWhereTheyAre) {
+  std::ifstream file("/proc/cpuinfo");
+  const std::string flags{std::istreambuf_iterator<char>(file), {}};
+  if (flags.find(" amx_int8") == std::string::npos) GTEST_SKIP() << "this CPU has no AMX";
+  EXPECT_STREQ("amx", kernels("auto").int8.name);
+}
 
 // The steps themselves, by hand.
 TEST(Int8Reference, RoundsToEven) {

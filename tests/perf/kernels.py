@@ -3,8 +3,8 @@
 
     kernels.py build/release/tests/kernel_bench [--rounds 5] [--only 'decode/|pages/']
 
-Every round runs all of them in turn, by the clock of the thread: 12 minutes. Prints "a / b / c",
-minimum, median and maximum of the ratios of a round.
+Every round runs all of them in turn, by the clock of the thread; five rounds take 12 minutes. Prints
+"a / b / c", minimum, median and maximum of the ratios of a round.
 """
 import argparse
 import json
@@ -28,7 +28,11 @@ def parse():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.1, help="for each, in each round")
     parser.add_argument("--only", default="", help="benchmarks whose names have this expression in them")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.names = [name for name in dict.fromkeys(wanted()) if re.search(options.only, name)]
+    if not options.names:
+        parser.error(f"no benchmark has {options.only} in its name")
+    return options
 
 
 def wanted():
@@ -43,7 +47,7 @@ def wanted():
 
 def one_round(options):
     """{name: benchmark}, by what it is called."""
-    names = "|".join(f"^{name}$" for name in dict.fromkeys(wanted()) if re.search(options.only, name))
+    names = "|".join(f"^{name}$" for name in options.names)
     done = subprocess.run(
         [options.bench, f"--benchmark_filter={names}", "--benchmark_format=json",
          f"--benchmark_min_time={options.seconds}"],

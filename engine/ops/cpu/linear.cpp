@@ -200,15 +200,21 @@ void gate_panels(const Cpu& cpu, const Int8Rows& x, int64_t rows, const PackedMa
 
 void quantise_rows(const Cpu& cpu, const float* x, int64_t rows, int64_t n, Int8Block* blocks) {
   constexpr int64_t kWorthThreads = 8192;  // elements
-  const int64_t of_row = n / kInt8Columns;
-  const auto quantise = [&](int64_t m) {
-    cpu.kernels.int8.quantise(x + m * n, of_row, blocks + m / kInt8Rows * of_row,
-                              static_cast<int>(m % kInt8Rows));
+  constexpr int64_t kRun = 16;             // groups of a block of rows, by one thread
+  const int64_t of_row = n / kInt8Columns, runs = (of_row + kRun - 1) / kRun;
+  const auto quantise = [&](int64_t item) {
+    const int64_t block = item / runs, group = item % runs * kRun;
+    const int64_t count = std::min(kRun, of_row - group), first = block * kInt8Rows;
+    for (int64_t m = first; m < std::min(first + kInt8Rows, rows); ++m) {
+      cpu.kernels.int8.quantise(x + m * n + group * kInt8Columns, count,
+                                blocks + block * of_row + group, static_cast<int>(m - first));
+    }
   };
+  const int64_t items = int8_blocks(rows) * runs;
   if (rows * n < kWorthThreads) {
-    for (int64_t m = 0; m < rows; ++m) quantise(m);
+    for (int64_t item = 0; item < items; ++item) quantise(item);
   } else {
-    cpu.threads.parallel_for(rows, quantise);
+    cpu.threads.parallel_for(items, quantise);
   }
 }
 

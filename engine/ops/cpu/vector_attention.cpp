@@ -3,12 +3,9 @@
 // the weights, then the sums of values. The file compiles itself once per target.
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "engine/group_quant.h"
-#include "engine/half.h"
 #include "engine/ops/cpu/kernels.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -24,6 +21,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace headrace::HWY_NAMESPACE {
+namespace {
 
 // Queries and pages whose dot products are in registers at the same time.
 constexpr int kTileQueries = kL == 16 ? 8 : 4;
@@ -47,7 +45,7 @@ void load_plain(const std::byte* from, V* out) {
   }
 }
 
-B load_codes(const std::byte* from) {
+B load_bytes(const std::byte* from) {
   return hn::LoadU(Bytes(), reinterpret_cast<const uint8_t*>(from));
 }
 
@@ -76,9 +74,11 @@ template <KvFormat kFormat, int kBits = kv_code_bits(kFormat)>
 struct Keys {
   Keys(const AttentionTile& t, const std::byte* part, int group)
       : scales(part, groups_of(t), group), codes(part + groups_of(t) * kPageTokens * 4) {}
-  size_t offset(int d) const { return static_cast<size_t>(kBits == 8 ? d : d / 2) * kPageTokens; }
+  const std::byte* at(int d) const {
+    return codes + static_cast<size_t>(kBits == 8 ? d : d / 2) * kPageTokens;
+  }
   void load(int d, V* out) const {
-    const B bytes = load_codes(codes + offset(d));
+    const B bytes = load_bytes(at(d));
     from_codes(kBits == 8 ? bytes : field<4, 0>(bytes, d % 2 * 4), scales.scale, scales.minimum,
                out);
   }
@@ -88,8 +88,10 @@ struct Keys {
 template <KvFormat kFormat>
 struct Keys<kFormat, 0> {
   Keys(const AttentionTile&, const std::byte* part, int) : elements(part) {}
-  static size_t offset(int d) { return static_cast<size_t>(d) * kPageTokens * kBytes; }
-  void load(int d, V* out) const { load_plain<kFormat>(elements + offset(d), out); }
+  const std::byte* at(int d) const {
+    return elements + static_cast<size_t>(d) * kPageTokens * kBytes;
+  }
+  void load(int d, V* out) const { load_plain<kFormat>(at(d), out); }
   static constexpr size_t kBytes = kv_element_bytes(kFormat);
   const std::byte* elements;
 };
@@ -112,12 +114,12 @@ struct Values {
     const std::byte* const from = at(t, token);
     if constexpr (kBits == 8) {
       for (int span = 0; span < kSpans; ++span) {
-        from_codes(load_codes(from + span * 16), of_scale, of_minimum, out + span * kHalfV);
+        from_codes(load_bytes(from + span * 16), of_scale, of_minimum, out + span * kHalfV);
       }
     } else {
       B pairs;
       if constexpr (kSpans == 2) {
-        pairs = load_codes(from);
+        pairs = load_bytes(from);
       } else {
         pairs = hn::ZeroExtendVector(
             Bytes(), hn::LoadU(hn::Half<Bytes>(), reinterpret_cast<const uint8_t*>(from)));
@@ -193,7 +195,7 @@ void score(const AttentionTile& t, const float* q, const Block& block, int first
       V key[kPages][kHalfV];
       for (int p = 0; p < kPages; ++p) {
         keys[p].load(d, key[p]);
-        hwy::Prefetch(block.next_k[first + p] + keys[p].offset(d));
+        hwy::Prefetch(block.next_k[first + p] + (keys[p].at(d) - block.k[first + p]));
       }
       for (int i = 0; i < kQueries; ++i) {
         const V element = hn::Set(kF, q[d * kMost + i]);
@@ -238,8 +240,10 @@ V fold_rows(V (&rows)[kTileQueries][kHalfV], Fold fold) {
   const auto a = hn::BitCast(Wide(), by4[0]), b = hn::BitCast(Wide(), by4[1]);
   const V by2 = fold(hn::BitCast(kF, hn::InterleaveLower(Wide(), a, b)),
                      hn::BitCast(kF, hn::InterleaveUpper(Wide(), a, b)));
-  alignas(64) static constexpr int32_t kOrder[16] = {0, kL / 2,     kL / 4,     kL * 3 / 4,
-                                                     2, kL / 2 + 2, kL / 4 + 2, kL * 3 / 4 + 2};
+  // AVX2 has half as many rows, and lanes.
+  constexpr int kMore = kL == 16 ? 2 : 0;
+  alignas(64) static constexpr int32_t kOrder[16] = {
+      0, kL / 2, kL / 4, kL * 3 / 4, kMore, kL / 2 + kMore, kL / 4 + kMore, kL * 3 / 4 + kMore};
   return hn::TableLookupLanes(fold(by2, hn::Shuffle2301(by2)), hn::SetTableIndices(kF, kOrder));
 }
 
@@ -309,12 +313,11 @@ void add_values(const AttentionTile& t, const Block& block, const Weights& w, in
       for (V& s : sum[i]) s = hn::Mul(s, hn::Set(kF, w.keep[page][i]));
     }
     const Values<kFormat, kSpans> values(t, block.v[page], d);
-    const std::ptrdiff_t to_next = block.next_v[page] - block.v[page];
     int token = 0;
     for (; token < w.seen_by_all[page]; ++token) {
       V value[kVectors];
       values.load(t, token, value);
-      hwy::Prefetch(values.at(t, token) + to_next);
+      hwy::Prefetch(block.next_v[page] + (values.at(t, token) - block.v[page]));
       for (int i = 0; i < kQueries; ++i) {
         const V p = hn::Set(kF, w.p[page][i][token]);
         for (int v = 0; v < kVectors; ++v) sum[i][v] = hn::MulAdd(p, value[v], sum[i][v]);
@@ -405,6 +408,8 @@ void attend_format(const AttentionTile& t) {
     for (int d = 0; d < t.head_dim; ++d) t.out[i][d] = out[i * t.v_stride + d] / sum;
   }
 }
+
+}  // namespace
 
 void attend(const AttentionTile& t) {
   switch (t.format) {

@@ -1,5 +1,5 @@
-// What the vector targets share: included once per Highway target by vector.cpp and
-// vector_attention.cpp, after highway.h.
+// What the vector targets share: included once per Highway target by the vector*.cpp, after
+// highway.h.
 
 #if defined(HEADRACE_ENGINE_OPS_CPU_VECTOR_COMMON_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADRACE_ENGINE_OPS_CPU_VECTOR_COMMON_H

@@ -31,6 +31,7 @@ namespace {
 
 constexpr int kTileGroups = 8;  // expanded at a time: 8 KiB of codes
 constexpr int kTileRows = kL == 16 ? 6 : 3;
+constexpr int kFewRows = kL == 16 ? 4 : 2;  // for so many nothing is expanded
 
 using Tile = ExpandedGroups<kTileGroups>;
 
@@ -191,7 +192,7 @@ void multiply_tile(const Tile& tile, int count, const Int8Block* x, int slot, in
   }
 }
 
-template <DType kType, int kRows = kInt8FewRows>
+template <DType kType, int kRows = kFewRows>
 void multiply_few(const PanelSource<kType>& source, int64_t count, const Int8Block* x, int slot,
                   int rows, float* acc) {
   if constexpr (kRows > 1) {
@@ -217,8 +218,8 @@ HWY_INLINE void in_blocks(const Int8Rows& x, int rows, Multiply multiply) {
 template <DType kType>
 void multiply_int8(const std::byte* panel, int64_t first, int64_t end, const Int8Rows& x, int rows,
                    float* acc) {
-  if (rows <= kInt8FewRows) {
-    return in_blocks<kInt8FewRows>(x, rows, [&](int row, int count) {
+  if (rows <= kFewRows) {
+    return in_blocks<kFewRows>(x, rows, [&](int row, int count) {
       multiply_few<kType>({panel, first}, end - first, x.block(row) + first, x.slot(row), count,
                           acc + row * kPanelRows);
     });

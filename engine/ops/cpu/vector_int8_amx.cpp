@@ -4,7 +4,6 @@
 // Software Developer's Manual, volume 1, chapter 18.
 
 #include <algorithm>
-#include <cstring>
 #include <span>
 
 #include "engine/ops/cpu/kernels.h"
@@ -161,21 +160,25 @@ void multiply_blocks(const Tile& tile, int steps, const Int8Block* x, int64_t gr
 }
 #undef HEADRACE_BEGIN
 
+const Int8Kernels& without_tiles() {
+  static const Int8Kernels table = int8_kernels();
+  return table;
+}
+
 // Whole blocks of rows; the others go without tile registers.
 template <DType kType>
 void multiply_int8(const std::byte* panel, int64_t first, int64_t end, const Int8Rows& x, int rows,
                    float* acc) {
-  static const Int8Kernels without = int8_kernels();
   const auto multiply_rest = [&](int row, int count) {
     if (count == 0) return;
-    without.multiply_panel[static_cast<int>(kType)](panel, first, end, x.from(row), count,
-                                                    acc + row * kPanelRows);
+    without_tiles().multiply_panel[static_cast<int>(kType)](panel, first, end, x.from(row), count,
+                                                            acc + row * kPanelRows);
   };
   const int before = std::min(rows, (kInt8Rows - x.slot(0)) % kInt8Rows);
   const int blocks = (rows - before) / kInt8Rows, past = before + blocks * kInt8Rows;
+  if (blocks == 0) return multiply_rest(0, rows);
   multiply_rest(0, before);
   multiply_rest(past, rows - past);
-  if (blocks == 0) return;
   constexpr AmxKind kKind = amx_kind(kType);
   constexpr PanelLayout kLayout = panel_layout(kType);
   constexpr size_t kTileBytes = kLayout.block_bytes * kTileGroups * kInt8Columns / kLayout.block_k;
@@ -194,7 +197,7 @@ void multiply_int8(const std::byte* panel, int64_t first, int64_t end, const Int
 }
 
 void quantise(const float* x, int64_t groups, Int8Block* out, int slot) {
-  int8_kernels().quantise(x, groups, out, slot);
+  without_tiles().quantise(x, groups, out, slot);
 }
 
 }  // namespace

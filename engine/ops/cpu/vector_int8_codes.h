@@ -1,6 +1,6 @@
 // Codes of a panel as integer products take them, and those products: included once per Highway
-// target by vector_int8.cpp, after vector_weights.h. A vector of codes has in each lane of 32 bits
-// four columns, ascending, of one row: unsigned bytes, but signed ones of 8 bits on AVX2.
+// target by vector_int8_tile.h, after vector_weights.h. A vector of codes has in each lane of 32
+// bits four columns, ascending, of one row: unsigned bytes, but signed ones of 8 bits on AVX2.
 
 #if defined(HEADRACE_ENGINE_OPS_CPU_VECTOR_INT8_CODES_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADRACE_ENGINE_OPS_CPU_VECTOR_INT8_CODES_H

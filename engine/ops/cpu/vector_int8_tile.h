@@ -19,8 +19,7 @@ HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR)
 #endif
 namespace headrace::HWY_NAMESPACE {
 
-inline constexpr int kSteps = kInt8Columns / 4;        // products of four columns in a group
-inline constexpr int kInt8FewRows = kL == 16 ? 4 : 2;  // for so many nothing is expanded
+inline constexpr int kSteps = kInt8Columns / 4;  // products of four columns in a group
 
 // Bytes less this.
 inline IV less(IV codes, int by) {
@@ -60,7 +59,7 @@ struct ExpandedGroups {
   alignas(64) float offsets[kGroups][2][kPanelRows];
 };
 
-// Codes less kLess, which may be negative.
+// Codes less kLess, which is 0 at least; they may be negative then.
 template <DType kType, int kLess, int kGroups>
 void expand_groups(const PanelSource<kType>& source, int count, ExpandedGroups<kGroups>& tile) {
   constexpr Int8Kind kKind = int8_kind(kType);

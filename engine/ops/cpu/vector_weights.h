@@ -1,5 +1,5 @@
 // Weights of a panel as float vectors, column by column: included once per Highway target by
-// vector.cpp, after vector_common.h.
+// vector.cpp and vector_int8_codes.h, after vector_common.h.
 
 #if defined(HEADRACE_ENGINE_OPS_CPU_VECTOR_WEIGHTS_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEADRACE_ENGINE_OPS_CPU_VECTOR_WEIGHTS_H
