@@ -255,16 +255,15 @@ void weigh(int pages, bool first, Softmax& state, Weights& w) {
   };
   const V none = hn::Set(kF, -std::numeric_limits<float>::infinity());
   alignas(64) float max[kBlockPages][kL];
+  V rows[kTileQueries][kHalfV];  // of queries, and some that stay as they are
+  for (auto& row : rows) {
+    for (V& v : row) v = none;
+  }
   V before = hn::Load(kF, state.max), sum = hn::Load(kF, state.sum);
   for (int page = 0; page < pages; ++page, first = false) {
     const bool whole = w.seen_by_all[page] == kPageTokens;
-    V rows[kTileQueries][kHalfV];
-    for (int i = 0; i < kTileQueries; ++i) {
+    for (int i = 0; i < kQueries; ++i) {
       for (int v = 0; v < kHalfV; ++v) {
-        if (i >= kQueries) {
-          rows[i][v] = none;
-          continue;
-        }
         rows[i][v] = hn::Max(hn::Load(kF, w.p[page][i] + v * kL), none);  // NaN -> none
         if (!whole) rows[i][v] = hn::IfThenElse(seen(page, i, v), rows[i][v], none);
       }
@@ -277,13 +276,8 @@ void weigh(int pages, bool first, Softmax& state, Weights& w) {
   }
   for (int page = 0; page < pages; ++page) {
     const bool whole = w.seen_by_all[page] == kPageTokens;
-    V rows[kTileQueries][kHalfV];
-    for (int i = 0; i < kTileQueries; ++i) {
+    for (int i = 0; i < kQueries; ++i) {
       for (int v = 0; v < kHalfV; ++v) {
-        if (i >= kQueries) {
-          rows[i][v] = none;
-          continue;
-        }
         float* const p = w.p[page][i] + v * kL;
         V e = exp(hn::Sub(hn::Load(kF, p), hn::Set(kF, max[page][i])));
         if (!whole) e = hn::IfThenElseZero(seen(page, i, v), e);
