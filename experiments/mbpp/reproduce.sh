@@ -9,8 +9,8 @@
 # --check RESULTS         compare the token ids with those of committed results
 # --verify-claims RESULTS nothing but: compute every figure of committed results again
 # --report                no more generation: the report of the runs that are done so far
-# --go-on RESULTS         an unfinished study of another machine: only the runs that RESULTS lacks. The
-#                         program must be the same, byte for byte
+# --go-on RESULTS         an unfinished study of another machine: only what RESULTS lacks. The program
+#                         must be the same, byte for byte
 # --offline DIR           no network: data and model from DIR, Python packages from DIR/wheels
 # --prepare               nothing but: make the Python environments
 # --work DIR              everything under way (default: build/mbpp)

@@ -15,6 +15,7 @@ import harness
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 STUDY = REPOSITORY / "experiments" / "mbpp"
 sys.path.insert(0, str(STUDY))
+from scoring import journal as scoring_journal
 from study import carry, check, claims, collect, data, estimates, follow, gather, generate
 from study import manifest, metrics, plan, prompts, report, verify
 
@@ -306,6 +307,31 @@ class Results(harness.ProgramTest):
         self.assertEqual([], manifest.same_study(old, dict(old)))
         self.assertEqual(["program"], manifest.same_study(old, {**old, "program": {"sha256": "2"}}))
 
+    def test_the_order_of_the_runs_is_free(self):
+        study_plan = plan.full(378, qwen_prompt=True)
+        runs = [vars(run) for run in study_plan.runs]
+        names = [run["name"] for run in runs]
+        self.assertEqual(11, len(set(names)))
+        self.assertEqual(["batch64-stages1", "batch16-stages1", "batch4-stages1", "batch1-stages1"],
+                         names[:4])
+        old = {"runs": runs}
+        self.assertEqual([], manifest.same_study(old, {"runs": runs[::-1]}))
+        self.assertEqual(["runs"], manifest.same_study(old, {"runs": runs[1:]}))
+
+    def test_what_the_sanitiser_changes_is_said_of_greedy_outputs(self):
+        make_results(self.folder)
+        as_is = [{"task_id": line["task_id"], "sample": line["sample"], "base": "fail",
+                  "plus": "fail"} for line in data.read_json_lines(self.folder / "generations.jsonl")]
+        write_lines(self.folder / "as-is" / "verdicts.jsonl", as_is[:2])
+        computed = metrics.results_of(metrics.read(self.folder))
+        self.assertEqual(["batch1-stages1"], list(computed["accuracy_without_sanitiser"]))
+        bare = computed["accuracy_without_sanitiser"]["batch1-stages1"]["base"]
+        self.assertEqual((0, 2), (bare["passed"], bare["tasks"]))
+        self.assertEqual(2, computed["accuracy"]["batch1-stages1"]["base"]["passed"])
+        write_lines(self.folder / "as-is" / "verdicts.jsonl", as_is)  # sampled ones have none
+        with self.assertRaisesRegex(data.DataError, "not those of generations.jsonl"):
+            metrics.read(self.folder)
+
     def test_verdicts_of_other_generations_are_refused(self):
         make_results(self.folder)
         verdicts = data.read_json_lines(self.folder / "verdicts.jsonl")
@@ -416,6 +442,9 @@ class Carry(harness.ProgramTest):
         lines = data.read_json_lines(there / "generations.jsonl")
         lines.append(output("Mbpp/2", 0, "e", None, ["other"], kind="endpoint", sample=9))
         write_lines(there / "generations.jsonl", lines)
+        write_lines(there / "verdicts.jsonl", [
+            *data.read_json_lines(there / "verdicts.jsonl"),
+            {"task_id": "Mbpp/2", "sample": 9, "base": "fail", "plus": "fail"}])
 
         carry.restore(there, work)
         self.assertEqual(journal[1:], data.read_json_lines(work / "endpoint" / "other.jsonl")[1:])
@@ -437,6 +466,42 @@ class Carry(harness.ProgramTest):
         strip = lambda line: {key: value for key, value in line.items() if key != "sample"}
         self.assertEqual([strip(line) for line in lines if line["kind"] != "sampled"],
                          [strip(line) for line in data.read_json_lines(here / "generations.jsonl")])
+
+    def test_an_interrupted_run_goes_on_elsewhere(self):
+        before, results, after = (self.folder / name for name in ("before", "results", "after"))
+        make_results(self.folder / "there")
+        carry.restore(self.folder / "there", before / "study")
+        begun = before / "study" / "runs" / "batch16-stages1"
+        begun.mkdir()
+        state = {"out.jsonl": json.dumps({"custom_id": "Mbpp/2#0", "error": None}) + '\n{"torn',
+                 "out.jsonl.manifest.json": "{}", "pieces.json": "[]"}
+        for name, text in {**state, "in.jsonl": "", "log": "", "report.json": ""}.items():
+            (begun / name).write_text(text)
+        greedy = tuple(plan.Run(f"batch{batch}-stages1", "greedy", batch, 1, 2, 2)
+                       for batch in (1, 4, 16))
+        setting = generate.Setting(None, None, before / "study", None, 0)
+        tasks = [data.Task("Mbpp/2", ""), data.Task("Mbpp/3", "")]
+        made = metrics.load_json(before / "study" / "manifest.json")
+        gathered = lambda: gather.gather(setting, plan.Plan(greedy, (), (1,), 3, 128), made, tasks,
+                                         results)
+        gathered()
+        for name in ("verdicts.jsonl", "scoring.json"):  # as scoring does
+            (results / name).write_text((self.folder / "there" / name).read_text())
+        write_lines(results / "verdicts.jsonl", [
+            {"task_id": line["task_id"], "sample": line["sample"], "base": "pass", "plus": "fail"}
+            for line in data.read_json_lines(results / "generations.jsonl")])
+
+        carry.restore(results, after / "study")
+        carried = after / "study" / "runs" / "batch16-stages1"
+        self.assertEqual(state, {path.name: path.read_text() for path in carried.iterdir()})
+        self.assertEqual({"Mbpp/2#0"}, generate.done_in(carried / "out.jsonl"))
+        key = scoring_journal.key(metrics.load_json(results / "scoring.json"), "Mbpp/2", "a")
+        with scoring_journal.Journal(after / "scoring" / "verdicts.jsonl") as book:
+            self.assertEqual({"base": "pass", "plus": "fail"}, book.verdicts[key])
+
+        (begun / "out.jsonl").unlink()
+        gathered()
+        self.assertFalse((results / "unfinished").exists())
 
     def test_where_no_study_is(self):
         done = subprocess.run([STUDY / "reproduce.sh", "--go-on", self.folder],

@@ -1,11 +1,16 @@
 """A study that goes on elsewhere: the folder of its runs, made from a results folder.
 
-Whole runs are carried over: what a results folder has of a run is all that the report needs. The
-study then goes on with the runs that it lacks, of the same program.
+What a results folder has of a finished run is all that the report needs. Of a run that was
+interrupted it has headrace's own results file with its manifest, which headrace resumes. Verdicts
+are carried over as well: they are looked up by all that they depend on.
 """
 import json
+import shutil
 
+from scoring import journal as verdicts
 from study import data, generate, metrics
+
+STATE = ("out.jsonl", "out.jsonl.manifest.json", "pieces.json")
 
 
 def record_of(generation):
@@ -33,8 +38,26 @@ def journal_of(path, generations):
     return lines([header, *records])
 
 
+def keep_verdicts(results, generations, journal_file):
+    """The verdicts of a results folder into the journal of scoring, which may have others."""
+    journal_file.parent.mkdir(parents=True, exist_ok=True)
+    with verdicts.Journal(journal_file) as book:
+        for folder, scored in ((results, generations),
+                               (results / "as-is", metrics.scored_as_is(generations))):
+            if not (folder / "verdicts.jsonl").exists():
+                continue
+            record = metrics.load_json(folder / "scoring.json")
+            found = data.read_json_lines(folder / "verdicts.jsonl")
+            metrics.check_order(folder, scored, found)
+            for generation, verdict in zip(scored, found):
+                key = verdicts.key(record, generation["task_id"], generation["text"])
+                if key not in book.verdicts:
+                    book.add(key, {name: value for name, value in verdict.items()
+                                   if name not in ("task_id", "sample")})
+
+
 def restore(results, work):
-    """Fills the folder, which has no study yet."""
+    """Fills the folder, which has no study yet, and the folder of scoring beside it."""
     made = metrics.load_json(results / "manifest.json")
     generations = data.read_json_lines(results / "generations.jsonl")
     of_run = lambda name: [g for g in generations if name in g["runs"]]
@@ -50,6 +73,9 @@ def restore(results, work):
     for path in sorted((results / "endpoint").glob("*.jsonl")):
         (work / "endpoint").mkdir(parents=True, exist_ok=True)
         generate.write_whole(work / "endpoint" / path.name, journal_of(path, of_run(path.stem)))
+    for path in sorted((results / "unfinished").glob("*/")):
+        shutil.copytree(path, work / "runs" / path.name)
+    keep_verdicts(results, generations, work.parent / "scoring" / "verdicts.jsonl")
     for key in ("missing_runs", "finished"):
         made.pop(key, None)
     # Last: a folder without it holds no study.

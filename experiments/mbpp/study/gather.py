@@ -3,7 +3,7 @@ import datetime
 import json
 import shutil
 
-from study import collect, data, generate, metrics
+from study import carry, collect, data, generate, metrics
 
 
 def finished_runs(setting, study_plan, tasks):
@@ -15,12 +15,26 @@ def finished_runs(setting, study_plan, tasks):
     return found
 
 
+def keep_unfinished(setting, study_plan, finished, results):
+    """What --go-on needs of the runs that have begun; no report has it."""
+    shutil.rmtree(results / "unfinished", ignore_errors=True)
+    for run in (*study_plan.runs, *study_plan.peer_runs):
+        source, target = setting.work / "runs" / run.name, results / "unfinished" / run.name
+        if run in finished or not generate.done_in(source / "out.jsonl"):
+            continue
+        target.mkdir(parents=True)
+        for name in carry.STATE:
+            if (source / name).exists():
+                shutil.copyfile(source / name, target / name)
+
+
 def gather(setting, study_plan, made, tasks, results):
     """The measured files, without what only this machine understands."""
     finished = finished_runs(setting, study_plan, tasks)
     for folder in ("runs", "bench", "endpoint"):
         shutil.rmtree(results / folder, ignore_errors=True)
         (results / folder).mkdir(parents=True)
+    keep_unfinished(setting, study_plan, finished, results)
     named = []
     for run in finished:
         source = setting.work / "runs" / run.name

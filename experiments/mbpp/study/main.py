@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 
-from study import carry, check, claims, data, gather, generate, manifest, metrics, page, peer, plan
-from study import plots, report
+from study import carry, check, claims, collect, data, gather, generate, manifest, metrics, page
+from study import peer, plan, plots, report
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
 LOCK_S = 90  # a program that was told to end may write its last results
@@ -98,11 +98,14 @@ def run_all(setting, study_plan, peers, data_file, tasks):
 
 def score(setting, arguments, data_file, results):
     """EvalPlus's verdicts, with its sanitiser and without."""
-    for folder, options in ((results, []), (results / "as-is", ["--as-is"])):
+    generations = results / "generations.jsonl"
+    as_is = setting.work / "as-is.jsonl"
+    collect.write(as_is, metrics.scored_as_is(data.read_json_lines(generations)))
+    for source, folder, options in ((generations, results, []),
+                                    (as_is, results / "as-is", ["--as-is"])):
         folder.mkdir(exist_ok=True)
         command = [arguments.scoring_python, "-m", "scoring.score", "--data", data_file,
-                   "--generations", results / "generations.jsonl",
-                   "--output", folder / "verdicts.jsonl",
+                   "--generations", source, "--output", folder / "verdicts.jsonl",
                    "--work", setting.work.parent / "scoring", *options]
         command += ["--allow-unsafe-scoring"] * arguments.allow_unsafe_scoring
         code = setting.child.run(command, setting.lock, cwd=HERE)

@@ -103,7 +103,15 @@ def make(name, setting, plan, data_file, tasks):
 
 
 def same_study(old, new):
-    """What must be equal for a study to go on where it stopped; names of what is not."""
+    """What must be equal for a study to go on where it stopped; names of what is not.
+
+    The order of the runs is free."""
     keys = ("program", "model", "data", "sampling", "runs", "fixed_length", "tasks")
-    text = lambda value: json.dumps(value, sort_keys=True)
-    return [key for key in keys if text(old.get(key)) != text(new.get(key))]
+
+    def text(made, key):
+        value = made.get(key)
+        if key == "runs":
+            value = sorted(value or [], key=lambda run: run["name"])
+        return json.dumps(value, sort_keys=True)
+
+    return [key for key in keys if text(old, key) != text(new, key)]

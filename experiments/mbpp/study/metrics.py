@@ -2,7 +2,8 @@
 
     manifest.json                   what was run
     generations.jsonl               outputs (study/collect.py)
-    verdicts.jsonl, as-is/...       of scoring, in the same order; as-is: without the sanitiser
+    verdicts.jsonl                  of scoring, in the same order
+    as-is/verdicts.jsonl            without the sanitiser, of the outputs that scored_as_is names
     runs/NAME.json                  the pieces of each run: times, tokens, when each result came
     bench/stagesN.json              headrace bench
     endpoint/NAME.jsonl             journals of endpoint.py, texts taken out (study/journal.py)
@@ -46,9 +47,15 @@ def read(results):
         bench={path.stem: load_json(path) for path in sorted((results / "bench").glob("*.json"))},
         endpoints={path.stem: data.read_json_lines(path)
                    for path in sorted((results / "endpoint").glob("*.jsonl"))})
-    for verdicts in (files.verdicts, files.as_is or files.verdicts):
-        check_order(results, files.generations, verdicts)
+    check_order(results, files.generations, files.verdicts)
+    if files.as_is:
+        check_order(results / "as-is", scored_as_is(files.generations), files.as_is)
     return files
+
+
+def scored_as_is(generations):
+    """Those that are also scored without the sanitiser: the report says of them what it changes."""
+    return [line for line in generations if line["kind"] in ("greedy", "qwen-prompt")]
 
 
 def check_order(results, generations, verdicts):
@@ -64,10 +71,10 @@ def passes(verdict):
     return base, base and verdict["plus"] == "pass"
 
 
-def by_run(files, verdicts):
+def by_run(generations, verdicts):
     """{name: {(task_id, draw): (generation, verdict)}}"""
     runs = {}
-    for generation, verdict in zip(files.generations, verdicts):
+    for generation, verdict in zip(generations, verdicts):
         for name in generation["runs"]:
             request = generation["task_id"], generation["draw"]
             runs.setdefault(name, {})[request] = generation, verdict
@@ -217,13 +224,13 @@ def label_of(files, name):
 
 
 def results_of(files):
-    outputs = by_run(files, files.verdicts)
+    outputs = by_run(files.generations, files.verdicts)
     runs = {name: run["run"] for name, run in files.runs.items()}
     ordered = sorted(runs, key=lambda name: (runs[name]["ranks"], runs[name]["batch"]))
     kinds = {name: runs[name]["kind"] for name in ordered}
     one_each = [name for name, kind in kinds.items() if kind != "sampled"]
     speeds = {name: speed(run, outputs[name]) for name, run in files.runs.items()}
-    as_is = by_run(files, files.as_is)
+    as_is = by_run(scored_as_is(files.generations), files.as_is)
     shown = REFERENCE if REFERENCE in files.runs else one_each[0]
     return {
         "accuracy": {name: accuracy(outputs[name]) for name in one_each},

@@ -50,14 +50,19 @@ def peer_runs(tasks, batches):
 
 
 def full(tasks, qwen_prompt):
-    """qwen_prompt: also one run with Qwen's own prompt. Batch 1 takes longest and comes last."""
+    """qwen_prompt: also one run with Qwen's own prompt.
+
+    All batch sizes of one stage come first, so that a study of several sessions has them from one
+    machine; batch 1, which takes longest, comes last of its stage count.
+    """
     sampled = min(tasks, SAMPLED_TASKS)
-    runs = [run for run in greedy_runs(tasks, BATCHES) if run.batch != 1]
+    largest_first = greedy_runs(tasks, BATCHES[::-1])
+    runs = [run for run in largest_first if run.ranks == 1]
     runs.append(Run("sampled-batch64-stages1", "sampled", 64, 1, 2, sampled, SAMPLES))
     runs.append(Run("sampled-batch16-stages2", "sampled", 16, 2, 1, min(sampled, 10), SAMPLES))
     if qwen_prompt:
         runs.append(Run("qwen-prompt-batch64-stages1", "qwen-prompt", 64, 1, 2, tasks))
-    runs += greedy_runs(tasks, [1])
+    runs += [run for run in largest_first if run.ranks != 1]
     return Plan(tuple(runs), peer_runs(tasks, PEER_BATCHES), BATCHES, bench_repeat=3,
                 bench_tokens=128)
 
