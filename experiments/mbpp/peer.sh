@@ -3,7 +3,7 @@
 #   experiments/mbpp/peer.sh DIR
 # It is compiled once, for two servers on one library: llama-server, which computes the requests of
 # several clients together, and "python3 -m llama_cpp.server", which takes one after another.
-# DIR/commands then has LABEL=COMMAND for each, as study.main --peer takes them.
+# DIR/commands then has LABEL=COMMAND for each, as study.main --peer takes them, DIR/about what they are.
 set -euo pipefail
 if [[ $# != 1 || $1 == -h || $1 == --help ]]; then
   sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
@@ -18,9 +18,10 @@ threads=2  # as headrace has in the runs beside it
 if [[ -f $folder/commands ]]; then exit 0; fi
 
 if [[ ! -d $source ]]; then
+  # With the hash, pip looks at it before it unpacks anything.
+  echo "llama-cpp-python==$version --hash=sha256:$sha256" >"$folder/source.txt"
   python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary=:all: \
-    --dest "$folder" "llama-cpp-python==$version" >&2
-  echo "$sha256  $folder/llama_cpp_python-$version.tar.gz" | sha256sum --check --quiet
+    --require-hashes --dest "$folder" -r "$folder/source.txt" >&2
   mkdir -p "$folder/unpacking"
   tar -xzf "$folder/llama_cpp_python-$version.tar.gz" -C "$folder/unpacking"
   mv "$folder/unpacking/llama_cpp_python-$version" "$source"
@@ -43,6 +44,9 @@ CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" "$folder/venv/bin/python" -m pi
   --disable-pip-version-check "$source[server]" >&2
 
 python="env LLAMA_CPP_LIB_PATH=$folder/build/bin $folder/venv/bin/python"
+echo "The servers are of llama-cpp-python $version, its llama.cpp compiled on this machine for its CPU" \
+  "by $(c++ --version | head -n 1) but without AMX (peer.sh says why), its Python packages" \
+  "$("$folder/venv/bin/python" -m pip list --format=freeze 2>/dev/null | grep -E '^(fastapi|uvicorn|numpy|pydantic)==' | paste -sd ' ')." >"$folder/about"
 cat >"$folder/commands.part" <<END
 llama-server=$folder/build/bin/llama-server --model {model} --host 127.0.0.1 --port {port} --threads $threads --threads-batch $threads --parallel {concurrency} --ctx-size {contexts} --flash-attn on
 llama_cpp.server=$python -m llama_cpp.server --model {model} --host 127.0.0.1 --port {port} --n_threads $threads --n_threads_batch $threads --n_ctx {context} --flash_attn true

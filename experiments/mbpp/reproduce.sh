@@ -149,6 +149,7 @@ if [[ $peer == 1 ]]; then
   [[ -z $offline ]] || wrong "--peer builds llama.cpp and needs the network"
   "$here/peer.sh" "$work/peer" >&2
   while IFS= read -r line; do options+=(--peer "$line"); done <"$work/peer/commands"
+  options+=(--peer-about "$(cat "$work/peer/about")")
 fi
 
 step "4 of 4: generation, scoring, report ($work/$study)"

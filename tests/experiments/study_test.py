@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ STUDY = REPOSITORY / "experiments" / "mbpp"
 sys.path.insert(0, str(STUDY))
 from scoring import journal as scoring_journal
 from study import carry, check, claims, collect, data, estimates, follow, gather, generate
-from study import manifest, metrics, plan, prompts, report, verify
+from study import manifest, metrics, peer, plan, prompts, report, verify
 
 TASK = data.Task("Mbpp/2", '"""\nWrite a function.\nassert f(1) == 2\n"""\n')
 
@@ -147,12 +148,16 @@ def output(task, draw, text, ids, names, **more):
             "finish": "stop", "prompt_tokens": 9, "kind": "greedy", **more}
 
 
+MACHINE = {"cpu": "c", "vector_flags": ["avx2"], "usable_cores": 2, "boot": "b1"}
+
+
 def piece(finished, seconds):
     tokens = 3 * len(finished)
     return {"outcome": "done", "started": 1, "load_s": 1.0, "generation_s": seconds,
             "tokens": {"prompt": 9 * len(finished), "shared": 0, "generated": tokens}, "cpu_s": 2 * seconds,
             "requests": {"done": len(finished), "failed": 0, "resumed": 0},
-            "others_cpu_share": 0.1, "steps": 5, "stages": [], "finished_s": finished}
+            "others_cpu_share": 0.1, "steps": 5, "stages": [], "finished_s": finished,
+            "machine": MACHINE}
 
 
 def write_json(path, value):
@@ -180,7 +185,7 @@ def make_results(folder, other_ids=(1, 2, 3)):
     else:
         lines.append(output("Mbpp/3", 0, "b", ids[0], names[:1]))
         lines.append(output("Mbpp/3", 0, "c", ids[1], names[1:]))
-    lines += [output("Mbpp/2", draw, f"s{draw}", [draw], ["sampled-batch64-stages1"],
+    lines += [output("Mbpp/2", draw, f"s{draw}", [draw, 1, 2], ["sampled-batch64-stages1"],
                      kind="sampled") for draw in range(5)]
     for number, line in enumerate(lines):
         line["sample"] = number
@@ -196,7 +201,7 @@ def make_results(folder, other_ids=(1, 2, 3)):
         run = plan.Run(name, kind, batch, 1, 2, 2)
         write_json(folder / "runs" / f"{name}.json",
                    {"run": vars(run), "pieces": [piece(ended, max(ended.values()))]})
-    write_json(folder / "bench" / "stages1.json", {"batches": [{
+    write_json(folder / "bench" / "stages1.json", {"machine": MACHINE, "name": "Q AWQ", "batches": [{
         "batch": 1, "prefill_tokens_per_s": rates(50.0), "decode_tokens_per_s": rates(10.0),
         "generated_tokens_per_s": rates(8.0)}]})
     write_json(folder / "scoring.json", {"evalplus": "0.3.1", "sandbox": "none", "sanitiser": "x"})
@@ -239,7 +244,7 @@ class Results(harness.ProgramTest):
         self.assertEqual((6, 3.0, 2.0), (speed["generated"], speed["seconds"],
                                          speed["generated_per_s"]))
         self.assertEqual(1.0, speed["generated_per_cpu_s"])
-        self.assertEqual({"requests": 2, "p50": 1.0, "p90": 2.0, "p99": 2.0}, speed["latency_s"])
+        self.assertEqual({"p50": 1.0, "p90": 2.0, "p99": 2.0}, speed["latency_s"])
         self.assertEqual(1.5, found["speed"]["batch4-stages1"]["latency_s"]["p99"])
 
     def test_report_explains_what_is_published_for_the_model(self):
@@ -248,20 +253,35 @@ class Results(harness.ProgramTest):
         self.assertIn("What of the difference can be shown with this model file:", lines)
         self.assertIn("- Limit: 0 outputs of batch1-stages1 were cut at the token limit.", lines)
 
-    def test_report_names_processors_that_differ(self):
+        self.assertIn('- Weights: the file says of itself that it is "Q AWQ".', lines)
+
+    def test_report_names_machines_that_differ(self):
         make_results(self.folder)
         files = metrics.read(self.folder)
-        self.assertEqual("- One kind of machine.\n", report.machines(files))
-        for number, name in enumerate(("batch1-stages1", "batch4-stages1")):
-            files.runs[name]["pieces"][0]["stages"] = [{"cpu": f"cpu {number}"}]
-        said = report.machines(files)
-        self.assertIn("cpu 0: batch1-stages1; cpu 1: batch4-stages1", said)
+        self.assertEqual("- One machine.\n", report.machines(files))
+        # The same kind of processor, but another machine, or the same one started again.
+        files.runs["batch4-stages1"]["pieces"][0]["machine"] = {**MACHINE, "boot": "b2"}
+        self.assertIn("- 2 machines, or one that was started 2 times, between which rates compare "
+                      "badly: 2 cores of c (avx2): batch1-stages1, sampled-batch64-stages1, "
+                      "fixed length, stages1; 2 cores of c (avx2): batch4-stages1.",
+                      report.machines(files))
 
     def test_pass_at_k(self):
         found = self.results()["pass_at_k"]["sampled-batch64-stages1"]
         self.assertEqual(["1", "5"], list(found["k"]))
         self.assertAlmostEqual(0.2, found["k"]["1"]["base"]["value"])
         self.assertAlmostEqual(1.0, found["k"]["5"]["plus"]["value"])
+
+    def test_pass_at_k_of_the_tasks_that_all_runs_have(self):
+        verdict = lambda good: {"base": "pass" if good else "fail", "plus": "fail"}
+        run = lambda tasks: {(task, draw): ({}, verdict(task == "Mbpp/2" or draw))
+                             for task in tasks for draw in range(2)}
+        runs = {"a": run(["Mbpp/2", "Mbpp/3"]), "b": run(["Mbpp/3", "Mbpp/4"])}
+        found = metrics.pass_at_ks_of_common(runs)
+        self.assertEqual([(1, 0.5), (1, 0.5)], [(of["tasks"], of["k"]["1"]["base"]["value"])
+                                                for of in found.values()])
+        self.assertEqual({}, metrics.pass_at_ks_of_common({"a": runs["a"]}))
+        self.assertEqual({}, metrics.pass_at_ks_of_common({"a": runs["a"], "c": run(["Mbpp/9"])}))
 
     def test_differences(self):
         entry, = self.results()["differences"]
@@ -281,21 +301,76 @@ class Results(harness.ProgramTest):
         speed = metrics.results_of(metrics.read(self.folder))["speed"]["batch1-stages1"]
         self.assertEqual((2, 3.5, 6, 0), (speed["pieces"], speed["seconds"], speed["generated"],
                                           speed["untimed_requests"]))
-        # What was in flight when the first piece ended cannot be told, so only the second counts.
-        self.assertEqual({"requests": 1, "p50": 2.0, "p90": 2.0, "p99": 2.0}, speed["latency_s"])
+        # Its pieces begin and end with fewer requests in flight.
+        self.assertIsNone(speed["latency_s"])
+        # What the interruption threw away is no output; the time that it took counts.
+        first["tokens"]["generated"] += 100
+        write_json(path, {**run, "pieces": [first, second]})
+        speed = metrics.results_of(metrics.read(self.folder))["speed"]["batch1-stages1"]
+        self.assertEqual((3.5, 6), (speed["seconds"], speed["generated"]))
+        write_reports(self.folder)
+        self.assertIn("generated 1.7 tokens/s over the whole run (in 2 pieces).",
+                      (self.folder / "report.md").read_text())
         # A piece that was killed leaves nothing but its results.
         write_json(path, {**run, "pieces": [second]})
         speed = metrics.results_of(metrics.read(self.folder))["speed"]["batch1-stages1"]
         self.assertEqual((1, 2.0, 3, 1), (speed["pieces"], speed["seconds"], speed["generated"],
                                           speed["untimed_requests"]))
-        self.assertEqual(1, speed["latency_s"]["requests"])
+        self.assertIsNone(speed["latency_s"])
+
+    def test_tasks_without_an_answer_are_not_passed(self):
+        outputs = {("Mbpp/2", 0): ({"finish": "stop"}, {"base": "pass", "plus": "pass"})}
+        base = metrics.accuracy(outputs, asked=4)["base"]
+        self.assertEqual((1, 4, 0.25), (base["passed"], base["tasks"], base["value"]))
 
     def test_an_endpoint_with_other_requests_or_elsewhere_is_no_twin(self):
-        here, tasks = {"api": "completions", "host": "127.0.0.1"}, {("Mbpp/2", 0): None}
-        self.assertTrue(metrics.is_twin(here, tasks, dict(tasks)))
-        self.assertFalse(metrics.is_twin({**here, "api": "chat"}, tasks, dict(tasks)))
-        self.assertFalse(metrics.is_twin({**here, "host": "example.org"}, tasks, dict(tasks)))
-        self.assertFalse(metrics.is_twin(here, tasks, {**tasks, ("Mbpp/3", 0): None}))
+        here, tasks = {"machine": MACHINE}, {("Mbpp/2", 0): None}
+        run = {"pieces": [{"machine": MACHINE}]}
+        self.assertTrue(metrics.is_twin(here, tasks, run, dict(tasks)))
+        self.assertFalse(metrics.is_twin(None, tasks, run, dict(tasks)))  # somebody else's server
+        self.assertFalse(metrics.is_twin({"machine": {**MACHINE, "boot": "b2"}}, tasks, run,
+                                         dict(tasks)))
+        self.assertFalse(metrics.is_twin(here, tasks, run, {**tasks, ("Mbpp/3", 0): None}))
+
+    def test_report_beside_another_program(self):
+        make_results(self.folder)
+        twin = "peer-batch4"
+        lines = data.read_json_lines(self.folder / "generations.jsonl")
+        for line in lines[:2]:
+            line["runs"].append(twin)
+        lines.append(output("Mbpp/2", 0, "e", None, ["server-c4"], kind="endpoint", sample=9,
+                            prompt_tokens=10))
+        lines.append(output("Mbpp/3", 0, "b", None, ["server-c4"], kind="endpoint", sample=10))
+        write_lines(self.folder / "generations.jsonl", lines)
+        write_lines(self.folder / "verdicts.jsonl", [
+            *data.read_json_lines(self.folder / "verdicts.jsonl"),
+            *({"task_id": line["task_id"], "sample": line["sample"], "base": "fail", "plus": "fail"}
+              for line in lines[-2:])])
+        write_json(self.folder / "runs" / f"{twin}.json", {
+            "run": vars(plan.Run(twin, "greedy", 4, 1, 2, 2)),
+            "pieces": [piece({"Mbpp/2#0": 1.0, "Mbpp/3#0": 1.5}, 1.5)]})
+        answer = {"session": 1, "finish": "stop", "failures": [], "waited_s": 0, "latency_s": 3.0,
+                  "usage": {"prompt_tokens": 9, "completion_tokens": 3}, "started": 0, "ended": 3}
+        write_lines(self.folder / "endpoint" / "server-c4.jsonl", [
+            {"label": "server", "model": "m", "api": "completions", "concurrency": 4,
+             "host": "127.0.0.1", "tasks": 2},
+            *({**answer, "task_id": task, "draw": 0} for task in ("Mbpp/2", "Mbpp/3"))])
+        write_json(self.folder / "endpoint" / "server-c4.json",
+                   {"machine": MACHINE, "others_cpu_share": 0.25})
+        path = self.folder / "manifest.json"
+        write_json(path, {**metrics.load_json(path),
+                          "peers": {"server": {"command": "s", "about": "Built so."}}})
+        write_reports(self.folder)
+        text = (self.folder / "report.md").read_text()
+        for said in ("## Beside another program", "Built so.", "| headrace | 4 | 4.0 |",
+                     "| server | 4 | 2.0 |",
+                     "(peer-batch4) generated 2.00 times the tokens/s of server at concurrency 4",
+                     "server at concurrency 4 (2 tasks): 1 of 2 texts are other than headrace's.",
+                     "counted another number of prompt tokens than headrace in 1 of 2 requests.",
+                     "During server-c4, other programs took 25 % of"):
+            self.assertIn(said, text)
+        self.assertNotIn("server", text.split("## Table")[1].split("## ")[0])
+        self.assertEqual([], verify.verify(self.folder)[0])
 
     def test_answers_to_tasks_of_another_study_are_refused(self):
         found = {("endpoint", "Mbpp/3", 0): [[{}, ["hosted"]]]}
@@ -311,12 +386,12 @@ class Results(harness.ProgramTest):
         study_plan = plan.full(378, qwen_prompt=True)
         runs = [vars(run) for run in study_plan.runs]
         names = [run["name"] for run in runs]
-        self.assertEqual(11, len(set(names)))
+        self.assertEqual((14, 14), (len(names), len(set(names))))
         self.assertEqual(["batch64-stages1", "batch16-stages1", "batch4-stages1", "batch1-stages1"],
                          names[:4])
-        old = {"runs": runs}
-        self.assertEqual([], manifest.same_study(old, {"runs": runs[::-1]}))
-        self.assertEqual(["runs"], manifest.same_study(old, {"runs": runs[1:]}))
+        old = {"runs": runs, "program": {"sha256": "1"}}
+        self.assertEqual([], manifest.same_study(old, {**old, "runs": runs[::-1]}))
+        self.assertEqual(["runs"], manifest.same_study(old, {**old, "runs": runs[1:]}))
 
     def test_what_the_sanitiser_changes_is_said_of_greedy_outputs(self):
         make_results(self.folder)
@@ -338,6 +413,15 @@ class Results(harness.ProgramTest):
         write_lines(self.folder / "verdicts.jsonl", verdicts[::-1])
         with self.assertRaisesRegex(data.DataError, "score it again"):
             metrics.read(self.folder)
+
+    def test_tabs_are_spaces_as_evalplus_has_them(self):
+        write_lines(self.folder / "out.jsonl", [{
+            "custom_id": "Mbpp/2#0", "error": None, "response": {"body": {
+                "choices": [{"message": {"content": "if x:\n\treturn"}, "token_ids": [1],
+                             "finish_reason": "stop"}], "usage": {"prompt_tokens": 9}}}}])
+        (_, found), = collect.outputs_of_run(self.folder / "out.jsonl",
+                                             plan.Run("r", "greedy", 1, 1, 2, 1))
+        self.assertEqual("if x:\n    return", found["text"])
 
     def test_equal_outputs_are_one_line(self):
         same, other = {"text": "a", "token_ids": [1]}, {"text": "a", "token_ids": [2]}
@@ -366,6 +450,7 @@ class Verify(harness.ProgramTest):
         changes = {"verdicts.jsonl": ('"base": "timeout"', '"base": "pass"'),
                    "generations.jsonl": ('"finish": "stop"', '"finish": "length"'),
                    "runs/batch4-stages1.json": ('"generation_s": 1.5', '"generation_s": 1.25'),
+                   "runs/batch1-stages1.json": ('"generated": 6', '"generated": 7'),
                    "bench/stages1.json": ('"median": 8.0', '"median": 8.5'),
                    "results.json": ('"passed": 2', '"passed": 3'),
                    "claims.json": ("2.0 tokens/s", "3.0 tokens/s"),
@@ -502,6 +587,40 @@ class Carry(harness.ProgramTest):
         (begun / "out.jsonl").unlink()
         gathered()
         self.assertFalse((results / "unfinished").exists())
+
+    def test_an_interrupted_restore_is_done_again(self):
+        there, work = self.folder / "there", self.folder / "work"
+        make_results(there)
+        (there / "verdicts.jsonl").unlink()  # as an interrupted report leaves it
+        for broken in (work, work.with_name("work.part")):
+            (broken / "runs" / "batch1-stages1").mkdir(parents=True)
+            (broken / "runs" / "batch1-stages1" / "out.jsonl").write_text("{")
+        carry.restore(there, work)
+        self.assertEqual({"Mbpp/2#0", "Mbpp/3#0"},
+                         generate.done_in(work / "runs" / "batch1-stages1" / "out.jsonl"))
+        self.assertTrue((work / "manifest.json").exists())
+        self.assertFalse(work.with_name("work.part").exists())
+
+    def test_a_round_with_a_peer_is_of_one_machine(self):
+        setting = generate.Setting(None, None, self.folder, None, 0)
+        peers = [peer.Peer("first", ""), peer.Peer("second", "")]
+        run = plan.Run("peer-batch4", "greedy", 4, 1, 2, 2)
+        here, elsewhere = manifest.machine(), {**manifest.machine(), "boot": "another"}
+
+        def leave(machine, labels):
+            shutil.rmtree(self.folder / "runs", ignore_errors=True)
+            write_json(self.folder / "runs" / run.name / "pieces.json", [{"machine": machine}])
+            for label in labels:
+                path = peer.facts_file(setting, peer.Peer(label, ""), 4)
+                write_json(path, {"machine": machine})
+                path.with_suffix(".jsonl").write_text("")
+            peer.forget_elsewhere(setting, run, peers)
+            return [(self.folder / "runs" / run.name).exists(),
+                    peer.facts_file(setting, peers[0], 4).exists()]
+
+        self.assertEqual([True, True], leave(here, ["first"]))
+        self.assertEqual([False, False], leave(elsewhere, ["first"]))
+        self.assertEqual([True, True], leave(elsewhere, ["first", "second"]))  # it is finished
 
     def test_where_no_study_is(self):
         done = subprocess.run([STUDY / "reproduce.sh", "--go-on", self.folder],

@@ -39,7 +39,8 @@ def journal_of(path, generations):
 
 
 def keep_verdicts(results, generations, journal_file):
-    """The verdicts of a results folder into the journal of scoring, which may have others."""
+    """The verdicts of a results folder into the journal of scoring, which may have others. There
+    are none where the report was interrupted."""
     journal_file.parent.mkdir(parents=True, exist_ok=True)
     with verdicts.Journal(journal_file) as book:
         for folder, scored in ((results, generations),
@@ -57,7 +58,10 @@ def keep_verdicts(results, generations, journal_file):
 
 
 def restore(results, work):
-    """Fills the folder, which has no study yet, and the folder of scoring beside it."""
+    """Fills the folder, which has no manifest yet, and the folder of scoring beside it. It can be
+    done again where it was interrupted."""
+    study, work = work, work.with_name(work.name + ".part")
+    shutil.rmtree(work, ignore_errors=True)
     made = metrics.load_json(results / "manifest.json")
     generations = data.read_json_lines(results / "generations.jsonl")
     of_run = lambda name: [g for g in generations if name in g["runs"]]
@@ -70,13 +74,21 @@ def restore(results, work):
     for path in sorted((results / "bench").glob("*.json")):
         (work / "bench").mkdir(parents=True, exist_ok=True)
         generate.write_whole(work / "bench" / path.name, path.read_text(encoding="utf-8"))
-    for path in sorted((results / "endpoint").glob("*.jsonl")):
+    for path in sorted((results / "endpoint").glob("*.json*")):
         (work / "endpoint").mkdir(parents=True, exist_ok=True)
-        generate.write_whole(work / "endpoint" / path.name, journal_of(path, of_run(path.stem)))
+        text = journal_of(path, of_run(path.stem)) if path.suffix == ".jsonl" else \
+            path.read_text(encoding="utf-8")
+        generate.write_whole(work / "endpoint" / path.name, text)
     for path in sorted((results / "unfinished").glob("*/")):
         shutil.copytree(path, work / "runs" / path.name)
     keep_verdicts(results, generations, work.parent / "scoring" / "verdicts.jsonl")
     for key in ("missing_runs", "finished"):
         made.pop(key, None)
+    work.mkdir(exist_ok=True)
+    study.mkdir(parents=True, exist_ok=True)
+    for source in work.iterdir():
+        shutil.rmtree(study / source.name, ignore_errors=True)
+        source.rename(study / source.name)
     # Last: a folder without it holds no study.
-    generate.write_whole(work / "manifest.json", json.dumps(made, indent=1) + "\n")
+    generate.write_whole(study / "manifest.json", json.dumps(made, indent=1) + "\n")
+    work.rmdir()

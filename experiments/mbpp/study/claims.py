@@ -58,17 +58,22 @@ def speed_claims(files, results):
                     f"{pieces_of(speed)}.", rate, "tokens/s", file)
         yield Claim(f"cpu.{name}", f"{place} generated {per_cpu:.1f} tokens for each second of "
                     "processor time.", per_cpu, "tokens/CPU s", file)
-        others = speed["others_cpu_share"]
-        yield Claim(f"others.{name}", f"During {name}, other programs took {100 * others:.0f} % of "
-                    "the machine's processor time.", others, "share", file)
+        shared = speed["shared_share"]
+        yield Claim(f"shared.{name}", f"{100 * shared:.0f} % of the prompt tokens of {name} were "
+                    "taken over from requests whose prompts begin alike.", shared, "share", file)
+        yield others_claim(name, speed["others_cpu_share"], file)
         yield from latency_claims(name, place, speed["latency_s"], file)
+
+
+def others_claim(name, share, file):
+    return Claim(f"others.{name}", f"During {name}, other programs took {100 * share:.0f} % of the "
+                 "machine's processor time.", share, "share", file)
 
 
 def latency_claims(name, place, latency, file):
     for key, seconds in (latency or {}).items():
-        if key != "requests":
-            yield Claim(f"latency.{name}.{key}", f"{place}: {key[1:]} % of requests were in flight "
-                        f"for at most {seconds:.1f} s.", seconds, "s", file)
+        yield Claim(f"latency.{name}.{key}", f"{place}: {key[1:]} % of requests were in flight for "
+                    f"at most {seconds:.1f} s.", seconds, "s", file)
 
 
 FIXED_WORDS = {"prefill": "prefilled", "decode": "decoded",
@@ -114,15 +119,15 @@ def accuracy_claims(results):
                               "generations.jsonl, as-is/verdicts.jsonl")
 
 
-def samples_claims(results):
-    for name, found in results["pass_at_k"].items():
+def samples_claims(runs, prefix=""):
+    for name, found in runs.items():
         for k, by_tests in found["k"].items():
             for tests, value in by_tests.items():
                 text = (f"{name}: pass@{k} of the {tests} tests is {percent(value['value'])} % "
                         f"({percent(value['low'])} to {percent(value['high'])}), "
                         f"{found['samples']} samples of each of {found['tasks']} tasks.")
-                yield Claim(f"pass{k}.{name}.{tests}", text, value["value"], "share", VERDICTS,
-                            value["low"], value["high"], "95 %, bootstrap over tasks")
+                yield Claim(f"{prefix}pass{k}.{name}.{tests}", text, value["value"], "share",
+                            VERDICTS, value["low"], value["high"], "95 %, bootstrap over tasks")
 
 
 PARTS = {"token_ids": "token ids", "texts": "texts", "base": "base verdicts",
@@ -183,6 +188,10 @@ def beside_claims(name, place, peer, file):
     yield Claim(f"ratio.{name}", f"headrace at batch {peer['concurrency']} on the same tasks "
                 f"({run}) generated {ratio:.2f} times the tokens/s of {place}.", ratio, "ratio",
                 f"{file}, runs/{run}.json")
+    yield others_claim(name, peer["others_cpu_share"], f"endpoint/{name}.json")
+    yield Claim(f"prompts.{name}", f"{place} counted another number of prompt tokens than headrace "
+                f"in {other['prompt_tokens']} of {other['requests']} requests.",
+                other["prompt_tokens"], "requests", "generations.jsonl")
     yield Claim(f"against.{name}", f"{place}: {other['texts']} of {other['requests']} texts are "
                 "other than headrace's.", other["texts"], "requests", "generations.jsonl")
 
@@ -199,7 +208,9 @@ def published_claims():
 def claims_of(files, results):
     """{id: Claim}"""
     found = [*speed_claims(files, results), *fixed_claims(results), *accuracy_claims(results),
-             *samples_claims(results), *difference_claims(results["differences"], PARTS),
+             *samples_claims(results["pass_at_k"]),
+             *samples_claims(results["pass_at_k_of_common_tasks"], "common."),
+             *difference_claims(results["differences"], PARTS),
              *most_different(results["differences"]), *prompt_claims(results),
              *peer_claims(results), *difference_claims(results["peer_differences"], ["texts"]),
              *published_claims()]

@@ -8,13 +8,18 @@ whose tokens are the same in every run has one line.
     draw       which sample of the task, 0 for greedy
     sample     number of the line among those of its task in this file (what scoring counts by)
     runs       names of the runs
-    text       after the prefill, cut at the stop string
+    text       after the prefill, cut at the stop string, tabs as four spaces
     token_ids  generated tokens, the end-of-sequence token or those of the stop string included;
                null where the program does not tell them
 """
 import json
 
 from study import data, journal
+
+
+def without_tabs(text):
+    """As EvalPlus 0.3.1 does with what a model it runs has written (evalplus/provider/vllm.py)."""
+    return text.replace("\t", "    ")
 
 
 def outputs_of_run(path, run):
@@ -27,7 +32,7 @@ def outputs_of_run(path, run):
         body = record["response"]["body"]
         choice = body["choices"][0]
         yield (run.kind, task_id, int(draw)), {
-            "text": choice["message"]["content"], "token_ids": choice["token_ids"],
+            "text": without_tabs(choice["message"]["content"]), "token_ids": choice["token_ids"],
             "finish": choice["finish_reason"], "prompt_tokens": body["usage"]["prompt_tokens"]}
 
 
@@ -37,7 +42,7 @@ def outputs_of_endpoint(records):
         if record["text"] is not None:
             usage = record["usage"]
             yield ("endpoint", record["task_id"], record["draw"]), {
-                "text": record["text"], "token_ids": None, "finish": record["finish"],
+                "text": without_tabs(record["text"]), "token_ids": None, "finish": record["finish"],
                 "prompt_tokens": usage["prompt_tokens"]}
 
 

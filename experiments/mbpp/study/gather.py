@@ -3,7 +3,7 @@ import datetime
 import json
 import shutil
 
-from study import carry, collect, data, generate, metrics
+from study import carry, collect, data, generate, metrics, peer
 
 
 def finished_runs(setting, study_plan, tasks):
@@ -28,8 +28,18 @@ def keep_unfinished(setting, study_plan, finished, results):
                 shutil.copyfile(source / name, target / name)
 
 
+def is_unfinished_peer(setting, study_plan, made, name):
+    """Of a peer that was interrupted: it begins anew where the study goes on."""
+    names = [peer.journal_name(label, run.batch) for label in made.get("peers", {})
+             for run in study_plan.peer_runs]
+    return name in names and not (setting.work / "endpoint" / f"{name}.json").exists()
+
+
 def gather(setting, study_plan, made, tasks, results):
-    """The measured files, without what only this machine understands."""
+    """The measured files, without what only this machine understands. The verdicts, which are of
+    other generations now, have to come back by scoring."""
+    for name in ("verdicts.jsonl", "as-is/verdicts.jsonl"):
+        (results / name).unlink(missing_ok=True)
     finished = finished_runs(setting, study_plan, tasks)
     for folder in ("runs", "bench", "endpoint"):
         shutil.rmtree(results / folder, ignore_errors=True)
@@ -46,10 +56,14 @@ def gather(setting, study_plan, made, tasks, results):
         shutil.copyfile(source, results / "bench" / source.name)
     for source in sorted((setting.work / "endpoint").glob("*.jsonl")):
         records = data.read_json_lines(source)
+        if is_unfinished_peer(setting, study_plan, made, source.stem):
+            continue
         named.append((source.stem, list(collect.outputs_of_endpoint(records))))
         collect.write(results / "endpoint" / source.name,
                       [{key: value for key, value in record.items() if key != "text"}
                        for record in records])
+    for source in sorted((setting.work / "endpoint").glob("*.json")):
+        shutil.copyfile(source, results / "endpoint" / source.name)
     found = collect.distinct(named)
     collect.write(results / "generations.jsonl",
                   collect.lines_of(found, [task.task_id for task in tasks]))

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import time
 
-from study import follow, prompts
+from study import follow, manifest, prompts
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 DEVICE = ("--device", "cpu")  # the study is of CPUs, on a machine with a GPU as well
+TIMED_SHARE = 0.75  # of the requests of a run; with less it is done again
 STOPPED = 75  # exit code of headrace, and of this study: start it again
 
 
@@ -125,7 +126,7 @@ class Processors:
 def piece_of(report, finished, others, started):
     """What is kept of headrace's report on one piece of a run; no paths."""
     stages = report["stages"]
-    return {"outcome": report["outcome"], "started": started,
+    return {"outcome": report["outcome"], "started": started, "machine": manifest.machine(),
             "load_s": report["load_s"], "generation_s": report["generation_s"],
             "tokens": report["tokens"], "requests": report["requests"],
             "cpu_s": round(sum(stage["cpu_s"] for stage in stages), 3),
@@ -168,11 +169,18 @@ def one_piece(setting, run, folder, resume):
     return code, piece_of(report, finished, processors.share_of_others(), started)
 
 
+def pieces_of(setting, run):
+    """Those that left a report; a piece that was killed has none."""
+    path = setting.work / "runs" / run.name / "pieces.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
 def is_done(setting, run, tasks):
-    """Whether the run has a result for each of its requests, and at least one piece with times."""
-    folder = setting.work / "runs" / run.name
+    """Whether the run has a result for each of its requests, and times of nearly all."""
     wanted = {request["custom_id"] for request in requests_of(run, tasks)}
-    return wanted <= done_in(folder / "out.jsonl") and (folder / "pieces.json").exists()
+    timed = {name for piece in pieces_of(setting, run) for name in piece["finished_s"]}
+    return (wanted <= done_in(setting.work / "runs" / run.name / "out.jsonl")
+            and len(timed) >= TIMED_SHARE * len(wanted))
 
 
 def generate(setting, run, tasks, say):
@@ -183,17 +191,16 @@ def generate(setting, run, tasks, say):
     folder.mkdir(parents=True, exist_ok=True)
     requests = requests_of(run, tasks)
     wanted = {request["custom_id"] for request in requests}
-    results, pieces_file = folder / "out.jsonl", folder / "pieces.json"
+    results = folder / "out.jsonl"
     done = done_in(results)
-    if wanted <= done:  # killed between its last result and its report: there are no times
+    if wanted <= done:  # killed between its last result and its report: too few have times
         shutil.rmtree(folder)
         return generate(setting, run, tasks, say)
     say(f"{run.name}: {len(done)} of {len(wanted)} requests are done")
     write_whole(folder / "in.jsonl", "".join(json.dumps(request) + "\n" for request in requests))
     code, piece = one_piece(setting, run, folder, resume=results.exists())
     if piece:
-        pieces = json.loads(pieces_file.read_text()) if pieces_file.exists() else []
-        write_whole(pieces_file, json.dumps([*pieces, piece]))
+        write_whole(folder / "pieces.json", json.dumps([*pieces_of(setting, run), piece]))
     if setting.child.stop:
         raise Stopped
     missing = wanted - done_in(results)
@@ -226,6 +233,7 @@ def bench(setting, plan, ranks, threads, say):
         raise RunError(f"headrace bench ended with exit code {code}; see {target.with_name('log')}")
     report = json.loads(fresh.read_text())
     report["model"] = setting.model.name
+    report["machine"] = manifest.machine()
     report["others_cpu_share"] = processors.share_of_others()
     write_whole(target, json.dumps(report, indent=1) + "\n")
     fresh.unlink()

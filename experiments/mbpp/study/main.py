@@ -50,10 +50,11 @@ def plan_of(arguments, tasks):
     return plan.full(len(tasks), qwen_prompt="qwen" in arguments.model.name.lower())
 
 
-def add_peers(setting, peers, made):
-    """How the other programs were started, into the manifest."""
+def add_peers(setting, peers, about, made):
+    """How the other programs were built and started, into the manifest."""
     for other in peers:
-        made.setdefault("peers", {})[other.label] = {"command": other.command_without_folders()}
+        made.setdefault("peers", {})[other.label] = {"command": other.command_without_folders(),
+                                                     "about": about}
     if peers:
         generate.write_whole(setting.work / "manifest.json", json.dumps(made, indent=1) + "\n")
 
@@ -90,6 +91,7 @@ def run_all(setting, study_plan, peers, data_file, tasks):
         generate.generate(setting, run, tasks, say)
     # In turn, so that both sides meet the same machine.
     for run in study_plan.peer_runs if peers else ():
+        peer.forget_elsewhere(setting, run, peers)
         generate.generate(setting, run, tasks, say)
         for other in peers:
             peer.run(setting, other, run.batch, run.tasks, data_file,
@@ -146,7 +148,7 @@ def study(arguments):
             say(f"going on from {arguments.go_on}")
             carry.restore(arguments.go_on, arguments.work)
         made = begin(setting, study_plan, arguments.data, tasks)
-        add_peers(setting, arguments.peer, made)
+        add_peers(setting, arguments.peer, arguments.peer_about, made)
         results = results_folder(arguments, made)
         if not arguments.report:
             run_all(setting, study_plan, arguments.peer, arguments.data, tasks)
@@ -180,6 +182,7 @@ def parse(arguments):
     parser.add_argument("--tasks", type=int, metavar="N", help="only the first N")
     parser.add_argument("--peer", type=peer.parse, action="append", default=[],
                         metavar="LABEL=COMMAND", help="a server to run in turn with headrace")
+    parser.add_argument("--peer-about", metavar="TEXT", help="what the servers are, for the report")
     parser.add_argument("--check", type=folder, metavar="RESULTS")
     parser.add_argument("--go-on", type=folder, metavar="RESULTS",
                         help="of an unfinished study that --work does not have")

@@ -1,6 +1,7 @@
 """manifest.json: what was run, on what, with which parameters."""
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -29,6 +30,14 @@ def cpu_facts():
     return {"model": field("model name"), "logical_cores": os.cpu_count(),
             "usable_cores": len(os.sched_getaffinity(0)),
             "vector_flags": [flag for flag in known if flag in field("flags").split()]}
+
+
+def machine():
+    """Which machine this is, since it was started last: rates of two do not compare."""
+    cpu = cpu_facts()
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    return {"cpu": cpu["model"], "vector_flags": cpu["vector_flags"],
+            "usable_cores": cpu["usable_cores"], "boot": hashlib.sha256(boot).hexdigest()[:12]}
 
 
 def memory_bytes():
@@ -105,13 +114,15 @@ def make(name, setting, plan, data_file, tasks):
 def same_study(old, new):
     """What must be equal for a study to go on where it stopped; names of what is not.
 
-    The order of the runs is free."""
+    The order of the runs is free; of the program, only its bytes count."""
     keys = ("program", "model", "data", "sampling", "runs", "fixed_length", "tasks")
 
     def text(made, key):
         value = made.get(key)
         if key == "runs":
             value = sorted(value or [], key=lambda run: run["name"])
+        if key == "program":
+            value = value["sha256"]
         return json.dumps(value, sort_keys=True)
 
     return [key for key in keys if text(old, key) != text(new, key)]

@@ -7,6 +7,7 @@
     runs/NAME.json                  the pieces of each run: times, tokens, when each result came
     bench/stagesN.json              headrace bench
     endpoint/NAME.jsonl             journals of endpoint.py, texts taken out (study/journal.py)
+    endpoint/NAME.json              of a server that the study itself ran (study/peer.py)
 """
 import dataclasses
 import itertools
@@ -29,6 +30,7 @@ class Files:
     runs: dict       # name: {"run": fields of Run, "pieces": [...]}
     bench: dict      # "stages1": report of headrace bench
     endpoints: dict  # name: records of the journal
+    peer_facts: dict  # name: how the study ran that server; only for servers that it ran
 
 
 def load_json(path):
@@ -46,7 +48,9 @@ def read(results):
         runs={path.stem: load_json(path) for path in sorted((results / "runs").glob("*.json"))},
         bench={path.stem: load_json(path) for path in sorted((results / "bench").glob("*.json"))},
         endpoints={path.stem: data.read_json_lines(path)
-                   for path in sorted((results / "endpoint").glob("*.jsonl"))})
+                   for path in sorted((results / "endpoint").glob("*.jsonl"))},
+        peer_facts={path.stem: load_json(path)
+                    for path in sorted((results / "endpoint").glob("*.json"))})
     check_order(results, files.generations, files.verdicts)
     if files.as_is:
         check_order(results / "as-is", scored_as_is(files.generations), files.as_is)
@@ -86,11 +90,12 @@ def share(passed, count):
     return {"passed": passed, "tasks": count, "value": passed / count, "low": low, "high": high}
 
 
-def accuracy(outputs):
-    """pass@1 of a run with one output for each task."""
-    verdicts = [passes(verdict) for _, verdict in outputs.values()]
-    return {"base": share(sum(base for base, _ in verdicts), len(verdicts)),
-            "plus": share(sum(plus for _, plus in verdicts), len(verdicts)),
+def accuracy(outputs, asked=None):
+    """pass@1 of a run with one output for each task; a task without an output is not passed.
+    asked: how many tasks there were, where some may have no output."""
+    verdicts, asked = [passes(verdict) for _, verdict in outputs.values()], asked or len(outputs)
+    return {"base": share(sum(base for base, _ in verdicts), asked),
+            "plus": share(sum(plus for _, plus in verdicts), asked),
             "cut_at_limit": sum(g["finish"] == "length" for g, _ in outputs.values())}
 
 
@@ -111,38 +116,50 @@ def pass_at_ks(outputs):
     return {"tasks": len(tasks), "samples": least, "k": found}
 
 
+def pass_at_ks_of_common(runs):
+    """The same over the tasks that all runs have, where there are several runs."""
+    if len(runs) < 2:
+        return {}
+    tasks = set.intersection(*({task_id for task_id, _ in outputs} for outputs in runs.values()))
+    if not tasks:
+        return {}
+    return {name: pass_at_ks({key: value for key, value in outputs.items() if key[0] in tasks})
+            for name, outputs in runs.items()}
+
+
 def latency_of(run, order):
-    """Percentiles over the pieces that were not cut short: those end all that they begin."""
-    values = []
-    for piece in run["pieces"]:
-        if piece["outcome"] == "done":
-            taken = [name for name in order if name in piece["finished_s"]]
-            values += follow.latencies(taken, piece["finished_s"], run["run"]["batch"]).values()
-    if not values:
+    """Percentiles; of a run that was interrupted there are none, for its pieces begin and end with
+    fewer requests in flight."""
+    finished = run["pieces"][0]["finished_s"]
+    if len(run["pieces"]) > 1 or len(finished) < len(order):
         return None
-    return {"requests": len(values),
-            **{f"p{p}": round(estimates.percentile(values, p / 100), 3) for p in PERCENTILES}}
+    values = list(follow.latencies(order, finished, run["run"]["batch"]).values())
+    return {f"p{p}": round(estimates.percentile(values, p / 100), 3) for p in PERCENTILES}
 
 
 def speed(run, outputs):
-    """Tokens over time of the whole run: ramp-up, stragglers and all. Loading is not in it."""
+    """Tokens over time of the whole run: ramp-up, stragglers and all. Loading is not in it, nor are
+    tokens that an interruption threw away; the time that they took is."""
     pieces = run["pieces"]
     seconds = sum(piece["generation_s"] for piece in pieces)
-    generated = sum(piece["tokens"]["generated"] for piece in pieces)
+    timed = {name for piece in pieces for name in piece["finished_s"]}
+    names = {f"{task_id}#{draw}": generation
+             for (task_id, draw), (generation, _) in outputs.items()}
+    generated = sum(len(names[name]["token_ids"]) for name in timed)
     prompt = sum(piece["tokens"]["prompt"] for piece in pieces)
     shared = sum(piece["tokens"]["shared"] for piece in pieces)  # not computed
     cpu = sum(piece["cpu_s"] for piece in pieces)
-    order = [f"{task_id}#{draw}" for task_id, draw in outputs]
     return {"requests": len(outputs), "pieces": len(pieces), "seconds": seconds,
             "generated": generated, "prompt": prompt,
-            "shared": shared, "generated_per_s": generated / seconds,
+            "shared": shared, "shared_share": shared / prompt,
+            "generated_per_s": generated / seconds,
             "tokens_per_s": (generated + prompt - shared) / seconds,
             "requests_per_s": sum(p["requests"]["done"] for p in pieces) / seconds,
             "cpu_s": cpu, "generated_per_cpu_s": generated / cpu,
             "others_cpu_share": sum(p["others_cpu_share"] * p["generation_s"]
                                     for p in pieces) / seconds,
-            "untimed_requests": len(outputs) - sum(p["requests"]["done"] for p in pieces),
-            "latency_s": latency_of(run, order)}
+            "untimed_requests": len(outputs) - len(timed),
+            "latency_s": latency_of(run, list(names))}
 
 
 def compare(ours, theirs):
@@ -152,6 +169,8 @@ def compare(ours, theirs):
     ids = [(a["token_ids"], b["token_ids"]) for (a, _), (b, _) in pairs]
     known = all(a is not None and b is not None for a, b in ids)
     return {"requests": len(common),
+            "prompt_tokens": sum(a["prompt_tokens"] != b["prompt_tokens"]
+                                 for (a, _), (b, _) in pairs),
             "token_ids": sum(a != b for a, b in ids) if known else None,
             "texts": sum(a["text"] != b["text"] for (a, _), (b, _) in pairs),
             "base": sum(passes(v)[0] != passes(w)[0] for (_, v), (_, w) in pairs),
@@ -196,10 +215,12 @@ def endpoint_speed(records):
                           for p in PERCENTILES} if good else None}
 
 
-def is_twin(header, mine, headrace):
-    """The same requests on the same machine, in turn."""
-    is_here = header["api"] == "completions" and header["host"] == "127.0.0.1"
-    return bool(is_here and mine and headrace and mine.keys() == headrace.keys())
+def is_twin(facts, mine, run, headrace):
+    """The same requests on the same machine, in turn. facts: where the study ran the server itself,
+    on its own model file."""
+    if not facts or not mine or not headrace or mine.keys() != headrace.keys():
+        return False
+    return all(piece["machine"] == facts["machine"] for piece in run["pieces"])
 
 
 def peers(files, outputs, speeds):
@@ -209,12 +230,15 @@ def peers(files, outputs, speeds):
         entry = endpoint_speed(records)
         mine = outputs.get(name)
         twin = f"peer-batch{entry['concurrency']}"
-        if is_twin(records[0], mine, outputs.get(twin)) and entry["generated_per_s"]:
+        facts = files.peer_facts.get(name)
+        if facts:
+            entry["others_cpu_share"] = facts["others_cpu_share"]
+        if is_twin(facts, mine, files.runs.get(twin), outputs.get(twin)):
             entry["headrace_run"] = twin
             entry["headrace_over_it"] = speeds[twin]["generated_per_s"] / entry["generated_per_s"]
             entry["against_headrace"] = compare(outputs[twin], mine)
         if mine:
-            entry["accuracy"] = accuracy(mine)
+            entry["accuracy"] = accuracy(mine, entry["requests"])
         found[name] = entry
     return found
 
@@ -239,6 +263,8 @@ def results_of(files):
                                                              or kinds[name] == "qwen-prompt")},
         "pass_at_k": {name: pass_at_ks(outputs[name]) for name, kind in kinds.items()
                       if kind == "sampled"},
+        "pass_at_k_of_common_tasks": pass_at_ks_of_common(
+            {name: outputs[name] for name, kind in kinds.items() if kind == "sampled"}),
         "speed": speeds,
         "fixed_length": {name: fixed_length(report) for name, report in files.bench.items()},
         "differences": [entry for kind in ("greedy", "sampled") for entry in differences(

@@ -1,14 +1,16 @@
 """Another program on the same model file, behind an OpenAI-compatible endpoint of its own."""
 import dataclasses
 import http.client
+import json
 import pathlib
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
 import time
 
-from study import data, generate, journal
+from study import data, generate, journal, manifest
 
 START_S = 300  # for loading the model
 CONTEXT = 2048  # tokens of one sequence: the longest prompt and 768 more
@@ -33,8 +35,13 @@ def parse(text):
     return Peer(label, command)
 
 
-def journal_name(peer, concurrency):
-    return f"{peer.label}-c{concurrency}"
+def journal_name(label, concurrency):
+    return f"{label}-c{concurrency}"
+
+
+def facts_file(setting, peer, concurrency):
+    """How the peer was run; it is there when the journal beside it is complete."""
+    return setting.work / "endpoint" / f"{journal_name(peer.label, concurrency)}.json"
 
 
 def free_port():
@@ -72,16 +79,31 @@ def start(peer, model, concurrency, log):
     return process, port
 
 
+def forget_elsewhere(setting, run, peers):
+    """A round of one batch size is of one machine: what another one has done of a round that is
+    not finished begins anew."""
+    facts = [facts_file(setting, peer, run.batch) for peer in peers]
+    if all(path.exists() for path in facts):
+        return
+    here = manifest.machine()
+    elsewhere = lambda machine: machine != here
+    for path in facts:
+        if path.exists() and elsewhere(json.loads(path.read_text())["machine"]):
+            path.unlink()
+            path.with_suffix(".jsonl").unlink()
+    if any(elsewhere(piece["machine"]) for piece in generate.pieces_of(setting, run)):
+        shutil.rmtree(setting.work / "runs" / run.name)
+
+
 def run(setting, peer, concurrency, tasks, data_file, system, say):
     """Brings the journal of this concurrency to its end."""
-    folder = setting.work / "endpoint"
-    folder.mkdir(parents=True, exist_ok=True)
-    output = folder / f"{journal_name(peer, concurrency)}.jsonl"
-    done = folder / f"{journal_name(peer, concurrency)}.done"
-    if done.exists():
+    facts = facts_file(setting, peer, concurrency)
+    facts.parent.mkdir(parents=True, exist_ok=True)
+    if facts.exists():
         return
+    output, processors = facts.with_suffix(".jsonl"), generate.Processors()
     say(f"{peer.label} at concurrency {concurrency}")
-    with open(folder / f"{peer.label}.log", "ab") as log:
+    with open(facts.with_name(f"{peer.label}.log"), "ab") as log:
         server, port = start(peer, setting.model, concurrency, log)
         try:
             code = setting.child.run(
@@ -97,4 +119,6 @@ def run(setting, peer, concurrency, tasks, data_file, system, say):
     if code not in (0, 1) or all(record["text"] is None for record in answered):
         raise generate.RunError(f"{peer.label} gave no answers (endpoint.py: exit code {code}); "
                                 f"see {output} and {log.name}")
-    done.touch()
+    generate.write_whole(facts, json.dumps({
+        "machine": manifest.machine(), "command": peer.command_without_folders(),
+        "others_cpu_share": processors.share_of_others()}, indent=1) + "\n")

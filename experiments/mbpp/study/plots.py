@@ -25,7 +25,7 @@ def svg_of(figure):
 def batch_axis(axes, batches):
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(batches), [str(batch) for batch in sorted(batches)])
-    axes.set_xlabel("batch size (concurrency for other programs)")
+    axes.set_xlabel("batch size")
 
 
 def greedy_by_stages(files, results):
@@ -55,14 +55,29 @@ def speed(files, results):
             axes.errorbar(xs, [rate["median"] for rate in rates], yerr=spread, fmt="s--", capsize=3,
                           color=f"C{ranks - 1}", alpha=0.6, label=f"fixed length, {ranks} stage(s)")
             batches.update(xs)
-    peers = {}
-    for peer in results["peers"].values():
-        if peer["generated_per_s"]:
-            point = peer["concurrency"], peer["generated_per_s"]
-            peers.setdefault(peer["label"], []).append(point)
-    for index, (label, points) in enumerate(sorted(peers.items())):
-        axes.plot(*zip(*sorted(points)), "x:", color=f"C{index + 3}", label=label)
     batch_axis(axes, batches)
+    axes.set_ylabel("generated tokens/s")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return svg_of(figure)
+
+
+def peers(files, results):
+    """headrace and the servers that ran in turn with it, on the same tasks."""
+    points = {}
+    for peer in results["peers"].values():
+        if "headrace_run" in peer:
+            batch = peer["concurrency"]
+            points.setdefault(peer["label"], {})[batch] = peer["generated_per_s"]
+            mine = results["speed"][peer["headrace_run"]]["generated_per_s"]
+            points.setdefault("headrace", {})[batch] = mine
+    if not points:
+        return None
+    figure, axes = pyplot.subplots(figsize=SIZE)
+    for index, (label, rates) in enumerate(sorted(points.items())):
+        axes.plot(*zip(*sorted(rates.items())), "o-", color=f"C{index}", label=label)
+    batch_axis(axes, {batch for rates in points.values() for batch in rates})
+    axes.set_xlabel("batch size of headrace, concurrency of the others")
     axes.set_ylabel("generated tokens/s")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
@@ -110,7 +125,7 @@ def latency(files, results):
     return svg_of(figure)
 
 
-PLOTS = {"speed": speed, "accuracy": accuracy, "latency": latency}
+PLOTS = {"speed": speed, "accuracy": accuracy, "latency": latency, "peers": peers}
 
 
 def draw(files, results):

@@ -2,7 +2,8 @@
 
 TITLES = {"speed": "Generated tokens per second over the batch size",
           "accuracy": "pass@1 over the batch size",
-          "latency": "Seconds that a request is in flight"}
+          "latency": "Seconds that a request is in flight",
+          "peers": "Generated tokens per second of the first tasks, beside other programs"}
 
 
 class Figures:
@@ -51,10 +52,10 @@ def latency_cell(figures, name):
     return " / ".join(cells)
 
 
-def main_table(files, results, figures, published):
+def main_table(files, figures, published):
     heads = ["", "batch", "stages × threads", "tok/s, whole run", "tok/CPU s",
              "tok/s, fixed length", "prefill tok/s", "decode tok/s", "latency s, p50 / p90 / p99",
-             "pass@1 base, %", "pass@1 plus, %", "token ids that differ"]
+             "prompt tokens shared, %", "pass@1 base, %", "pass@1 plus, %", "token ids that differ"]
     runs = main_runs(files)
     first, rows = runs[0][0], []
     for name, run in runs:
@@ -64,18 +65,16 @@ def main_table(files, results, figures, published):
             figures.number(f"speed.{name}"), figures.number(f"cpu.{name}"),
             figures.spread(f"{fixed}.generated"), figures.number(f"{fixed}.prefill"),
             figures.number(f"{fixed}.decode"), latency_cell(figures, name),
+            figures.percent(f"shared.{name}", interval=False),
             figures.percent(f"pass1.{name}.base"), figures.percent(f"pass1.{name}.plus"),
             "reference" if name == first else figures.count(f"differ.{first}.{name}.token_ids")])
-    for name, peer in results["peers"].items():
-        rows.append([f"{peer['label']}, {peer['done']} tasks", f"c = {peer['concurrency']}", "–",
-                     figures.number(f"speed.{name}"), "–", "–", "–", "–",
-                     latency_cell(figures, name), figures.percent(f"pass1.{name}.base"),
-                     figures.percent(f"pass1.{name}.plus"), "–"])
     for index, row in enumerate(published):
-        rows.append([row["name"] + ("" if row["run"] else ", *not run*"), *["–"] * 8,
+        rows.append([row["name"] + ("" if row["run"] else ", *not run*"), *["–"] * 9,
                      figures.percent(f"published.{index}.base", interval=False),
                      figures.percent(f"published.{index}.plus", interval=False), "–"])
-    return table(heads, rows)
+    pieces = [figures.text(f"speed.{name}") for name, _ in runs
+              if len(files.runs[name]["pieces"]) > 1]
+    return "\n".join([table(heads, rows)] + [f"\n{text}" for text in pieces])
 
 
 def short_table(files, figures):
@@ -119,11 +118,29 @@ def answer(files, results, figures):
     shares = ", ".join(figures.percent(f"pass1.{runs[0][0]}.{tests}") + f" % {tests}"
                        for tests in ("base", "plus"))
     lines.append(f"- pass@1 (greedy, 95 % interval in brackets): {shares}.")
+    lines += [f"- {line}" for line in sampled_answer(files, results, figures)]
     if figures.text("differ.most"):
         equal = figures.count("differ.most") == "0"
         lines.append(f"- {figures.text('differ.most')}"
-                     + " Batch size and stage count change the speed only." * equal)
+                     + " Of these requests, batch size and stage count changed the speed only."
+                     * equal)
     return "\n".join(lines)
+
+
+def sampled_answer(files, results, figures):
+    """pass@k over the batch size: of the tasks that all sampled runs have."""
+    found = results["pass_at_k_of_common_tasks"]
+    runs = [(files.runs[name]["run"], name) for name in found]
+    runs = sorted((run["batch"], name) for run, name in runs if run["ranks"] == 1)
+    if not runs:
+        return
+    first = found[runs[0][1]]
+    for k in first["k"]:
+        cells = ", ".join(f"{figures.percent(f'common.pass{k}.{name}.base', interval=False)} / "
+                          f"{figures.percent(f'common.pass{k}.{name}.plus', interval=False)} at "
+                          f"batch {batch}" for batch, name in runs)
+        yield (f"pass@{k} of {first['samples']} samples of each of {first['tasks']} tasks, base / "
+               f"plus, %: {cells}.")
 
 
 def method(files, scoring):
@@ -154,17 +171,26 @@ def method(files, scoring):
   much another run would: that is in the last column."""
 
 
-def samples(files, results, figures):
+def samples_table(runs, figures, prefix=""):
     rows = []
-    for name, found in results["pass_at_k"].items():
+    for name, found in runs.items():
         for k in found["k"]:
             rows.append([name, f"{found['tasks']} × {found['samples']}", k,
-                         figures.percent(f"pass{k}.{name}.base"),
-                         figures.percent(f"pass{k}.{name}.plus"), figures.number(f"speed.{name}")])
-    if not rows:
-        return None
-    return "## pass@k\n\n" + table(["run", "tasks × samples", "k", "base, %", "plus, %",
-                                    "tok/s, whole run"], rows)
+                         figures.percent(f"{prefix}pass{k}.{name}.base"),
+                         figures.percent(f"{prefix}pass{k}.{name}.plus"),
+                         figures.number(f"speed.{name}")])
+    return table(["run", "tasks × samples", "k", "base, %", "plus, %", "tok/s, whole run"], rows)
+
+
+def samples(results, figures):
+    parts = []
+    if results["pass_at_k"]:
+        parts += ["## pass@k", samples_table(results["pass_at_k"], figures)]
+    common = results["pass_at_k_of_common_tasks"]
+    if common and len({found["tasks"] for found in results["pass_at_k"].values()}) > 1:
+        parts += ["The same of the tasks that all of these runs have:",
+                  samples_table(common, figures, "common.")]
+    return "\n\n".join(parts) or None
 
 
 def same_tokens(results, figures):
@@ -182,22 +208,47 @@ def same_tokens(results, figures):
     return "\n".join(lines)
 
 
-def peers(results, figures):
+def peer_table(results, figures):
+    """A row for each server, and one for headrace's run of the same tasks."""
+    rows, shown = [], set()
+    for name, peer in sorted(results["peers"].items(), key=lambda item: item[1]["concurrency"]):
+        twin, batch = peer.get("headrace_run"), str(peer["concurrency"])
+        if twin and twin not in shown:
+            shown.add(twin)
+            rows.append(["headrace", batch, figures.number(f"speed.{twin}"),
+                         latency_cell(figures, twin), figures.percent(f"pass1.{twin}.base"),
+                         figures.percent(f"pass1.{twin}.plus")])
+        if twin:
+            rows.append([peer["label"], batch, figures.number(f"speed.{name}"),
+                         latency_cell(figures, name), figures.percent(f"pass1.{name}.base"),
+                         figures.percent(f"pass1.{name}.plus")])
+    return table(["", "batch, concurrency", "tok/s, whole run", "latency s, p50 / p90 / p99",
+                  "pass@1 base, %", "pass@1 plus, %"], rows)
+
+
+def peers(files, results, figures):
     beside, hosted = [], []
     for name, peer in results["peers"].items():
-        texts = [figures.text(f"{key}.{name}") for key in ("speed", "ratio", "against", "failed")]
+        texts = [figures.text(f"{key}.{name}")
+                 for key in ("speed", "ratio", "against", "prompts", "failed", "others")]
         lines = beside if "headrace_run" in peer else hosted
         lines += [f"- {text}" for text in texts if text]
     stands_in = ("Concurrency of the client stands in for the batch size, which an endpoint does "
                  "not have.")
     parts = []
     if beside:
+        abouts = {entry["about"] for entry in files.manifest["peers"].values()
+                  if entry["about"]}
         parts.append("## Beside another program\n\nThe same file, prompts and stop strings on the "
-                     "same machine; headrace and the other program ran in turn. "
-                     f"{stands_in}\n\n" + "\n".join(beside))
+                     "same machine; headrace and the other program ran in turn, once each. "
+                     f"{stands_in} headrace's time is from its first step to its last; a "
+                     "server's is its client's, with HTTP and tokenising in it. headrace computes "
+                     "in float32. Programs may count the last token of an answer or not. "
+                     + " ".join(sorted(abouts)) + "\n\n" + peer_table(results, figures) + "\n\n"
+                     + "\n".join(beside))
     if hosted:
         parts.append("## Other endpoints\n\nThe same tasks, but another model, machine or prompt, "
-                     f"or not all of them answered. {stands_in}\n\n" + "\n".join(hosted))
+                     f"or server, or not all of them answered. {stands_in}\n\n" + "\n".join(hosted))
     return "\n\n".join(parts) or None
 
 
@@ -229,6 +280,8 @@ def explanations(files, results, figures):
             for which in ("a", "b"):
                 lines.append(f"- Prompt: {figures.text(f'prompt.{tests}.only-{entry[which]}')}")
     lines.append(f"- Limit: {figures.text(f'cut.{runs[0]}')}")
+    own_names = {report["name"] for report in files.bench.values() if report.get("name")}
+    lines += [f"- Weights: the file says of itself that it is \"{name}\"." for name in own_names]
     lines.append("- Quantisation is not isolated here: the published figures are of bf16 weights, "
                  "and only the quantised file was run. What prompt and sanitiser leave unexplained "
                  "is quantisation, the other differences of the harnesses, and chance together.")
@@ -252,15 +305,22 @@ def not_shown(files, figures):
 
 
 def machines(files):
-    """Where a study went on elsewhere, on other processors."""
-    of_cpu = {}
-    for name, run in files.runs.items():
-        for cpu in sorted({stage["cpu"] for piece in run["pieces"] for stage in piece["stages"]}):
-            of_cpu.setdefault(cpu, []).append(name)
-    if len(of_cpu) < 2:
-        return "- One kind of machine.\n"
-    parts = "; ".join(f"{cpu}: {', '.join(names)}" for cpu, names in sorted(of_cpu.items()))
-    return f"- Runs were on processors of different kinds, whose rates do not compare: {parts}.\n"
+    """Where a study went on elsewhere."""
+    measured = [(name, piece["machine"]) for name, run in files.runs.items()
+                for piece in run["pieces"]]
+    measured += [(f"fixed length, {name}", report["machine"])
+                 for name, report in files.bench.items()]
+    measured += [(name, facts["machine"]) for name, facts in files.peer_facts.items()]
+    names, kinds = {}, {}
+    for name, machine in measured:
+        names.setdefault(machine["boot"], {})[name] = None  # each once
+        kinds[machine["boot"]] = (f"{machine['usable_cores']} cores of {machine['cpu']} "
+                                  f"({', '.join(machine['vector_flags'])})")
+    if len(names) < 2:
+        return "- One machine.\n"
+    parts = "; ".join(f"{kinds[boot]}: {', '.join(found)}" for boot, found in names.items())
+    return (f"- {len(names)} machines, or one that was started {len(names)} times, between which "
+            f"rates compare badly: {parts}.\n")
 
 
 def missing_runs(files):
@@ -281,8 +341,8 @@ def markdown(files, results, claims, scoring, published, plots):
     figures = Figures(claims)
     pictures = [f"![{TITLES[name]}]({name}.svg)" for name in plots]
     parts = [question(files.manifest), answer(files, results, figures), method(files, scoring),
-             "## Table", main_table(files, results, figures, published), *pictures,
-             samples(files, results, figures), same_tokens(results, figures),
-             peers(results, figures), beside_published(files, results, figures, published),
+             "## Table", main_table(files, figures, published), *pictures,
+             samples(results, figures), same_tokens(results, figures),
+             peers(files, results, figures), beside_published(files, results, figures, published),
              not_shown(files, figures), again()]
     return "\n\n".join(part for part in parts if part) + "\n"

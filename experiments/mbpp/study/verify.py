@@ -46,8 +46,18 @@ def verify(results):
     wrong += [f"claims.json{line}" for line in different(
         {claim["id"]: claim for claim in stored},
         {claim.id: as_json(claim.record()) for claim in found.values()})]
+    wrong += wrong_tokens(files, computed)
     wrong += wrong_reports(results, files, computed, found)
     return wrong, len(found)
+
+
+def wrong_tokens(files, computed):
+    """Of a run in one piece, headrace's own count must be that of the token ids."""
+    return [f"runs/{name}.json: {run['pieces'][0]['tokens']['generated']} generated tokens, "
+            f"{computed['speed'][name]['generated']} token ids in generations.jsonl"
+            for name, run in files.runs.items() if len(run["pieces"]) == 1
+            and not computed["speed"][name]["untimed_requests"]
+            and run["pieces"][0]["tokens"]["generated"] != computed["speed"][name]["generated"]]
 
 
 def wrong_reports(results, files, computed, found):
