@@ -9,6 +9,7 @@ if [[ $# != 1 || $1 == -h || $1 == --help ]]; then
   sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
   exit $(($# == 1 ? 0 : 2))
 fi
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$1"
 folder=$(realpath "$1")
 version=0.3.36
@@ -40,13 +41,13 @@ nice cmake --build "$folder/build" --target llama-server -j "$(nproc)" >"$folder
 
 # The Python package without a library of its own: it finds the one above.
 python3 -m venv "$folder/venv"
-CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" "$folder/venv/bin/python" -m pip install --quiet \
-  --disable-pip-version-check "$source[server]" >&2
+install=("$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps)
+"${install[@]}" --require-hashes --only-binary=:all: -r "$here/requirements-peer.txt" >&2
+CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" "${install[@]}" --no-build-isolation "$source" >&2
 
 python="env LLAMA_CPP_LIB_PATH=$folder/build/bin $folder/venv/bin/python"
 echo "The servers are of llama-cpp-python $version, its llama.cpp compiled on this machine for its CPU" \
-  "by $(c++ --version | head -n 1) but without AMX (peer.sh says why), its Python packages" \
-  "$("$folder/venv/bin/python" -m pip list --format=freeze 2>/dev/null | grep -E '^(fastapi|uvicorn|numpy|pydantic)==' | paste -sd ' ')." >"$folder/about"
+  "by $(c++ --version | head -n 1) without AMX (peer.sh says why)." >"$folder/about"
 cat >"$folder/commands.part" <<END
 llama-server=$folder/build/bin/llama-server --model {model} --host 127.0.0.1 --port {port} --threads $threads --threads-batch $threads --parallel {concurrency} --ctx-size {contexts} --flash-attn on
 llama_cpp.server=$python -m llama_cpp.server --model {model} --host 127.0.0.1 --port {port} --n_threads $threads --n_threads_batch $threads --n_ctx {context} --flash_attn true

@@ -63,9 +63,9 @@ def full(tasks, qwen_prompt):
     if qwen_prompt:
         runs.append(Run("qwen-prompt-batch64-stages1", "qwen-prompt", 64, 1, 2, tasks))
     by_batch = min(tasks, SAMPLED_TASKS_BY_BATCH)
-    runs.append(Run("sampled-batch16-stages2", "sampled", 16, 2, 1, by_batch, SAMPLES))
     runs += [Run(f"sampled-batch{batch}-stages1", "sampled", batch, 1, 2, by_batch, SAMPLES)
              for batch in (16, 4, 1)]
+    runs.append(Run("sampled-batch16-stages2", "sampled", 16, 2, 1, by_batch, SAMPLES))
     runs += [run for run in largest_first if run.ranks != 1]
     return Plan(tuple(runs), peer_runs(tasks, PEER_BATCHES), BATCHES, bench_repeat=3,
                 bench_tokens=128)

@@ -186,10 +186,11 @@ def samples(results, figures):
     parts = []
     if results["pass_at_k"]:
         parts += ["## pass@k", samples_table(results["pass_at_k"], figures)]
-    common = results["pass_at_k_of_common_tasks"]
-    if common and len({found["tasks"] for found in results["pass_at_k"].values()}) > 1:
-        parts += ["The same of the tasks that all of these runs have:",
-                  samples_table(common, figures, "common.")]
+    wider = {name: found for name, found in results["pass_at_k_of_common_tasks"].items()
+             if results["pass_at_k"][name]["tasks"] > found["tasks"]}
+    if wider:
+        parts += ["Of the tasks that all of these runs have:",
+                  samples_table(wider, figures, "common.")]
     return "\n\n".join(parts) or None
 
 
