@@ -4,11 +4,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cctype>
 #include <cerrno>
 #include <cstdlib>
 #include <ctime>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
@@ -35,6 +37,12 @@ std::set<fs::path> mapped_segments(const fs::path& process) {
     segments.insert(line.substr(begin));
   }
   return segments;
+}
+
+// What Open MPI puts into the names of a host's files: with its domain or without.
+std::set<std::string> names_of(const std::string& host) {
+  const std::string user = "." + std::to_string(geteuid());
+  return {host + user, host.substr(0, host.find('.')) + user};
 }
 
 // The entries of a directory that begin with `prefix`, are this user's, and are older than `age`.
@@ -107,10 +115,20 @@ void Launcher::remove_files() {
   }
 }
 
+std::string own_host() {
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  return name;
+}
+
 void remove_leftovers_of_dead_jobs(const fs::path& shared_memory, const fs::path& temporary,
-                                   std::chrono::seconds age) {
+                                   const std::string& host, std::chrono::seconds age) {
   std::error_code ignored;
-  const std::vector<fs::path> segments = old_entries(shared_memory, kSegment, age);
+  std::vector<fs::path> segments;
+  for (const std::string& name : names_of(host)) {
+    std::ranges::copy(old_entries(shared_memory, kSegment + name + ".", age),
+                      std::back_inserter(segments));
+  }
   if (!segments.empty()) {
     std::set<fs::path> in_use;
     for (fs::directory_iterator it("/proc", ignored), end; it != end; it.increment(ignored)) {
@@ -121,12 +139,13 @@ void remove_leftovers_of_dead_jobs(const fs::path& shared_memory, const fs::path
       if (!in_use.contains(segment)) fs::remove(segment, ignored);
     }
   }
-  for (const fs::path& host : old_entries(temporary, kSessions, std::chrono::seconds(0))) {
-    for (const fs::path& session : old_entries(host, kSession, age)) {
+  for (const std::string& name : names_of(host)) {
+    const fs::path sessions = temporary / (kSessions + name);
+    for (const fs::path& session : old_entries(sessions, kSession, age)) {
       const pid_t mpirun = std::atoi(session.filename().c_str() + std::string(kSession).size());
       if (mpirun > 0 && kill(mpirun, 0) != 0 && errno == ESRCH) fs::remove_all(session, ignored);
     }
-    fs::remove(host, ignored);  // if it is empty
+    fs::remove(sessions, ignored);  // if it is empty
   }
 }
 

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <mutex>
 #include <set>
+#include <string>
 #include <thread>
 
 namespace headrace {
@@ -41,12 +42,16 @@ class Launcher {
   std::thread thread_;
 };
 
-// Removes what jobs of this user whose processes are all gone have left (killed while MPI itself
-// was starting, say): shared memory segments in `shared_memory` that no process has mapped, and
-// session directories of mpirun processes that are gone in `temporary`. Nothing younger than `age`
-// is touched: a job that starts now makes its files before it maps them.
+// Removes what jobs of this user on this host whose processes are all gone have left (killed while
+// MPI itself was starting, say): shared memory segments in `shared_memory` that no process has
+// mapped, and session directories of mpirun processes that are gone in `temporary`. What bears the
+// name of another host than `host` stays: its processes cannot be seen from here. So does what is
+// younger than `age`: a job that starts now makes its files before it maps them.
 void remove_leftovers_of_dead_jobs(const std::filesystem::path& shared_memory,
-                                   const std::filesystem::path& temporary,
+                                   const std::filesystem::path& temporary, const std::string& host,
                                    std::chrono::seconds age = std::chrono::minutes(2));
+
+// As gethostname() says.
+std::string own_host();
 
 }  // namespace headrace

@@ -169,10 +169,8 @@ Bytes bytes_of(const std::string& text) {
 
 // The host of each rank, on every rank.
 std::vector<std::string> exchange_hosts(Communicator& communicator) {
-  char own[256] = "";
-  gethostname(own, sizeof own - 1);
   std::string names;
-  for (const Bytes& host : gather(communicator, bytes_of(own))) {
+  for (const Bytes& host : gather(communicator, bytes_of(own_host()))) {
     names.append(reinterpret_cast<const char*>(host.data()), host.size());
     names += '\0';
   }

@@ -25,8 +25,6 @@
 namespace headrace {
 namespace {
 
-constexpr int kLargestBatch = 65536;
-
 struct BenchArguments {
   BenchOptions bench;
   RunArguments shared;

@@ -124,7 +124,7 @@ void add_generate(CLI::App& app, int& exit_code) {
 
   sub->add_option("--max-batch", run.max_batch,
                   "Sequences in flight over the whole pipeline (default: what memory allows)")
-      ->check(positive);
+      ->check(batch_size());
   sub->add_option("--order", a->order, "Which waiting request goes first")
       ->check(CLI::IsMember({"longest", "input"}))
       ->capture_default_str();

@@ -29,6 +29,9 @@ constexpr double kMost = std::numeric_limits<double>::max();
 CLI::Validator positive_number() {
   return number_check("a number above 0", std::numeric_limits<double>::min(), kMost);
 }
+CLI::Validator batch_size() {
+  return number_check("a number from 1 to " + std::to_string(kLargestBatch), 1, kLargestBatch);
+}
 CLI::Validator number_from_0() { return number_check("a number from 0 on", 0, kMost); }
 CLI::Validator number_from_0_to_1() { return number_check("a number from 0 to 1", 0, 1); }
 

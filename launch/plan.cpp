@@ -60,7 +60,7 @@ void add_plan(CLI::App& app, int& exit_code) {
   add_model_option(*sub, a->run);
   sub->add_option("--max-batch", a->run.max_batch,
                   "Sequences in flight over the whole pipeline (default: what is fastest)")
-      ->check(positive_number());
+      ->check(batch_size());
   sub->add_option("--tokens", a->tokens,
                   "Prompt and generated tokens of a sequence (default: 1024)")
       ->check(positive_number());

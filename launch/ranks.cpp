@@ -48,7 +48,8 @@ int run_as_rank(double peer_timeout, const std::function<int(const Wires&)>& ran
     return rank_main({*transport, *transport});
   }
   std::error_code no_folder;
-  remove_leftovers_of_dead_jobs("/dev/shm", std::filesystem::temp_directory_path(no_folder));
+  remove_leftovers_of_dead_jobs("/dev/shm", std::filesystem::temp_directory_path(no_folder),
+                                own_host());
   MpiTransport transport(peer_timeout, [](const std::string& why) {
     spdlog::error("{}", why);
     _exit(kExitTryAgain);

@@ -45,8 +45,7 @@ Desk::Desk(const GenerateOptions& options, const Rank& rank, Communicator& commu
       communicator_(communicator),
       tokenizer_(Tokenizer::open(options.model)),
       reader_(open_input(options)),
-      results_(results_options(), {rank.checkpoint().config().name, rank.checkpoint().fingerprint(),
-                                   options.defaults, rank.numerics()}),
+      results_(results_options(), manifest(rank)),
       preparer_(rank.checkpoint().config(), tokenizer_.get(), chat_template(),
                 std::min(rank.limits().kv_pages, rank.limits().sequence_pages) * kPageTokens),
       progress_(count_requests(options) - results_.resumed(), options.progress),
@@ -76,8 +75,23 @@ ResultsFile::Options Desk::results_options() const {
       return tokenizer_->decode(std::vector{token}, false);
     };
     results.token_raw_bytes = [this](int token) { return std::string(tokenizer_->bytes(token)); };
+    results.is_special = [this](int token) { return tokenizer_->is_special(token); };
   }
   return results;
+}
+
+Manifest Desk::manifest(const Rank& rank) const {
+  Manifest made;
+  made.model_name = rank.checkpoint().config().name;
+  made.model_fingerprint = rank.checkpoint().fingerprint();
+  made.defaults = options_.defaults;
+  made.numerics = rank.numerics();
+  if (tokenizer_) made.tokenizer = tokenizer_->fingerprint();
+  if (const auto chat = chat_template()) {
+    made.chat_prompt = chat->render({{"user", kSampleMessage}});
+  }
+  made.token_ids = options_.token_ids;
+  return made;
 }
 
 std::optional<ChatTemplate> Desk::chat_template() const {
@@ -103,11 +117,11 @@ Coordinator::Fed Desk::next(bool idle) {
     auto line = next_line();
     if (!line) return Coordinator::NoMore{};
     if (const auto* bad = std::get_if<BadLine>(&*line)) {
-      if (!results_.has(bad->custom_id)) failed(*bad);
+      if (!results_.has(bad->custom_id, bad->digest)) failed(*bad);
       continue;
     }
     auto& request = std::get<Request>(*line);
-    if (results_.has(request.custom_id)) continue;
+    if (results_.has(request.custom_id, request.digest)) continue;
     auto prepared = preparer_.prepare(std::move(request));
     if (auto* ready = std::get_if<PreparedRequest>(&prepared)) return std::move(*ready);
     failed(std::get<BadLine>(prepared));
@@ -125,6 +139,7 @@ std::optional<std::variant<Request, BadLine>> Desk::next_line() {
   if (std::exchange(prompt_taken_, true)) return std::nullopt;
   Request request;
   request.custom_id = "prompt";
+  request.digest = line_digest((options_.chat ? "chat: " : "text: ") + *options_.prompt);
   request.max_tokens = options_.defaults.max_tokens;
   request.ignore_eos = options_.defaults.ignore_eos;
   request.sampling = options_.defaults.sampling;

@@ -38,6 +38,7 @@ class Desk {
  private:
   static std::optional<RequestReader> open_input(const GenerateOptions& options);
   ResultsFile::Options results_options() const;
+  Manifest manifest(const Rank& rank) const;
   std::optional<ChatTemplate> chat_template() const;
   ScheduleLimits in_order(ScheduleLimits limits) const;
   bool plain_text() const { return options_.prompt && options_.output == "-"; }

@@ -11,6 +11,7 @@ namespace headrace {
 namespace {
 
 constexpr uint64_t kLeastMargin = 512 << 20;
+constexpr int kLeastMajor = 8;  // compute capability that engine/device/cuda is built for
 
 }  // namespace
 
@@ -38,6 +39,13 @@ ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
       throw ResourceMissing("--device " + options.device + ": there " +
                             (count == 1 ? "is 1 GPU" : "are " + std::to_string(count) + " GPUs") +
                             ", numbered from 0");
+    }
+    const DeviceFacts facts = module->facts(chosen.number);
+    if (facts.major < kLeastMajor) {
+      throw ResourceMissing("GPU " + std::to_string(chosen.number) + " (" + facts.name +
+                            ") has compute capability " + std::to_string(facts.major) + "." +
+                            std::to_string(facts.minor) + ", headrace needs " +
+                            std::to_string(kLeastMajor) + ".0 or newer");
     }
     chosen.module = std::move(module);
   } catch (const ResourceMissing& e) {

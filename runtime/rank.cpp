@@ -4,7 +4,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "comm/error.h"
 #include "engine/error.h"
@@ -13,7 +12,6 @@
 #include "headrace/version.h"
 #include "runtime/demand.h"
 #include "runtime/open_model.h"
-#include "runtime/plan/agreement.h"
 #include "runtime/plan/host_memory.h"
 #include "runtime/report/host_facts.h"
 
@@ -88,9 +86,9 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
     const OffloadPlace place{options.disk, options.disk_budget};
     disk_room_ = OffloadFile::room(place, *checkpoint_, range_, layout_, ranks.ranks_on_host());
   }
-  const Workload wanted =
-      workload_of(options, from_rank_0(ranks, requests), checkpoint_->config(), ranks.size());
-  other_ = other_memory();
+  const RequestSizes sizes = from_rank_0(ranks, requests);
+  const Workload wanted = workload_of(options, sizes, checkpoint_->config(), ranks.size());
+  other_ = other_memory(sizes.answer * wanted.sequences);
   choose_device();
   choose_hops();
   if (!device_choice_) refuse_what_does_not_fit(wanted);
@@ -100,11 +98,12 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   say_plan();
 }
 
-OtherMemory Rank::other_memory() const {
+OtherMemory Rank::other_memory(int64_t answers) const {
   OtherMemory other;
   if (!options_.trace.empty()) other.trace = kTraceBytes;
   if (!options_.takes_requests || !wires_.is_first()) return other;
   other.requests = kReadAheadBytes;
+  other.answers = static_cast<uint64_t>(answers);
   if (checkpoint_->format() != "synthetic") {
     other.tokenizer = tokenizer_bytes(checkpoint_->config().vocab_size);
   }
@@ -288,30 +287,42 @@ void Rank::open_offload_file() {
                                         [](const std::string& line) { spdlog::info("{}", line); });
 }
 
-void Rank::settle(Workload workload, bool build) {
-  plan_ = make_plan(workload, build);
+Agreement Rank::agree_on_plan() {
   const auto room_for_one = [this] {
     if (plan_.sizes.kv_disk_pages > 0) return plan_.sizes.kv_staging_pages;
     const bool passes = plan_.device && plan_.device->sizes.has_passing_pages();
     return passes ? plan_.device->sizes.kv_window : plan_.kv_pages();
   };
-  const Agreement agreed =
-      agree(wires_.communicator,
-            {HEADRACE_VERSION,
-             checkpoint_->fingerprint(),
-             headrace::numerics(options_),
-             schedule_text(options_),
-             {plan_.kv_pages(), room_for_one(), plan_.sizes.slots, plan_.sizes.step_rows, ""},
-             math()});
-  math_of_all_ = agreed.math;
-  if (plan_.device && agreed.slots < plan_.sizes.slots) {
-    plan_.sizes.slots = static_cast<int>(agreed.slots);  // it has room for these and more
-  } else if (agreed.slots < plan_.sizes.slots) {         // another rank has room for fewer
-    workload.sequences = static_cast<int>(agreed.slots);
-    workload.exact = true;
-    plan_ = make_plan(workload, build);
-    plan_.sizes.slots = std::min(plan_.sizes.slots, workload.sequences);
+  return agree(wires_.communicator,
+               {HEADRACE_VERSION,
+                checkpoint_->fingerprint(),
+                headrace::numerics(options_),
+                schedule_text(options_),
+                {plan_.kv_pages(), room_for_one(), plan_.sizes.slots, plan_.sizes.step_rows, ""},
+                math()});
+}
+
+// Another rank has room for fewer sequences.
+void Rank::plan_for_fewer(Workload workload, bool build) {
+  if (plan_.device) {
+    plan_.sizes.slots = workload.sequences;  // it has room for these and more
+    return;
   }
+  workload.exact = true;
+  plan_ = make_plan(workload, build);
+  plan_.sizes.slots = std::min(plan_.sizes.slots, workload.sequences);
+}
+
+void Rank::settle(Workload workload, bool build) {
+  plan_ = make_plan(workload, build);
+  Agreement agreed = agree_on_plan();
+  // Who plans anew may have smaller steps or fewer pages for one sequence than it had said.
+  for (int64_t slots = -1; agreed.slots != slots; agreed = agree_on_plan()) {
+    slots = agreed.slots;
+    workload.sequences = static_cast<int>(slots);
+    if (slots < plan_.sizes.slots) plan_for_fewer(workload, build);
+  }
+  math_of_all_ = agreed.math;
   if (plan_.device && agreed.kv_pages < plan_.sizes.kv_pages) {
     DeviceStage::Sizes& sizes = plan_.device->sizes;
     const ModelConfig& config = checkpoint_->config();
@@ -328,9 +339,6 @@ void Rank::settle(Workload workload, bool build) {
   } else if (plan_.sizes.kv_disk_pages == 0 && agreed.kv_pages < plan_.sizes.kv_pages) {
     plan_.sizes.kv_pages = agreed.kv_pages;
     plan_.kv = Stage::kv_bytes(checkpoint_->config(), range_, plan_.sizes);
-  }
-  if (plan_.kv_pages() < agreed.kv_pages || plan_.sizes.slots < agreed.slots) {
-    throw std::logic_error("a plan for fewer sequences has less room than the one for more");
   }
   limits_.slots = plan_.sizes.slots;
   limits_.groups = std::min(wires_.communicator.size(), limits_.slots);

@@ -16,6 +16,7 @@
 #include "runtime/hops.h"
 #include "runtime/pipeline/pipeline.h"
 #include "runtime/pipeline/stage.h"
+#include "runtime/plan/agreement.h"
 #include "runtime/plan/device_plan.h"
 #include "runtime/plan/memory_plan.h"
 #include "runtime/plan/other_memory.h"
@@ -72,7 +73,7 @@ class Rank {
  private:
   Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
        int cores);
-  OtherMemory other_memory() const;
+  OtherMemory other_memory(int64_t answers) const;
   void refuse_what_does_not_fit(const Workload& wanted) const;
   void choose_device();
   void choose_hops();
@@ -90,6 +91,8 @@ class Rank {
   void measure_kv_disk(const StagePlan& plan, uint64_t part);
   void open_offload_file();
   void load_weights();
+  Agreement agree_on_plan();
+  void plan_for_fewer(Workload workload, bool build);
   void settle(Workload workload, bool build);
   void settle_sharing();
   void say_plan() const;

@@ -14,6 +14,8 @@
 
 namespace headrace {
 
+inline constexpr int kLargestBatch = 65536;  // sequences in flight: what is kept of each must fit
+
 // Of the attention to KV pages in host memory, what a rank with a GPU may leave to its CPU; see
 // DeviceLimits.
 struct HostShare {

@@ -216,6 +216,7 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
     layer_ = resident_layer(unit, host_.acquire_layer(layer));
     host_.release_layer(layer);
     if (placement_.half_rows) expand(layer_);
+    fill_ahead(layer);
     return layer_;
   }
   if (filled_.empty()) fill(layer);
@@ -230,7 +231,20 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
     release_layer(layer);  // the slot is free as soon as that is done
     layer_slot_.reset();
   }
+  fill_ahead(layer);
   return layer_;
+}
+
+// Queued before what is computed with this layer: whoever waits for that, as the CPU's attention
+// does, would hold up the copies of the next ones. The disk is not waited for here.
+void DeviceWeights::fill_ahead(int layer) {
+  const size_t room = slots_.size() - (layer_slot_ ? 1 : 0);
+  int next = filled_.empty() ? layer : filled_.back().layer;
+  while (++next < host_.layout().range.end_layer && filled_.size() < room) {
+    if (placement_.has(host_.layout().layer_unit(next))) continue;
+    if (host_.is_streamed(next)) return;
+    fill(next);
+  }
 }
 
 // The stream computes with one layer after the other, so that all have the same place.

@@ -24,6 +24,11 @@ class TimedDevice::Stream final : public DeviceStream {
   void count_op() {
     device_.moved_on_();
     if (track_ != Track::kGpu || device_.recording_ || ++ops_ % kOpsOfAMark != 0) return;
+    // It may be that nobody ever waits for this stream as a whole.
+    while (marks_.size() >= kMostMarks && marks_.front()->is_reached()) {
+      unused_.push_back(std::move(marks_.front()));
+      marks_.pop_front();
+    }
     if (unused_.empty()) unused_.push_back(device_.make_event());
     device_.device_->record(*stream_, *unused_.back());
     marks_.push_back(std::move(unused_.back()));

@@ -87,6 +87,7 @@ class TimedDevice final : public Device {
   void find_base(DeviceStream& stream);
 
   static constexpr int kOpsOfAMark = 32;
+  static constexpr size_t kMostMarks = 64;  // of a stream, beside those that are not reached yet
   void collect();
 
   std::unique_ptr<Device> device_;

@@ -70,6 +70,8 @@ class WeightStore final : public WeightSource {
   using UseRows = std::function<void(const PackedMatrix& matrix, std::span<const LookUp> rows)>;
   void look_up(std::span<const int32_t> ids, const UseRows& use);
 
+  // Whether acquiring it waits for the disk.
+  bool is_streamed(int layer) const { return placement_.streamed[layout_.layer_unit(layer)] != 0; }
   const EmbeddingWeights& embedding() const { return embedding_; }
   const HeadWeights& head() const { return head_; }
   const StageRange& range() const { return layout_.range; }

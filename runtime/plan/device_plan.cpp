@@ -237,7 +237,10 @@ class DevicePlanner {
     plan.all_weights = layout_.image_bytes() + vectors;
     std::vector<bool> elsewhere = sizes.weights.resident;
     for (size_t u = 0; u < elsewhere.size(); ++u) {
-      if (layout_.units[u].kind != WeightUnit::Kind::kLayer) elsewhere[u] = false;
+      const WeightUnit& unit = layout_.units[u];  // the host looks up tokens, and projects
+      if (unit.kind == WeightUnit::Kind::kEmbedding || unit.find(Role::kProjectOut)) {
+        elsewhere[u] = false;
+      }
     }
     const WeightLayout rest = without(layout_, elsewhere);
     const uint64_t fixed = vectors + plan.activations + plan.other + plan.kv + kOnTheWay +

@@ -11,6 +11,10 @@ uint64_t custom_id_hash(std::string_view custom_id) {
   return XXH3_64bits(custom_id.data(), custom_id.size());
 }
 
+uint64_t custom_id_hash(std::string_view custom_id, uint64_t digest) {
+  return XXH3_64bits_withSeed(custom_id.data(), custom_id.size(), digest);
+}
+
 namespace {
 
 // 0 marks a free slot, so the one id that hashes to 0 shares the place of those that hash to 1.
@@ -18,9 +22,9 @@ uint64_t occupied(uint64_t hash) { return hash == 0 ? 1 : hash; }
 
 }  // namespace
 
-bool IdSet::contains(std::string_view custom_id) const {
+bool IdSet::contains_hash(uint64_t hash) const {
   if (slots_.empty()) return false;
-  const uint64_t hash = occupied(custom_id_hash(custom_id));
+  hash = occupied(hash);
   return slots_[slot_of(hash)] == hash;
 }
 

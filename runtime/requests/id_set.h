@@ -14,16 +14,21 @@ namespace headrace {
 
 // The same on every machine and in every version: it stands in results files ("batch_req_<hex>").
 uint64_t custom_id_hash(std::string_view custom_id);
+// Of an id with the digest of its line.
+uint64_t custom_id_hash(std::string_view custom_id, uint64_t digest);
 
 // Open addressing, at most three quarters full: 11 to 21 bytes an id. One thread.
 class IdSet {
  public:
   // False if it was there already.
   bool insert(std::string_view custom_id) { return insert_hash(custom_id_hash(custom_id)); }
-  bool contains(std::string_view custom_id) const;
+  bool contains(std::string_view custom_id) const {
+    return contains_hash(custom_id_hash(custom_id));
+  }
   size_t size() const { return size_; }
 
   bool insert_hash(uint64_t hash);
+  bool contains_hash(uint64_t hash) const;
 
  private:
   size_t slot_of(uint64_t hash) const;

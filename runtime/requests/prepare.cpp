@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "runtime/error.h"
+
 namespace headrace {
 namespace {
 
@@ -27,7 +29,9 @@ std::variant<PreparedRequest, BadLine> RequestPreparer::prepare(Request request)
     request.prompt = {};  // many of them may wait
     return PreparedRequest{std::move(request), std::move(tokens)};
   } catch (const Refused& refused) {
-    return BadLine{request.custom_id, "invalid_request", refused.what()};
+    return BadLine{request.custom_id, "invalid_request", refused.what(), request.digest};
+  } catch (const TextError& error) {
+    return BadLine{request.custom_id, "invalid_request", error.what(), request.digest};
   }
 }
 
@@ -89,7 +93,8 @@ void RequestPreparer::check_limits(const Request& request, int64_t prompt_tokens
   if (total > kv_tokens_) {
     throw Refused("prompt and max_tokens need " + std::to_string(total) +
                   " tokens of KV cache and there is room for " + std::to_string(kv_tokens_) +
-                  "; lower max_tokens, or give more memory (--host-memory) or ranks");
+                  "; lower max_tokens, or run this request with more memory (--host-memory) or "
+                  "ranks and into another --output");
   }
   for (const auto& [id, bias] : request.sampling.logit_bias) {
     if (id < 0 || id >= config_.vocab_size) {

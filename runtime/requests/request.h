@@ -44,6 +44,7 @@ using Prompt = std::variant<std::string, std::vector<int>, std::vector<ChatMessa
 
 struct Request {
   std::string custom_id;  // unique in the file; "line-<n>" where the line has none
+  uint64_t digest = 0;    // of what was asked, see line_digest()
   Endpoint endpoint = Endpoint::kCompletions;
   Prompt prompt;
   std::string model;  // as the line says, echoed in the result; may be empty
@@ -59,6 +60,7 @@ struct BadLine {
   std::string custom_id;  // "line-<n>" where the line has none or cannot be parsed
   std::string code;       // "invalid_json", "invalid_request", "duplicate_custom_id", ...
   std::string message;    // names the line number and the field, and the cure
+  uint64_t digest = 0;    // as of a Request
 };
 
 // What a line gets when it does not say otherwise (command line defaults).

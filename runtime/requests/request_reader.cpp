@@ -10,6 +10,9 @@
 #include <utility>
 #include <vector>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include "engine/error.h"
 #include "runtime/error.h"
 #include "runtime/requests/id_set.h"
@@ -59,8 +62,10 @@ struct RequestReader::Impl {
     if (fd != STDIN_FILENO) ::close(fd);
   }
 
+  bool take_part();
+  bool has_line() const;
   bool read_line(std::string& text, bool& too_long);
-  bool refill();
+  void refill();
   void make_unique(std::variant<Request, BadLine>& item);
 
   const std::string path;
@@ -71,9 +76,15 @@ struct RequestReader::Impl {
   std::vector<char> buffer = std::vector<char>(kReadBytes);
   size_t used = 0;    // of the buffer's bytes, how many are read out
   size_t filled = 0;  // and how many there are
+  bool at_end = false;
+
+  // The line that is being read: what was taken out of the buffer.
+  std::string part;
+  bool has_part = false;
+  bool part_too_long = false;  // its bytes are passed over, not kept
 };
 
-bool RequestReader::Impl::refill() {
+void RequestReader::Impl::refill() {
   ssize_t count = 0;
   do {
     count = ::read(fd, buffer.data(), buffer.size());
@@ -85,31 +96,36 @@ bool RequestReader::Impl::refill() {
   }
   used = 0;
   filled = static_cast<size_t>(count);
-  return count > 0;
+  at_end = count == 0;
 }
 
-// The next line without its break; false at the end. The bytes of a line that is too long are
-// passed over, not kept.
-bool RequestReader::Impl::read_line(std::string& text, bool& too_long) {
-  text.clear();
-  too_long = false;
-  bool any = false;
-  while (used < filled || refill()) {
-    any = true;
-    const char* const begin = buffer.data() + used;
-    const void* const found = std::memchr(begin, '\n', filled - used);
-    const char* const end =
-        found == nullptr ? buffer.data() + filled : static_cast<const char*>(found);
-    const auto count = static_cast<size_t>(end - begin);
-    if (text.size() + count > kMaxLineBytes) {
-      too_long = true;
-      std::string().swap(text);
-    }
-    if (!too_long) text.append(begin, count);
-    used += count + (found == nullptr ? 0 : 1);
-    if (found != nullptr) break;
+bool RequestReader::Impl::has_line() const {
+  return std::memchr(buffer.data() + used, '\n', filled - used) != nullptr;
+}
+
+// Moves what the buffer has of the line into `part`; true if that was its end.
+bool RequestReader::Impl::take_part() {
+  const char* const begin = buffer.data() + used;
+  const void* const found = std::memchr(begin, '\n', filled - used);
+  const char* const end =
+      found == nullptr ? buffer.data() + filled : static_cast<const char*>(found);
+  const auto count = static_cast<size_t>(end - begin);
+  has_part |= used < filled;
+  if (part.size() + count > kMaxLineBytes) {
+    part_too_long = true;
+    std::string().swap(part);
   }
-  if (!any) return false;
+  if (!part_too_long) part.append(begin, count);
+  used += count + (found == nullptr ? 0 : 1);
+  return found != nullptr;
+}
+
+// The next line without its break; false at the end.
+bool RequestReader::Impl::read_line(std::string& text, bool& too_long) {
+  while (!take_part() && !at_end) refill();
+  if (!std::exchange(has_part, false)) return false;
+  text = std::exchange(part, {});
+  too_long = std::exchange(part_too_long, false);
   if (++line == 1 && text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
   if (text.ends_with('\r')) text.pop_back();
   return true;
@@ -150,18 +166,37 @@ std::optional<std::variant<Request, BadLine>> RequestReader::next() {
       item = parse_request(text, impl_->line, impl_->defaults);
     }
     impl_->make_unique(item);
+    if (!too_long) {
+      std::visit([&](auto& made) { made.digest = line_digest(text); }, item);
+    }
     return item;
   }
   return std::nullopt;
 }
 
-bool RequestReader::ready(int milliseconds) const {
-  const char* const begin = impl_->buffer.data() + impl_->used;
-  if (std::memchr(begin, '\n', impl_->filled - impl_->used) != nullptr) return true;
-  pollfd input{impl_->fd, POLLIN, 0};
-  return ::poll(&input, 1, milliseconds) > 0;
+bool RequestReader::ready(int milliseconds) {
+  while (!impl_->has_line() && !impl_->at_end) {
+    pollfd input{impl_->fd, POLLIN, 0};
+    if (::poll(&input, 1, milliseconds) <= 0) return false;
+    impl_->take_part();
+    impl_->refill();
+  }
+  return true;
 }
 
 int64_t RequestReader::line() const { return impl_->line; }
+
+uint64_t line_digest(std::string_view line) {
+  std::string kept;
+  kept.reserve(line.size());
+  bool in_string = false, escaped = false;
+  for (const char c : line) {
+    if (!in_string && (c == ' ' || c == '\t' || c == '\r')) continue;
+    kept += c;
+    if (c == '"' && !escaped) in_string = !in_string;
+    escaped = in_string && c == '\\' && !escaped;
+  }
+  return XXH3_64bits(kept.data(), kept.size());
+}
 
 }  // namespace headrace

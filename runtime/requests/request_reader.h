@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 
 #include "runtime/requests/request.h"
@@ -36,12 +37,13 @@ class RequestReader {
   // No two items have the same custom_id: one that stands already on an earlier line is replaced
   // by "line-<n>" (by "line-<n>-2" and so on if that is taken, too), so that each item gets a
   // result of its own, and the same one in every run.
+  // Each has the digest of its line, 0 for one that is too long.
   // Never throws for what a line contains. Throws IoError if reading fails.
   std::optional<std::variant<Request, BadLine>> next();
 
   // False if next() would have to wait for input; waits for some itself up to that long, or until a
-  // signal. A line of which only a part has come counts as input.
-  bool ready(int milliseconds) const;
+  // signal. True once a whole line has come, or the end. Throws IoError if reading fails.
+  bool ready(int milliseconds);
 
   int64_t line() const;  // of the last item, from 1
 
@@ -49,6 +51,10 @@ class RequestReader {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// XXH3-64 of a line without the white space between its values: tells whether a line that has a
+// result is still the same one. The same on every machine and in every version.
+uint64_t line_digest(std::string_view line);
 
 // One line, without its line break. `line` is its number, for messages and default ids.
 // Any thread. Never throws for what the text contains.

@@ -2,17 +2,20 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <variant>
 #include <vector>
 
 #include "runtime/requests/request_reader.h"
+#include "runtime/results/result.h"
 
 namespace headrace {
 namespace {
 
-constexpr int kLines = 1000;
+constexpr size_t kUsualOf = 1000;  // requests
 constexpr int64_t kTemplateTokens = 64;  // that a chat template adds to a message
 constexpr int64_t kBytesPerToken = 3;    // of usual text; a token has one byte at least
+constexpr int64_t kAnswerBytes = 24;     // of a token, in vectors that double: its id and text
 
 RequestSizes sizes_of(const Prompt& prompt, int max_tokens) {
   int64_t bytes = 0, messages = 0;
@@ -30,39 +33,47 @@ RequestSizes sizes_of(const Prompt& prompt, int max_tokens) {
   return {usual + max_tokens, bytes + around + max_tokens, usual};
 }
 
+// Of a token: its log-probability and a vector of the alternatives to it.
+int64_t logprob_bytes(const std::optional<int>& top) {
+  return top ? 2 * static_cast<int64_t>(sizeof(TokenLogprob) + sizeof(std::vector<TokenLogprob>)) +
+                   *top * static_cast<int64_t>(sizeof(TokenLogprob))
+             : 0;
+}
+
+int64_t answer_bytes(int max_tokens, const SamplingParams& sampling) {
+  return max_tokens * (kAnswerBytes + logprob_bytes(sampling.top_logprobs));
+}
+
 }  // namespace
 
 RequestSizes sizes_of_prompt(const std::string& prompt, const RequestDefaults& defaults) {
   RequestSizes sizes = sizes_of(std::vector<ChatMessage>{{"user", prompt}}, defaults.max_tokens);
   sizes.sequences = 1;
   sizes.sampled = !defaults.sampling.takes_best();
+  sizes.answer = answer_bytes(defaults.max_tokens, defaults.sampling);
   return sizes;
 }
 
 RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& defaults) {
   if (comes_once(input)) return {};
   RequestReader reader(input, defaults);
-  std::vector<RequestSizes> all;
+  std::vector<RequestSizes> first;
   RequestSizes sizes;
-  int64_t sequences = 0;
-  for (int i = 0; i < kLines; ++i) {
-    const auto item = reader.next();
-    if (!item) {
-      sizes.sequences = sequences;
-      break;
-    }
+  while (const auto item = reader.next()) {
     const auto* request = std::get_if<Request>(&*item);
     if (!request) continue;
     const RequestSizes one = sizes_of(request->prompt, request->max_tokens);
-    all.push_back(one);
-    sequences += request->n;
+    if (first.size() < kUsualOf) first.push_back(one);
+    sizes.sequences += request->n;
     sizes.longest = std::max(sizes.longest, one.longest);
     sizes.sampled |= !request->sampling.takes_best();
+    sizes.answer =
+        std::max(sizes.answer, answer_bytes(request->max_tokens, request->sampling));
   }
-  if (all.empty()) return {};
+  if (first.empty()) return {};
   // Nine in ten are not longer.
-  const auto place = all.begin() + std::ssize(all) * 9 / 10;
-  std::ranges::nth_element(all, place, {}, &RequestSizes::usual);
+  const auto place = first.begin() + std::ssize(first) * 9 / 10;
+  std::ranges::nth_element(first, place, {}, &RequestSizes::usual);
   sizes.usual = place->usual;
   sizes.prompt = place->prompt;
   return sizes;

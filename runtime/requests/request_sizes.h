@@ -13,15 +13,15 @@ namespace headrace {
 struct RequestSizes {
   // Prompt and generated tokens of a sequence.
   int64_t usual = 0;      // rather more than less
-  int64_t longest = 0;    // no request that was looked at has more
+  int64_t longest = 0;    // no request has more
   int64_t prompt = 0;     // of `usual`, the prompt's
   int64_t sequences = 0;  // that the whole input has
   bool sampled = false;   // some need more of the logits than the largest one
+  int64_t answer = 0;     // bytes that the answer of one sequence may take until it is written
 };
 
-// Looks at the first thousand lines of a batch file. Nothing is known of one that comes_once().
-// Throws
-// UsageError, IoError.
+// Reads a batch file through; what is usual is taken from its first thousand requests. Nothing is
+// known of one that comes_once(). Throws UsageError, IoError.
 RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& defaults);
 // Of one prompt.
 RequestSizes sizes_of_prompt(const std::string& prompt, const RequestDefaults& defaults);

@@ -22,7 +22,7 @@ namespace {
 using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;  // as it is written
 
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 constexpr size_t kMaxBytes = size_t{1} << 20;
 
 OrderedJson fields_of(const Manifest& manifest) {
@@ -34,6 +34,9 @@ OrderedJson fields_of(const Manifest& manifest) {
   return OrderedJson{{"headrace_manifest", kVersion},
                      {"model_name", manifest.model_name},
                      {"model_fingerprint", manifest.model_fingerprint},
+                     {"tokenizer", manifest.tokenizer},
+                     {"chat_prompt", manifest.chat_prompt},
+                     {"token_ids", manifest.token_ids},
                      {"numerics", manifest.numerics},
                      {"max_tokens", manifest.defaults.max_tokens},
                      {"ignore_eos", manifest.defaults.ignore_eos},

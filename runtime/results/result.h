@@ -25,6 +25,7 @@ struct ChoiceResult {
 
 struct RequestResult {
   std::string custom_id;
+  uint64_t digest = 0;  // of its Request
   Endpoint endpoint = Endpoint::kCompletions;
   std::string model;
   int prompt_tokens = 0;

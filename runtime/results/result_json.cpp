@@ -19,9 +19,10 @@ std::string dump(const Json& json) {
   return json.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
 }
 
-std::string hex_of(const std::string& custom_id) {
+constexpr std::string_view kRequestId = "req_";
+
+std::string hex_of(uint64_t hash) {
   constexpr std::string_view kDigits = "0123456789abcdef";
-  uint64_t hash = custom_id_hash(custom_id);
   std::string hex(16, '0');
   for (size_t i = hex.size(); i-- > 0; hash >>= 4) hex[i] = kDigits[hash & 15];
   return hex;
@@ -60,14 +61,16 @@ Json number(float value) {
 }
 
 // Where each token begins in the choice's text, in characters. A token that goes on with a
-// character begins where that character does; what is not in the text (end of sequence, a stop
-// string cut off) begins at its end.
+// character begins where that character does; what is not in the text (a special token, a stop
+// string cut off) begins where the text goes on, or at its end.
 Json text_offsets(const ChoiceResult& choice, const ResultFormat& format) {
   Json offsets = Json::array();
   const int64_t end = characters(choice.text);
   int64_t begun = 0;
   for (const TokenLogprob& entry : choice.logprobs) {
-    const std::string bytes = format.token_raw_bytes ? format.token_raw_bytes(entry.token) : "";
+    const bool in_text =
+        format.token_raw_bytes && !(format.is_special && format.is_special(entry.token));
+    const std::string bytes = in_text ? format.token_raw_bytes(entry.token) : "";
     const bool goes_on = !bytes.empty() && is_continuation(bytes[0]) && begun > 0;
     offsets.push_back(std::min(end, begun - (goes_on ? 1 : 0)));
     begun += characters(bytes);
@@ -75,24 +78,55 @@ Json text_offsets(const ChoiceResult& choice, const ResultFormat& format) {
   return offsets;
 }
 
-Json completion_logprobs(const ChoiceResult& choice, const ResultFormat& format) {
-  Json tokens = Json::array(), values = Json::array(), tops = Json::array();
-  bool any_top = false;
-  for (size_t i = 0; i < choice.logprobs.size(); ++i) {
-    tokens.push_back(token_name(choice.logprobs[i].token, format));
-    values.push_back(number(choice.logprobs[i].logprob));
-    Json top = Json::object();
-    for (const TokenLogprob& other : choice.alternatives[i]) {
-      // Of two tokens with the same text the better one stands.
-      top.emplace(token_name(other.token, format), number(other.logprob));
-      any_top = true;
-    }
-    tops.push_back(std::move(top));
+// Results are put together as text: a tree of all their log-probabilities would take several times
+// the room.
+void append(std::string& out, const Json& json) { out += dump(json); }
+
+// What follows goes into the object that was appended last.
+void reopen(std::string& out, std::string_view key) {
+  out.back() = ',';
+  out += '"';
+  out += key;
+  out += "\":";
+}
+
+void append_list(std::string& out, size_t count, const auto& append_item) {
+  out += '[';
+  for (size_t i = 0; i < count; ++i) {
+    if (i > 0) out += ',';
+    append_item(i);
   }
-  return Json{{"tokens", std::move(tokens)},
-              {"token_logprobs", std::move(values)},
-              {"top_logprobs", any_top ? std::move(tops) : Json()},
-              {"text_offset", text_offsets(choice, format)}};
+  out += ']';
+}
+
+Json top_logprobs(const std::vector<TokenLogprob>& alternatives, const ResultFormat& format) {
+  Json top = Json::object();
+  for (const TokenLogprob& other : alternatives) {
+    // Of two tokens with the same text the better one stands.
+    top.emplace(token_name(other.token, format), number(other.logprob));
+  }
+  return top;
+}
+
+void append_completion_logprobs(std::string& out, const ChoiceResult& choice,
+                                const ResultFormat& format) {
+  const std::vector<TokenLogprob>& chosen = choice.logprobs;
+  out += "{\"tokens\":";
+  append_list(out, chosen.size(),
+              [&](size_t i) { append(out, token_name(chosen[i].token, format)); });
+  out += ",\"token_logprobs\":";
+  append_list(out, chosen.size(), [&](size_t i) { append(out, number(chosen[i].logprob)); });
+  out += ",\"top_logprobs\":";
+  const auto has_some = [](const std::vector<TokenLogprob>& tokens) { return !tokens.empty(); };
+  if (std::ranges::any_of(choice.alternatives, has_some)) {
+    append_list(out, chosen.size(),
+                [&](size_t i) { append(out, top_logprobs(choice.alternatives[i], format)); });
+  } else {
+    out += "null";
+  }
+  out += ",\"text_offset\":";
+  append(out, text_offsets(choice, format));
+  out += '}';
 }
 
 Json chat_token(const TokenLogprob& entry, const ResultFormat& format) {
@@ -108,17 +142,18 @@ Json chat_token(const TokenLogprob& entry, const ResultFormat& format) {
               {"bytes", std::move(bytes)}};
 }
 
-Json chat_logprobs(const ChoiceResult& choice, const ResultFormat& format) {
-  Json content = Json::array();
-  for (size_t i = 0; i < choice.logprobs.size(); ++i) {
+void append_chat_logprobs(std::string& out, const ChoiceResult& choice,
+                          const ResultFormat& format) {
+  out += "{\"content\":";
+  append_list(out, choice.logprobs.size(), [&](size_t i) {
     Json token = chat_token(choice.logprobs[i], format);
     Json& top = token["top_logprobs"] = Json::array();
     for (const TokenLogprob& other : choice.alternatives[i]) {
       top.push_back(chat_token(other, format));
     }
-    content.push_back(std::move(token));
-  }
-  return Json{{"content", std::move(content)}};
+    append(out, token);
+  });
+  out += '}';
 }
 
 void check_logprobs(const RequestResult& result, const ChoiceResult& choice) {
@@ -132,7 +167,8 @@ void check_logprobs(const RequestResult& result, const ChoiceResult& choice) {
                               std::to_string(choice.token_ids.size()) + " tokens");
 }
 
-Json choice_json(const RequestResult& result, size_t index, const ResultFormat& format) {
+void append_choice(std::string& out, const RequestResult& result, size_t index,
+                   const ResultFormat& format) {
   const ChoiceResult& choice = result.choices[index];
   check_logprobs(result, choice);
   const bool is_chat = result.endpoint == Endpoint::kChatCompletions;
@@ -143,59 +179,86 @@ Json choice_json(const RequestResult& result, size_t index, const ResultFormat& 
     json["text"] = choice.text;
   }
   json["finish_reason"] = choice.finish_reason;
+  append(out, json);
+  reopen(out, "logprobs");
   if (choice.logprobs.empty()) {
-    json["logprobs"] = nullptr;
+    out += "null";
+  } else if (is_chat) {
+    append_chat_logprobs(out, choice, format);
   } else {
-    json["logprobs"] =
-        is_chat ? chat_logprobs(choice, format) : completion_logprobs(choice, format);
+    append_completion_logprobs(out, choice, format);
   }
-  if (format.token_ids) json["token_ids"] = choice.token_ids;
-  return json;
+  out += '}';
+  if (!format.token_ids) return;
+  reopen(out, "token_ids");
+  append(out, choice.token_ids);
+  out += '}';
 }
 
-Json body_json(const RequestResult& result, const ResultFormat& format, int64_t created,
-               const std::string& hex) {
+void append_body(std::string& out, const RequestResult& result, const ResultFormat& format,
+                 int64_t created) {
   const bool is_chat = result.endpoint == Endpoint::kChatCompletions;
-  Json choices = Json::array();
   int64_t completion_tokens = 0;
-  for (size_t i = 0; i < result.choices.size(); ++i) {
-    choices.push_back(choice_json(result, i, format));
-    completion_tokens += static_cast<int64_t>(result.choices[i].token_ids.size());
+  for (const ChoiceResult& choice : result.choices) {
+    completion_tokens += static_cast<int64_t>(choice.token_ids.size());
   }
-  return Json{{"id", (is_chat ? "chatcmpl-" : "cmpl-") + hex},
-              {"object", is_chat ? "chat.completion" : "text_completion"},
-              {"created", created},
-              {"model", result.model},
-              {"choices", std::move(choices)},
-              {"usage",
-               {{"prompt_tokens", result.prompt_tokens},
-                {"completion_tokens", completion_tokens},
-                {"total_tokens", result.prompt_tokens + completion_tokens}}}};
+  append(out, Json{{"id", (is_chat ? "chatcmpl-" : "cmpl-") +
+                              hex_of(custom_id_hash(result.custom_id))},
+                   {"object", is_chat ? "chat.completion" : "text_completion"},
+                   {"created", created},
+                   {"model", result.model}});
+  reopen(out, "choices");
+  append_list(out, result.choices.size(),
+              [&](size_t i) { append_choice(out, result, i, format); });
+  out += '}';
+  reopen(out, "usage");
+  append(out, Json{{"prompt_tokens", result.prompt_tokens},
+                   {"completion_tokens", completion_tokens},
+                   {"total_tokens", result.prompt_tokens + completion_tokens}});
+  out += '}';
 }
 
-std::string line_json(const std::string& custom_id, int status, Json body, Json error) {
-  const std::string hex = hex_of(custom_id);
-  return dump(
-      Json{{"id", "batch_req_" + hex},
-           {"custom_id", custom_id},
-           {"response",
-            {{"status_code", status}, {"request_id", "req_" + hex}, {"body", std::move(body)}}},
-           {"error", std::move(error)}});
+// A record whose body `append_content` appends.
+std::string record(const std::string& custom_id, uint64_t digest, int status, const Json& error,
+                   const auto& append_content) {
+  std::string out;
+  append(out, Json{{"id", "batch_req_" + hex_of(custom_id_hash(custom_id))},
+                   {"custom_id", custom_id}});
+  reopen(out, "response");
+  append(out,
+         Json{{"status_code", status}, {"request_id", std::string(kRequestId) + hex_of(digest)}});
+  reopen(out, "body");
+  append_content(out);
+  out += "}}";
+  reopen(out, "error");
+  append(out, error);
+  out += '}';
+  return out;
 }
 
 }  // namespace
 
 std::string result_line(const RequestResult& result, const ResultFormat& format, int64_t created) {
-  return line_json(result.custom_id, 200,
-                   body_json(result, format, created, hex_of(result.custom_id)), nullptr);
+  return record(result.custom_id, result.digest, 200, nullptr,
+                [&](std::string& out) { append_body(out, result, format, created); });
 }
 
 std::string error_line(const BadLine& error) {
   const Json body{
       {"error",
        {{"message", error.message}, {"type", "invalid_request_error"}, {"code", error.code}}}};
-  return line_json(error.custom_id, 400, body,
-                   Json{{"code", error.code}, {"message", error.message}});
+  return record(error.custom_id, error.digest, 400,
+                Json{{"code", error.code}, {"message", error.message}},
+                [&](std::string& out) { append(out, body); });
+}
+
+std::optional<uint64_t> digest_of(std::string_view request_id) {
+  if (!request_id.starts_with(kRequestId)) return std::nullopt;
+  const std::string_view hex = request_id.substr(kRequestId.size());
+  uint64_t digest = 0;
+  const auto [end, error] = std::from_chars(hex.data(), hex.data() + hex.size(), digest, 16);
+  if (error != std::errc{} || end != hex.data() + hex.size()) return std::nullopt;
+  return digest;
 }
 
 double printable(float value) {

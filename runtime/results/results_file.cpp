@@ -61,14 +61,16 @@ struct ResultsFile::Impl {
   explicit Impl(Options given) : options(std::move(given)) {}
   void open_stdout();
   void open_file(const Manifest& manifest);
-  void append_line(const std::string& custom_id, std::string line);
+  void append_line(const std::string& custom_id, uint64_t digest, std::string line);
   void write_line(const std::string& line);
   void check_sync();
 
   const Options options;
-  ResultFormat format{options.token_ids, options.token_text, options.token_raw_bytes};
+  ResultFormat format{options.token_ids, options.token_text, options.token_raw_bytes,
+                      options.is_special};
   std::unique_ptr<OpenFile> file;
   IdSet ids;
+  IdSet lines;  // ids with the digests of their lines
   int64_t resumed = 0;
   int64_t resumed_errors = 0;
   int64_t end = 0;  // of the last whole line
@@ -111,6 +113,7 @@ void ResultsFile::Impl::open_file(const Manifest& manifest) {
   }
   file->sync();
   ids = std::move(scan.ids);
+  lines = std::move(scan.lines);
   resumed = scan.records;
   resumed_errors = scan.errors;
   end = scan.whole_bytes;
@@ -145,7 +148,8 @@ void ResultsFile::Impl::write_line(const std::string& line) {
   }
 }
 
-void ResultsFile::Impl::append_line(const std::string& custom_id, std::string line) {
+void ResultsFile::Impl::append_line(const std::string& custom_id, uint64_t digest,
+                                    std::string line) {
   if (closed) throw std::logic_error("append to a results file that is closed");
   check_sync();
   if (ids.contains(custom_id)) {
@@ -154,6 +158,7 @@ void ResultsFile::Impl::append_line(const std::string& custom_id, std::string li
   line += '\n';
   write_line(line);
   ids.insert(custom_id);
+  lines.insert_hash(custom_id_hash(custom_id, digest));
   end += static_cast<int64_t>(line.size());
   if (sync) sync->written(end);
 }
@@ -175,17 +180,26 @@ ResultsFile::~ResultsFile() {
   }
 }
 
-bool ResultsFile::has(std::string_view custom_id) const { return impl_->ids.contains(custom_id); }
+bool ResultsFile::has(std::string_view custom_id, uint64_t digest) const {
+  if (!impl_->ids.contains(custom_id)) return false;
+  if (impl_->lines.contains_hash(custom_id_hash(custom_id, digest))) return true;
+  throw UsageError("cannot resume " + impl_->options.path + ": it has a result for custom_id \"" +
+                   std::string(custom_id) +
+                   "\" that answers another request than the input has now. Was the input changed? "
+                   "Give a changed request a custom_id of its own (one without has the number of "
+                   "its line), or give another --output");
+}
 
 int64_t ResultsFile::resumed() const { return impl_->resumed; }
 int64_t ResultsFile::resumed_errors() const { return impl_->resumed_errors; }
 
 void ResultsFile::append(const RequestResult& result) {
-  impl_->append_line(result.custom_id, result_line(result, impl_->format, std::time(nullptr)));
+  impl_->append_line(result.custom_id, result.digest,
+                     result_line(result, impl_->format, std::time(nullptr)));
 }
 
 void ResultsFile::append(const BadLine& error) {
-  impl_->append_line(error.custom_id, error_line(error));
+  impl_->append_line(error.custom_id, error.digest, error_line(error));
 }
 
 void ResultsFile::close() {

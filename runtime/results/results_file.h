@@ -19,7 +19,12 @@ struct Manifest {
   std::string model_fingerprint;
   RequestDefaults defaults;
   std::string numerics;  // what else decides the bits: "weights=native kv=f16 math=f32 wire=f32"
+  std::string tokenizer;    // its fingerprint; empty: the model has none
+  std::string chat_prompt;  // what the chat template makes of kSampleMessage; empty: there is none
+  bool token_ids = false;   // records have them
 };
+
+inline constexpr const char* kSampleMessage = "Hello";
 
 // One thread. A write beyond the file size limit and a write to a closed pipe become IoErrors only
 // if the program ignores SIGXFSZ and SIGPIPE.
@@ -29,9 +34,10 @@ class ResultsFile {
     std::string path;  // "-": standard output, no journal, no manifest, no lock
     bool resume = false;
     bool token_ids = false;  // write "token_ids" in each choice
-    // For logprobs; either may be empty, see result_json.h.
+    // For logprobs; each may be empty, see result_json.h.
     std::function<std::string(int token)> token_text;
     std::function<std::string(int token)> token_raw_bytes;
+    std::function<bool(int token)> is_special;
   };
 
   // Opens and locks the file (flock on the file itself: nothing stays behind when a process dies).
@@ -43,8 +49,9 @@ class ResultsFile {
   ~ResultsFile();
 
   // True if the file holds a result or an error record for this request, from before or from this
-  // run. Ids are compared by their 64-bit hash, as RequestReader does.
-  bool has(std::string_view custom_id) const;
+  // run. Ids are compared by their 64-bit hash, as RequestReader does. Throws UsageError if what it
+  // holds is of another line than the one with this digest.
+  bool has(std::string_view custom_id, uint64_t digest) const;
   int64_t resumed() const;         // records found by resume
   int64_t resumed_errors() const;  // of these, error records
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/error.h"
+#include "runtime/results/result_json.h"
 
 namespace headrace {
 namespace {
@@ -16,7 +17,8 @@ using Json = nlohmann::json;
 constexpr size_t kReadBytes = size_t{1} << 20;
 constexpr size_t kMaxLineBytes = size_t{1} << 30;
 
-// Picks the outermost "custom_id" and whether the record is an error; keeps nothing else.
+// Picks the outermost "custom_id", the "request_id" of its "response" and whether the record is an
+// error; keeps nothing else.
 class RecordReader : public nlohmann::json_sax<Json> {
  public:
   bool null() override { return value(); }
@@ -27,12 +29,17 @@ class RecordReader : public nlohmann::json_sax<Json> {
   bool binary(binary_t&) override { return value(); }
   bool string(string_t& text) override {
     if (depth_ == 1 && key_ == "custom_id") id = std::move(text);
+    if (depth_ == 2 && key_ == "response" && response_key_ == "request_id") {
+      request_id = std::move(text);
+    }
     return value();
   }
   bool key(string_t& name) override {
     if (depth_ == 1) {
       key_ = std::move(name);
       has_response = has_response || key_ == "response";
+    } else if (depth_ == 2) {
+      response_key_ = std::move(name);
     }
     return true;
   }
@@ -48,6 +55,7 @@ class RecordReader : public nlohmann::json_sax<Json> {
   }
 
   std::optional<std::string> id;
+  std::string request_id;
   bool has_response = false;
   bool has_error = false;  // "error" is an object, not null
 
@@ -56,6 +64,7 @@ class RecordReader : public nlohmann::json_sax<Json> {
 
   int depth_ = 0;
   std::string key_;
+  std::string response_key_;
 };
 
 // Takes the file's lines one after the other.
@@ -80,6 +89,9 @@ class Scanner {
     } else {
       if (!scan_.ids.insert(*record.id))
         throw_bad(number_, "repeats the custom_id of an earlier line");
+      if (const auto digest = digest_of(record.request_id)) {
+        scan_.lines.insert_hash(custom_id_hash(*record.id, *digest));
+      }
       ++scan_.records;
       scan_.errors += record.has_error;
       scan_.whole_bytes += static_cast<int64_t>(line_bytes_) + 1;

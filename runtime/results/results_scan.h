@@ -10,6 +10,7 @@ namespace headrace {
 
 struct ResultsScan {
   IdSet ids;
+  IdSet lines;              // ids with the digests of their lines, custom_id_hash(id, digest)
   int64_t records = 0;
   int64_t errors = 0;       // of the records, those that are error records
   int64_t whole_bytes = 0;  // where the last whole record ends; what follows is torn

@@ -108,6 +108,7 @@ void Coordinator::read_ahead() {
     state->prepared = std::move(*prepared);
     const Request& request = state->prepared.request;
     state->result.custom_id = request.custom_id;
+    state->result.digest = request.digest;
     state->result.endpoint = request.endpoint;
     state->result.model = request.model;
     state->result.prompt_tokens = static_cast<int>(state->prepared.prompt.size());
@@ -270,7 +271,8 @@ void Coordinator::retire(Sequence& sequence, const char* finish_reason) {
 
 void Coordinator::fail(Sequence& sequence, std::string message) {
   sequence.request->failed = true;
-  failed_({sequence.asked().custom_id, "model_error", std::move(message)});
+  const Request& request = sequence.asked();
+  failed_({request.custom_id, "model_error", std::move(message), request.digest});
   free_slot(sequence);
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "engine/error.h"
+#include "runtime/error.h"
 #include "runtime/text/onig_translate.h"
 
 namespace headrace {
@@ -83,9 +84,9 @@ class SplitPattern::Matcher {
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT) rc = run(from, PCRE2_NO_JIT);
     if (rc == PCRE2_ERROR_NOMATCH) return false;
     if (rc < 0) {
-      throw ModelError(code_.place + ": the regular expression fails on a text of " +
-                       std::to_string(text_.size()) + " bytes: " + pcre_message(rc) +
-                       ". Shorten the text or use another tokenizer.");
+      throw TextError(code_.place + ": the regular expression fails on a text of " +
+                      std::to_string(text_.size()) + " bytes: " + pcre_message(rc) +
+                      ". Shorten the text or use another tokenizer.");
     }
     return true;
   }

@@ -4,6 +4,9 @@
 #include <filesystem>
 #include <stdexcept>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include "engine/checkpoint/gguf.h"
 #include "engine/error.h"
 #include "runtime/text/byte_level.h"
@@ -40,6 +43,55 @@ Bpe::Tables bpe_tables(Tokenizer::Data& data) {
   return tables;
 }
 
+// Of all that ids and texts depend on.
+class Fingerprint {
+ public:
+  explicit Fingerprint(const Tokenizer::Data& data) {
+    XXH3_64bits_reset(&state_);
+    for (const std::string& content : data.contents) text(content);
+    uint64_t merges = 0;  // in no order
+    for (const auto& [pair, merge] : data.merges) {
+      const uint64_t entry[] = {pair, static_cast<uint64_t>(merge.rank),
+                                static_cast<uint64_t>(merge.result)};
+      merges += XXH3_64bits(entry, sizeof entry);
+    }
+    integers({merges, data.ignore_merges, data.fuse_unknown});
+    integer(data.unknown);
+    for (const AddedToken& token : data.added) {
+      text(token.content);
+      integer(token.id);
+      integers({token.special, token.single_word, token.lstrip, token.rstrip, token.normalized});
+    }
+    for (const std::vector<int>& around : {data.prefix, data.suffix}) {
+      integer(std::ssize(around));
+      for (const int id : around) integer(id);
+    }
+    text(data.pattern);
+    integers({data.pretokenizer.nfc, data.pretokenizer.add_prefix_space});
+    // Where a pattern of the file's own cuts.
+    data.pretokenizer.run("It's  12345 x_1=\"\xc3\xa9\";\n\n\tI'LL \xe2\x82\xac.",
+                          [this](std::string_view piece) { text(piece); });
+  }
+  std::string hex() const {
+    uint64_t hash = XXH3_64bits_digest(&state_);
+    std::string digits(16, '0');
+    for (size_t i = digits.size(); i-- > 0; hash >>= 4) digits[i] = "0123456789abcdef"[hash & 15];
+    return digits;
+  }
+
+ private:
+  void integer(int64_t value) { XXH3_64bits_update(&state_, &value, sizeof value); }
+  void integers(std::initializer_list<uint64_t> values) {
+    for (const uint64_t value : values) integer(static_cast<int64_t>(value));
+  }
+  void text(std::string_view value) {
+    integer(std::ssize(value));
+    XXH3_64bits_update(&state_, value.data(), value.size());
+  }
+
+  XXH3_state_t state_;
+};
+
 // Added tokens are plain text; a vocabulary entry outside the byte-level alphabet can only be meant
 // as plain text too.
 std::vector<std::string> token_bytes(const Tokenizer::Data& data) {
@@ -57,6 +109,7 @@ std::vector<std::string> token_bytes(const Tokenizer::Data& data) {
 struct Tokenizer::Impl {
   explicit Impl(std::unique_ptr<Data> source)
       : data(std::move(source)),
+        fingerprint(Fingerprint(*data).hex()),
         raw_added(added_where(*data, false)),
         normalized_added(added_where(*data, true)),
         bytes(token_bytes(*data)),
@@ -72,6 +125,7 @@ struct Tokenizer::Impl {
   bool known(int id) const { return id >= 0 && static_cast<size_t>(id) < bytes.size(); }
 
   std::unique_ptr<Data> data;
+  const std::string fingerprint;
   AddedTokenFinder raw_added;         // looked for in the text as it came
   AddedTokenFinder normalized_added;  // looked for in what is left, normalised
   std::vector<std::string> bytes;     // by id
@@ -150,6 +204,8 @@ int Tokenizer::vocab_size() const { return static_cast<int>(impl_->bytes.size())
 const std::string& Tokenizer::chat_template() const { return impl_->data->chat_template; }
 std::string Tokenizer::bos_token() const { return impl_->data->bos; }
 std::string Tokenizer::eos_token() const { return impl_->data->eos; }
+
+const std::string& Tokenizer::fingerprint() const { return impl_->fingerprint; }
 
 std::string Tokenizer::description() const {
   return "byte-level BPE, pattern " + impl_->data->pattern +

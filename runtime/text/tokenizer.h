@@ -46,6 +46,8 @@ class Tokenizer {
   const std::string& chat_template() const;
   std::string bos_token() const;
   std::string eos_token() const;
+  // Hexadecimal; two tokenizers with the same one give the same ids and texts.
+  const std::string& fingerprint() const;
   // For `inspect`: "byte-level BPE, pattern qwen2, NFC, 151665 tokens, 22 added".
   std::string description() const;
 

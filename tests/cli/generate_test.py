@@ -62,6 +62,39 @@ class Streams(harness.ProgramTest):
         self.assertEqual("", job.stdout())
         self.assertIn("no tokenizer; give the prompt as token ids", job.log())
 
+    def test_resume_with_a_changed_input_is_refused(self):
+        requests = [{"prompt": [1, 2, 3 + i], "max_tokens": 4} for i in range(5)]
+        batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
+        arguments = ["generate", "--model", TINY, "--input", batch, "--output", output]
+        for ranks in (None, 2):
+            output.unlink(missing_ok=True)
+            harness.write_requests(batch, requests)
+            self.run_program(*arguments, ranks=ranks)
+            before = output.read_bytes()
+            # Written in another way it is the same input.
+            batch.write_text("".join(json.dumps(r, separators=(", ", " : ")) + "\r\n"
+                                     for r in requests))
+            job = self.run_program(*arguments, "--resume", ranks=ranks)
+            self.assertIn("5 requests were done before", job.log())
+            # Ids that count lines now mean other requests.
+            harness.write_requests(batch, [{"prompt": [9], "max_tokens": 4}, *requests])
+            job = self.run_program(*arguments, "--resume", ranks=ranks, expect=harness.USAGE)
+            self.assertIn('a result for custom_id "line-1" that answers another request', job.log())
+            self.assertEqual(before, output.read_bytes())
+
+    def test_resume_with_another_chat_template_is_refused(self):
+        model, output = harness.real_model(harness.SMOL), self.folder / "out.jsonl"
+        arguments = ["generate", "--model", model, "--chat", "--prompt", "Hi", "--max-tokens", 2,
+                     "--output", output]
+        self.run_program(*arguments)
+        self.run_program(*arguments, "--resume")
+        job = self.run_program(*arguments, "--resume", "--chat-template", "llama3",
+                               expect=harness.USAGE)
+        self.assertIn("chat_prompt", job.log())
+        job = self.run_program(*[a if a != "Hi" else "Ho" for a in arguments], "--resume",
+                               expect=harness.USAGE)
+        self.assertIn("answers another request", job.log())
+
     def test_quiet_has_no_progress(self):
         for option in (["--quiet"], ["--progress", "none"]):
             job = self.run_program("generate", "--model", TINY, "--input", os.devnull, "--output",

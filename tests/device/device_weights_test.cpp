@@ -7,9 +7,11 @@
 #include <optional>
 
 #include "engine/device/device_module.h"
+#include "engine/device/timed_device.h"
 #include "engine/error.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/vector_ops.h"
+#include "engine/timeline.h"
 #include "tests/device/fake_device.h"
 #include "tests/ops/op_test.h"
 #include "tests/unit/memory_checkpoint.h"
@@ -229,6 +231,33 @@ TEST_F(DeviceWeightsTest, CopiesRunAheadOfKernels) {
   for (int i = 0; i < kLayers - 1; ++i) next();
   EXPECT_THROW(next(), std::logic_error) << "all slots are in use";
   device.let_go();
+}
+
+// So does what the host computes between two layers, as long as it need not wait for its disk.
+TEST_F(DeviceWeightsTest, CopiesOfTheNextLayersAreQueuedWithALayer) {
+  const WeightLayout layout = weight_layout(model_, kAll);
+  uint64_t layer_bytes = 0;
+  for (const PlacedMatrix& m : layout.units[layout.layer_unit(0)].matrices) {
+    layer_bytes += m.bytes();
+  }
+  Timeline timeline;
+  const Timeline::Attach attach(timeline);
+  timeline.start();
+  const auto copied = [&] {
+    return timeline.totals().bytes[static_cast<size_t>(Track::kWeightsToGpu)];
+  };
+  TimedDevice device(std::make_unique<FakeDevice>(1), [] {});
+  const auto host = store({});
+  std::vector<std::unique_ptr<DevicePin>> pins;
+  for (const std::span<std::byte> buffer : host->buffers()) pins.push_back(device.pin(buffer));
+  const auto compute = device.make_stream();
+  DeviceWeights weights(device, *compute, *host, {{}, 3, false});
+  const uint64_t before = copied();  // norms and biases
+  weights.acquire_layer(0);
+  EXPECT_EQ(copied() - before, 3 * layer_bytes);  // as many as there are slots
+  weights.release_layer(0);
+  weights.acquire_layer(1);
+  EXPECT_EQ(copied() - before, 4 * layer_bytes);
 }
 
 }  // namespace

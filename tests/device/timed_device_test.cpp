@@ -101,6 +101,24 @@ TEST_F(TimedDeviceTest, SaysThatItGoesOnWhileItIsWaitedFor) {
   EXPECT_EQ(moved_on_, 330) << "nothing is left to wait for";
 }
 
+TEST_F(TimedDeviceTest, MarksOfAStreamThatNobodyWaitsForAreUsedAgain) {
+  constexpr int kMarks = 1000, kOps = 32 * kMarks;
+  const auto stream = device_.make_stream();
+  const auto x = device_.allocate(64);
+  const std::vector<float> zeros(16);
+  device_.copy_in(*stream, x->data(), std::as_bytes(std::span(zeros)));
+  const auto done = device_.make_event();
+  for (int i = 1; i < kOps; ++i) {
+    device_.relu(*stream, x->as<float>(), 1, 16);
+    if (i % 100 != 0) continue;
+    device_.record(*stream, *done);
+    done->synchronize();
+  }
+  EXPECT_EQ(moved_on_, kOps);
+  stream->synchronize();
+  EXPECT_LT(moved_on_, kOps + kMarks / 5);
+}
+
 TEST_F(TimedDeviceTest, BytesCountWithoutATraceToo) {
   for (const size_t room : {size_t{0}, size_t{1000}}) {
     Timeline timeline(room);

@@ -99,17 +99,25 @@ std::optional<int64_t> records(const std::string& path, const std::string& folde
   return std::nullopt;
 }
 
+bool has(const ResultsFile& file, const std::string& id) {
+  try {
+    return file.has(id, 0);
+  } catch (const UsageError&) {
+    return true;  // of another line
+  }
+}
+
 // What is there stays, what is new is added.
 void go_on(const std::string& path, int64_t before) {
   std::string id = "another";
   {
     ResultsFile file = resume(path);
-    while (file.has(id)) id += "-";
+    while (has(file, id)) id += "-";
     file.append(result(id));
     file.close();
   }
   const ResultsFile file = resume(path);
-  promise(file.resumed() == before + 1 && file.has(id), "a resume lost or doubled a record");
+  promise(file.resumed() == before + 1 && has(file, id), "a resume lost or doubled a record");
 }
 
 }  // namespace

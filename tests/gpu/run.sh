@@ -46,7 +46,7 @@ if [[ ${1:-} != --bench ]]; then
   check ops bin/device_ops_test --gtest_brief=1
   check weights bin/device_weights_test --gtest_brief=1
   # At once, each with a part of the GPU.
-  for part in Float16 "Float32 BadInput" RealModels Link; do
+  for part in Float16 "Float32 BadInput" RealModels "SharedPrefixes Link" HostAttention; do
     HEADRACE_GPU_MEMORY=10GiB python3 tests/gpu/gpu_test.py $part >"log.part-${part%% *}" 2>&1 &
     parts+=("${part%% *} $!")
   done

@@ -188,6 +188,22 @@ class WideModels(Offloading):
         self.assert_same_results(expected, results)
 
 
+    def test_ranks_with_unequal_memory(self):
+        """Without --max-batch each has room for another number of sequences and rows of a step."""
+        model = wide_models.write(self.folder / "llama", "llama")
+        requests = long_requests(wide_models.VOCABULARY, 40)
+        run = dict(place="memory", schedule="overlapped", batch=24, ranks=2, threads=1, chunk=100,
+                   way="plain", formats="")
+        expected = self.run_offloaded(model, wide_models.LAYERS, requests, dict(run, ranks=None))
+        least, weights = self.least_memory(model, wide_models.LAYERS, requests, run)
+        for more in ((weights, 0), (0, weights), (weights // 4, 1)):
+            _, ranks = self.memory_of(run, [a + b for a, b in zip(least, more)])
+            results = self.generate(model, requests, "--disk", self.folder / "disk", "--threads", 1,
+                                    ranks=ranks, limit=120)
+            self.assert_same_results(expected, results, str(more))
+            self.assertIn("read per step", self.jobs[-1].log())
+
+
 class RealModel(Offloading):
     # That any two settings meet is for the models above.
     WAYS = (("half", None, "overlapped"), ("least", 2, "serial"), ("kv", 3, "overlapped"),

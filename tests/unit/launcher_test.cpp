@@ -27,14 +27,15 @@ class Leftovers : public testing::Test {
     return folder_ / name;
   }
   void sweep(int age_seconds = 0) const {
-    remove_leftovers_of_dead_jobs(folder_, folder_, std::chrono::seconds(age_seconds));
+    remove_leftovers_of_dead_jobs(folder_, folder_, "node.site", std::chrono::seconds(age_seconds));
   }
 
   fs::path folder_;
+  const std::string user_ = "." + std::to_string(geteuid());
 };
 
 TEST_F(Leftovers, SegmentsOfDeadJobsGo) {
-  const fs::path segment = make_file("vader_segment.node.0.5aa20001.1");
+  const fs::path segment = make_file("vader_segment.node" + user_ + ".5aa20001.1");
   const fs::path other = make_file("of_another_program.1");
   sweep();
   EXPECT_FALSE(fs::exists(segment));
@@ -42,7 +43,7 @@ TEST_F(Leftovers, SegmentsOfDeadJobsGo) {
 }
 
 TEST_F(Leftovers, SegmentsInUseStay) {
-  const fs::path segment = make_file("vader_segment.node.0.5aa20001.2");
+  const fs::path segment = make_file("vader_segment.node" + user_ + ".5aa20001.2");
   const int file = open(segment.c_str(), O_RDWR);
   void* memory = mmap(nullptr, 4096, PROT_READ, MAP_SHARED, file, 0);
   ASSERT_NE(memory, MAP_FAILED);
@@ -55,8 +56,8 @@ TEST_F(Leftovers, SegmentsInUseStay) {
 }
 
 TEST_F(Leftovers, YoungOnesStay) {
-  const fs::path segment = make_file("vader_segment.node.0.5aa20001.3");
-  const fs::path contact = make_file("ompi.node.0/pid.999999999/contact.txt");
+  const fs::path segment = make_file("vader_segment.node" + user_ + ".5aa20001.3");
+  const fs::path contact = make_file("ompi.node" + user_ + "/pid.999999999/contact.txt");
   sweep(60);
   EXPECT_TRUE(fs::exists(segment));
   EXPECT_TRUE(fs::exists(contact));
@@ -66,9 +67,10 @@ TEST_F(Leftovers, SessionsOfDeadLaunchersGo) {
   const pid_t child = fork();
   if (child == 0) _exit(0);
   ASSERT_EQ(child, waitpid(child, nullptr, 0));
-  const fs::path dead = make_file("ompi.node.0/pid." + std::to_string(child) + "/contact.txt");
-  const fs::path alive = make_file("ompi.node.0/pid." + std::to_string(getpid()) + "/contact.txt");
-  const fs::path other = make_file("ompi.node.0/notes.txt");
+  const std::string sessions = "ompi.node" + user_;
+  const fs::path dead = make_file(sessions + "/pid." + std::to_string(child) + "/contact.txt");
+  const fs::path alive = make_file(sessions + "/pid." + std::to_string(getpid()) + "/contact.txt");
+  const fs::path other = make_file(sessions + "/notes.txt");
   sweep();
   EXPECT_FALSE(fs::exists(dead.parent_path()));
   EXPECT_TRUE(fs::exists(alive));
@@ -76,11 +78,26 @@ TEST_F(Leftovers, SessionsOfDeadLaunchersGo) {
   fs::remove_all(alive.parent_path());
   fs::remove(other);
   sweep();
-  EXPECT_FALSE(fs::exists(folder_ / "ompi.node.0"));
+  EXPECT_FALSE(fs::exists(folder_ / sessions));
+}
+
+// In folders that nodes or containers share. Their processes cannot be seen.
+TEST_F(Leftovers, OfOtherHostsStay) {
+  for (const std::string host : {"node2", "node.site.other", "site"}) {
+    const fs::path segment = make_file("vader_segment." + host + user_ + ".5aa20001.1");
+    const fs::path contact = make_file("ompi." + host + user_ + "/pid.999999999/contact.txt");
+    sweep();
+    EXPECT_TRUE(fs::exists(segment)) << host;
+    EXPECT_TRUE(fs::exists(contact)) << host;
+  }
+  const fs::path with_domain = make_file("vader_segment.node.site" + user_ + ".5aa20001.1");
+  sweep();
+  EXPECT_FALSE(fs::exists(with_domain));
 }
 
 TEST_F(Leftovers, NoSuchFolder) {
-  remove_leftovers_of_dead_jobs(folder_ / "none", folder_ / "none", std::chrono::seconds(0));
+  remove_leftovers_of_dead_jobs(folder_ / "none", folder_ / "none", "node",
+                                std::chrono::seconds(0));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/model/shapes.h"
+#include "tests/unit/model_files.h"
 #include "tests/unit/text_test_util.h"
 
 namespace headrace {
@@ -122,6 +123,25 @@ TEST_F(Prepare, LogitBiasMustBeInTheVocabulary) {
 TEST_F(Prepare, TextNeedsATokenizer) {
   expect_parts(refusal(ids_only(), with_text("Hello")), {"no tokenizer", "token ids"});
   expect_parts(refusal(ids_only(), with_messages()), {"no tokenizer"});
+}
+
+// One such text must not end the batch.
+TEST_F(Prepare, ATextThatThePatternCannotCutIsRefused) {
+  nlohmann::json file = test::read_json(text_data("qwen2") / "tokenizer.json");
+  file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(?:x+)+y|[^x]+|x+";
+  const test::TempDir folder;
+  test::write_file(folder / "tokenizer.json", file.dump());
+  const auto tokenizer = Tokenizer::open(folder.path());
+  config_.vocab_size = 200000;
+  const RequestPreparer preparer(config_, tokenizer.get(), std::nullopt, 1000);
+  EXPECT_FALSE(tokens(preparer, with_text("xxxx z")).empty());
+  Request request = with_text(std::string(60, 'x') + "z");
+  request.digest = 7;
+  const auto prepared = preparer.prepare(request);
+  const auto* bad = std::get_if<BadLine>(&prepared);
+  ASSERT_TRUE(bad);
+  EXPECT_EQ(bad->digest, 7u);
+  expect_parts(bad->message, {"tokenizer.json", "a text of 61 bytes", "Shorten the text"});
 }
 
 TEST_F(Prepare, TextIsEncodedWithThePrefix) {

@@ -131,6 +131,49 @@ TEST_F(Reader, InputThatCannotBeOpened) {
   EXPECT_THROW(RequestReader(::testing::TempDir(), {}), UsageError);
 }
 
+// Half a line is no input yet: whoever took it for one would wait for the other half.
+TEST_F(Reader, ReadyOnceALineIsWhole) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  const auto write = [&](const std::string& text) {
+    ASSERT_EQ(::write(ends[1], text.data(), text.size()), std::ssize(text));
+  };
+  RequestReader reader("/proc/self/fd/" + std::to_string(ends[0]), {});
+  EXPECT_FALSE(reader.ready(0));
+  const std::string prompt(1000, 'x');
+  write(R"({"custom_id":"a","prompt":")" + prompt);
+  EXPECT_FALSE(reader.ready(0));
+  write(prompt + "\"}");
+  EXPECT_FALSE(reader.ready(10));
+  write("\n{\"custom_id\":\"b\",\"pro");
+  EXPECT_TRUE(reader.ready(0));
+  const auto first = reader.next();
+  EXPECT_EQ(std::get<std::string>(std::get<Request>(*first).prompt), prompt + prompt);
+  EXPECT_FALSE(reader.ready(0));
+  write("mpt\":\"y\"}");
+  EXPECT_FALSE(reader.ready(0));
+  ::close(ends[1]);
+  EXPECT_TRUE(reader.ready(0));  // the end
+  EXPECT_EQ(id(*reader.next()), "b");
+  EXPECT_TRUE(reader.ready(0));
+  EXPECT_FALSE(reader.next());
+  ::close(ends[0]);
+}
+
+TEST_F(Reader, DigestsTellRequestsApart) {
+  const auto digest = [this](const std::string& line) {
+    return std::visit([](const auto& item) { return item.digest; }, read(line + "\n").front());
+  };
+  const uint64_t one = digest(R"({"custom_id": "a", "prompt": "x \" y"})");
+  EXPECT_NE(one, 0u);
+  EXPECT_EQ(one, digest(R"(  {"custom_id":"a",	"prompt":"x \" y"}  )"));
+  EXPECT_NE(one, digest(R"({"custom_id": "a", "prompt": "x \"  y"})"));
+  EXPECT_NE(one, digest(R"({"custom_id": "a", "prompt": "x \" y", "n": 2})"));
+  EXPECT_NE(digest("no request"), digest("another"));
+  EXPECT_EQ(line_digest(R"({"a": "b\\"  })"), line_digest(R"({"a":"b\\"})"));
+  EXPECT_EQ(line_digest("{}"), 0x1349cde127705c16u);  // it stands in files
+}
+
 TEST_F(Reader, SizesOfAWholeInputAndOfALongOne) {
   const std::string ids = R"({"prompt":[1,2,3],"max_tokens":5,"n":2})"
                           "\n";
@@ -149,11 +192,25 @@ TEST_F(Reader, SizesOfAWholeInputAndOfALongOne) {
   EXPECT_TRUE(sizes_of_requests(path_, warm).sampled);
   std::ofstream many(path_);
   for (int i = 0; i < 1000; ++i) many << ids;
+  for (int i = 0; i < 1000; ++i) many << text;
   many.close();
-  EXPECT_EQ(sizes_of_requests(path_, {}).sequences, 0);  // there may be more of them
-  EXPECT_EQ(sizes_of_requests(path_, {}).usual, 8);
-  EXPECT_EQ(sizes_of_requests(path_, {}).prompt, 3);
+  const RequestSizes all = sizes_of_requests(path_, {});
+  EXPECT_EQ(all.sequences, 3000);
+  EXPECT_EQ(all.longest, 300 + 9 + 1);  // wherever it stands
+  EXPECT_EQ(all.usual, 8);              // of the first thousand
+  EXPECT_EQ(all.prompt, 3);
   EXPECT_EQ(sizes_of_requests("-", {}).sequences, 0);
+}
+
+TEST_F(Reader, SizesOfAnswersWithLogprobs) {
+  std::ofstream(path_) << R"({"prompt":[1],"max_tokens":100})"
+                          "\n";
+  const int64_t bare = sizes_of_requests(path_, {}).answer;
+  std::ofstream(path_, std::ios::app) << R"({"prompt":[1],"max_tokens":50,"logprobs":5})"
+                                         "\n";
+  const int64_t with_logprobs = sizes_of_requests(path_, {}).answer;
+  EXPECT_GE(bare, 100 * 8);
+  EXPECT_GE(with_logprobs, 50 * (8 + 6 * 8 + 24));
 }
 
 // Whoever looks at a pipe in advance takes requests from the run.

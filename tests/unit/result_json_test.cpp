@@ -31,6 +31,7 @@ RequestResult result(Endpoint endpoint) {
   choice.alternatives = {{{1, -0.1f}, {3, -3.0f}}, {{2, -1e-7f}}, {{3, -0.0f}}, {{1, -2.0f}}};
   RequestResult made;
   made.custom_id = "a\"b";
+  made.digest = 0xab;
   made.endpoint = endpoint;
   made.model = "m";
   made.prompt_tokens = 5;
@@ -47,7 +48,7 @@ TEST(ResultJson, Completion) {
   EXPECT_TRUE(id.starts_with("batch_req_"));
   EXPECT_EQ(id.find_first_not_of("0123456789abcdef", 10), std::string::npos);
   EXPECT_EQ(line["response"]["status_code"], 200);
-  EXPECT_TRUE(line["response"]["request_id"].is_string());
+  EXPECT_EQ(line["response"]["request_id"], "req_00000000000000ab");
   const Json& body = line["response"]["body"];
   EXPECT_EQ(body["object"], "text_completion");
   EXPECT_EQ(body["created"], 1700);
@@ -84,6 +85,31 @@ TEST(ResultJson, Chat) {
   EXPECT_EQ(content[1]["logprob"].get<float>(), -1e-7f);
   EXPECT_EQ(content[0]["top_logprobs"][1],
             Json({{"token", "bytes:\\xac"}, {"logprob", -3.0}, {"bytes", {0xac}}}));
+}
+
+TEST(ResultJson, OffsetsBesideSpecialTokens) {
+  RequestResult made = result(Endpoint::kCompletions);
+  ChoiceResult& choice = made.choices[0];
+  choice.text = "He\xe2\x82\xac";
+  choice.token_ids = {4, 1, 4, 2, 3};  // with ignore_eos
+  choice.logprobs = {{4, -1.0f}, {1, -1.0f}, {4, -1.0f}, {2, -1.0f}, {3, -1.0f}};
+  choice.alternatives.assign(5, {});
+  ResultFormat with_special = format();
+  with_special.is_special = [](int token) { return token == 4; };
+  const Json line = Json::parse(result_line(made, with_special, 1));
+  EXPECT_EQ(line["response"]["body"]["choices"][0]["logprobs"]["text_offset"],
+            Json({0, 0, 2, 2, 2}));
+}
+
+TEST(ResultJson, DigestsAreReadBack) {
+  for (const uint64_t digest : {uint64_t{0}, uint64_t{0xab}, ~uint64_t{0}}) {
+    BadLine error{"a", "c", "m", digest};
+    const Json line = Json::parse(error_line(error));
+    EXPECT_EQ(digest_of(line["response"]["request_id"].get<std::string>()), digest);
+  }
+  for (const char* text : {"", "req_", "req_x", "req_1g", "1", "req_11111111111111111"}) {
+    EXPECT_FALSE(digest_of(text)) << text;
+  }
 }
 
 TEST(ResultJson, OnlyCreatedDiffersBetweenRuns) {

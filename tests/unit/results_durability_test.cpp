@@ -82,7 +82,7 @@ TEST_F(ResultsDurabilityTest, KilledAtRandomMomentsEveryResultStandsOnce) {
     ResultsFile file = open(/*resume=*/true);
     for (int i = 0; i < kRequests; ++i) {
       const std::string id = "r" + std::to_string(i);
-      if (!file.has(id)) file.append(result(id));
+      if (!file.has(id, 0)) file.append(result(id));
     }
     file.close();
   };
@@ -115,7 +115,7 @@ TEST_F(ResultsDurabilityTest, FileSizeLimitLeavesWholeLines) {
       try {
         file.append(result("r" + std::to_string(i)));
       } catch (const IoError& error) {
-        if (file.has("r" + std::to_string(i))) return "has() claims what is not there";
+        if (file.has("r" + std::to_string(i), 0)) return "has() claims what is not there";
         const auto size = fs::file_size(path_);
         // What is shorter than the room that is left still goes in.
         if (size > 4600) file.append(BadLine{"e", "c", ""});

@@ -21,7 +21,7 @@ TEST_F(ResultsFileTest, AppendsWholeLinesAtOnce) {
   EXPECT_EQ(ids(), (std::map<std::string, int>{{"a", 1}}));
   file.append(BadLine{"line-2", "invalid_json", "line 2: no"});
   EXPECT_TRUE(content().ends_with("}\n"));
-  EXPECT_TRUE(file.has("a") && file.has("line-2") && !file.has("b"));
+  EXPECT_TRUE(file.has("a", 0) && file.has("line-2", 0) && !file.has("b", 0));
   EXPECT_THROW(file.append(result("a")), std::logic_error);
   file.close();
   EXPECT_EQ(ids().size(), 2u);
@@ -80,8 +80,8 @@ TEST_F(ResultsFileTest, ResumeKeepsWholeLinesForEveryTornOffset) {
       ASSERT_EQ(file.resumed_errors(), lines >= 2 ? 1 : 0) << cut;
       ASSERT_EQ(content(), part.substr(0, part.rfind('\n') + 1)) << cut;
       for (size_t i = 0; i < wanted.size(); ++i) {
-        ASSERT_EQ(file.has(wanted[i]), static_cast<int64_t>(i) < lines) << cut;
-        if (!file.has(wanted[i])) file.append(result(wanted[i]));
+        ASSERT_EQ(file.has(wanted[i], 0), static_cast<int64_t>(i) < lines) << cut;
+        if (!file.has(wanted[i], 0)) file.append(result(wanted[i]));
       }
     }
     ASSERT_EQ(ids(), (std::map<std::string, int>{{"a", 1}, {"b", 1}, {"c", 1}})) << cut;
@@ -149,6 +149,9 @@ TEST_F(ResultsFileTest, ResumeWithOtherSettingsIsRefusedFieldByField) {
   const std::vector<std::function<void(Manifest&)>> changes = {
       [](Manifest& m) { m.model_name = "other"; },
       [](Manifest& m) { m.numerics = "kv=f32"; },
+      [](Manifest& m) { m.tokenizer = "0123"; },
+      [](Manifest& m) { m.chat_prompt = "user: Hello"; },
+      [](Manifest& m) { m.token_ids = true; },
       [](Manifest& m) { m.defaults.max_tokens = 9; },
       [](Manifest& m) { m.defaults.ignore_eos = true; },
       [](Manifest& m) { m.defaults.sampling.top_p = 0.5f; },
@@ -164,6 +167,24 @@ TEST_F(ResultsFileTest, ResumeWithOtherSettingsIsRefusedFieldByField) {
   }
   manifest_ = first;
   EXPECT_EQ(open(true).resumed(), 1);
+}
+
+TEST_F(ResultsFileTest, ResultsOfOtherRequestsAreRefused) {
+  {
+    ResultsFile file = open();
+    RequestResult made = result("a");
+    made.digest = 0xfedcba9876543210;
+    file.append(made);
+    EXPECT_TRUE(file.has("a", made.digest));
+    file.append(BadLine{"b", "invalid_request", "line 2: no", 7});
+  }
+  ResultsFile file = open(/*resume=*/true);
+  EXPECT_TRUE(file.has("a", 0xfedcba9876543210));
+  EXPECT_TRUE(file.has("b", 7));
+  EXPECT_FALSE(file.has("c", 7));
+  expect_words(thrown<UsageError>([&] { file.has("a", 7); }),
+               {path_, "custom_id \"a\"", "another request", "--output"});
+  expect_words(thrown<UsageError>([&] { file.has("b", 8); }), {"custom_id \"b\""});
 }
 
 TEST_F(ResultsFileTest, SecondRunIsRefusedByTheLock) {

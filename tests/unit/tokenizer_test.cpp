@@ -5,9 +5,11 @@
 
 #include <chrono>
 #include <cstdio>
+#include <set>
 #include <thread>
 
 #include "runtime/text/utf8.h"
+#include "tests/unit/model_files.h"
 #include "tests/unit/text_test_util.h"
 
 namespace headrace {
@@ -116,6 +118,35 @@ TEST(Tokenizer, Facts) {
   EXPECT_FALSE(qwen->is_special(100000));
   EXPECT_EQ(qwen->bytes(*qwen->id("Ġw")), " w");
   EXPECT_EQ(Tokenizer::open("synthetic:opt-125m"), nullptr);
+}
+
+TEST(Tokenizer, FingerprintsTellTokenizersApart) {
+  const auto fingerprint = [](const nlohmann::json& file) {
+    const test::TempDir folder;
+    test::write_file(folder / "tokenizer.json", file.dump());
+    return Tokenizer::open(folder.path())->fingerprint();
+  };
+  const nlohmann::json file = test::read_json(text_data("qwen2") / "tokenizer.json");
+  const std::string one = fingerprint(file);
+  EXPECT_EQ(one.size(), 16u);
+  EXPECT_EQ(one, fingerprint(file));
+  std::set<std::string> seen = {one};
+  const auto expect_another = [&](const char* what, const auto& change) {
+    nlohmann::json other = file;
+    change(other);
+    EXPECT_TRUE(seen.insert(fingerprint(other)).second) << what;
+  };
+  expect_another("order of merges", [](nlohmann::json& f) {
+    std::swap(f["model"]["merges"][0], f["model"]["merges"][1]);
+  });
+  expect_another("a merge less", [](nlohmann::json& f) {
+    f["model"]["merges"].erase(f["model"]["merges"].size() - 1);
+  });
+  expect_another("special", [](nlohmann::json& f) { f["added_tokens"][0]["special"] = false; });
+  expect_another("the pattern", [](nlohmann::json& f) {
+    f["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "[a-z]+|\\s+";
+  });
+  expect_another("normalisation", [](nlohmann::json& f) { f["normalizer"] = nullptr; });
 }
 
 TEST(Tokenizer, RefusesInvalidUtf8) {

@@ -10,20 +10,9 @@
 
 namespace headrace {
 
-// Makes a device the calling thread's, and the one before again at the end.
-class DeviceScope {
- public:
-  explicit DeviceScope(int device) {
-    check_cuda(cudaGetDevice(&before_), "finding the current device");
-    check_cuda(cudaSetDevice(device), "choosing a device");
-  }
-  ~DeviceScope() { cudaSetDevice(before_); }
-  DeviceScope(const DeviceScope&) = delete;
-  DeviceScope& operator=(const DeviceScope&) = delete;
-
- private:
-  int before_ = 0;
-};
+// Makes a device the calling thread's. It stays so: to make the one before current again would set
+// that one up, which takes its memory.
+inline void use_device(int device) { check_cuda(cudaSetDevice(device), "choosing a device"); }
 
 class DeviceMemory {
  public:

@@ -47,7 +47,7 @@ class CudaModule final : public DeviceModule {
   }
 
   DeviceFacts facts(int device) override {
-    const DeviceScope scope(device);
+    use_device(device);
     cudaDeviceProp properties{};
     check_cuda(cudaGetDeviceProperties(&properties, device), "asking for properties");
     size_t free = 0, total = 0;
@@ -58,7 +58,7 @@ class CudaModule final : public DeviceModule {
   }
 
   DeviceLinkRates measure_link(int device) override {
-    const DeviceScope scope(device);
+    use_device(device);
     const DeviceMemory memory(kCopyBytes), other(kCopyBytes);
     const PinnedMemory pinned(kCopyBytes);
     const CudaStream stream;
