@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <utility>
 #include <vector>
 
@@ -15,32 +14,9 @@
 #include "runtime/error.h"
 
 namespace headrace {
-namespace {
 
-// Lines of a batch file that are not blank, or -1 where they can be read only once.
-int64_t count_requests(const GenerateOptions& options) {
-  if (options.prompt) return 1;
-  if (comes_once(options.input)) return -1;
-  std::ifstream file(options.input, std::ios::binary);
-  std::vector<char> block(1 << 20);
-  int64_t lines = 0;
-  bool text = false;
-  while (file.read(block.data(), static_cast<std::streamsize>(block.size())), file.gcount() > 0) {
-    for (std::streamsize i = 0; i < file.gcount(); ++i) {
-      if (block[i] == '\n') {
-        lines += text;
-        text = false;
-      } else if (block[i] != ' ' && block[i] != '\t' && block[i] != '\r') {
-        text = true;
-      }
-    }
-  }
-  return lines + text;
-}
-
-}  // namespace
-
-Desk::Desk(const GenerateOptions& options, const Rank& rank, Communicator& communicator)
+Desk::Desk(const GenerateOptions& options, const Rank& rank, Communicator& communicator,
+           int64_t lines)
     : options_(options),
       communicator_(communicator),
       tokenizer_(Tokenizer::open(options.model)),
@@ -48,7 +24,7 @@ Desk::Desk(const GenerateOptions& options, const Rank& rank, Communicator& commu
       results_(results_options(), manifest(rank)),
       preparer_(rank.checkpoint().config(), tokenizer_.get(), chat_template(),
                 std::min(rank.limits().kv_pages, rank.limits().sequence_pages) * kPageTokens),
-      progress_(count_requests(options) - results_.resumed(), options.progress),
+      progress_(lines - results_.resumed(), options.progress),
       coordinator_(
           in_order(rank.limits()), tokenizer_.get(), rank.checkpoint().config().eos_token_ids,
           [this](bool idle) { return next(idle); },

@@ -25,9 +25,9 @@ namespace headrace {
 // finishes. One thread uses it.
 class Desk {
  public:
-  // Opens tokenizer, input and results file. The arguments must outlive the desk. Throws
-  // UsageError, ModelError, IoError.
-  Desk(const GenerateOptions& options, const Rank& rank, Communicator& communicator);
+  // Opens tokenizer, input and results file. The arguments must outlive the desk. `lines`: of the
+  // input, for the progress; negative: not known. Throws UsageError, ModelError, IoError.
+  Desk(const GenerateOptions& options, const Rank& rank, Communicator& communicator, int64_t lines);
 
   Coordinator& coordinator() { return coordinator_; }
   void show_progress() { progress_.update(coordinator_.counts(), failed_); }

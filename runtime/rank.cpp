@@ -88,7 +88,7 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   }
   const RequestSizes sizes = from_rank_0(ranks, requests);
   const Workload wanted = workload_of(options, sizes, checkpoint_->config(), ranks.size());
-  other_ = other_memory(sizes.answer * wanted.sequences);
+  other_ = other_memory(sizes.logprobs * wanted.sequences);
   choose_device();
   choose_hops();
   if (!device_choice_) refuse_what_does_not_fit(wanted);
@@ -98,12 +98,12 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   say_plan();
 }
 
-OtherMemory Rank::other_memory(int64_t answers) const {
+OtherMemory Rank::other_memory(int64_t logprobs) const {
   OtherMemory other;
   if (!options_.trace.empty()) other.trace = kTraceBytes;
   if (!options_.takes_requests || !wires_.is_first()) return other;
   other.requests = kReadAheadBytes;
-  other.answers = static_cast<uint64_t>(answers);
+  other.logprobs = static_cast<uint64_t>(logprobs);
   if (checkpoint_->format() != "synthetic") {
     other.tokenizer = tokenizer_bytes(checkpoint_->config().vocab_size);
   }

@@ -73,7 +73,7 @@ class Rank {
  private:
   Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
        int cores);
-  OtherMemory other_memory(int64_t answers) const;
+  OtherMemory other_memory(int64_t logprobs) const;
   void refuse_what_does_not_fit(const Workload& wanted) const;
   void choose_device();
   void choose_hops();

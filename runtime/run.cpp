@@ -21,7 +21,7 @@ RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
   if (wires.is_first()) {
     report.open_files();
     const Communicator::Idle reading_back(wires.communicator);  // a long results file takes time
-    desk.emplace(options, rank, wires.communicator);
+    desk.emplace(options, rank, wires.communicator, sizes.lines);
   }
   rank.load();
 

@@ -13,10 +13,10 @@ namespace headrace {
 struct OtherMemory {
   uint64_t tokenizer = 0;
   uint64_t requests = 0;  // read ahead
-  uint64_t answers = 0;   // of sequences in flight
+  uint64_t logprobs = 0;  // of sequences in flight
   uint64_t trace = 0;
 
-  uint64_t sum() const { return tokenizer + requests + answers + trace; }
+  uint64_t sum() const { return tokenizer + requests + logprobs + trace; }
 };
 
 // A tokenizer with so many tokens, its cache of pieces included.

@@ -15,7 +15,6 @@ namespace {
 constexpr size_t kUsualOf = 1000;  // requests
 constexpr int64_t kTemplateTokens = 64;  // that a chat template adds to a message
 constexpr int64_t kBytesPerToken = 3;    // of usual text; a token has one byte at least
-constexpr int64_t kAnswerBytes = 24;     // of a token, in vectors that double: its id and text
 
 RequestSizes sizes_of(const Prompt& prompt, int max_tokens) {
   int64_t bytes = 0, messages = 0;
@@ -33,15 +32,11 @@ RequestSizes sizes_of(const Prompt& prompt, int max_tokens) {
   return {usual + max_tokens, bytes + around + max_tokens, usual};
 }
 
-// Of a token: its log-probability and a vector of the alternatives to it.
-int64_t logprob_bytes(const std::optional<int>& top) {
-  return top ? 2 * static_cast<int64_t>(sizeof(TokenLogprob) + sizeof(std::vector<TokenLogprob>)) +
-                   *top * static_cast<int64_t>(sizeof(TokenLogprob))
-             : 0;
-}
-
-int64_t answer_bytes(int max_tokens, const SamplingParams& sampling) {
-  return max_tokens * (kAnswerBytes + logprob_bytes(sampling.top_logprobs));
+// Of each token its log-probability and a vector of the alternatives to it, in vectors that double.
+// Ids and text are next to nothing beside the token's KV cache.
+int64_t logprob_bytes(int max_tokens, const std::optional<int>& top) {
+  constexpr int64_t kEach = sizeof(TokenLogprob), kList = sizeof(std::vector<TokenLogprob>);
+  return top ? max_tokens * (2 * (kEach + kList) + *top * kEach) : 0;
 }
 
 }  // namespace
@@ -50,7 +45,8 @@ RequestSizes sizes_of_prompt(const std::string& prompt, const RequestDefaults& d
   RequestSizes sizes = sizes_of(std::vector<ChatMessage>{{"user", prompt}}, defaults.max_tokens);
   sizes.sequences = 1;
   sizes.sampled = !defaults.sampling.takes_best();
-  sizes.answer = answer_bytes(defaults.max_tokens, defaults.sampling);
+  sizes.logprobs = logprob_bytes(defaults.max_tokens, defaults.sampling.top_logprobs);
+  sizes.lines = 1;
   return sizes;
 }
 
@@ -59,7 +55,9 @@ RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& 
   RequestReader reader(input, defaults);
   std::vector<RequestSizes> first;
   RequestSizes sizes;
+  sizes.lines = 0;
   while (const auto item = reader.next()) {
+    ++sizes.lines;
     const auto* request = std::get_if<Request>(&*item);
     if (!request) continue;
     const RequestSizes one = sizes_of(request->prompt, request->max_tokens);
@@ -67,10 +65,10 @@ RequestSizes sizes_of_requests(const std::string& input, const RequestDefaults& 
     sizes.sequences += request->n;
     sizes.longest = std::max(sizes.longest, one.longest);
     sizes.sampled |= !request->sampling.takes_best();
-    sizes.answer =
-        std::max(sizes.answer, answer_bytes(request->max_tokens, request->sampling));
+    sizes.logprobs = std::max(sizes.logprobs,
+                              logprob_bytes(request->max_tokens, request->sampling.top_logprobs));
   }
-  if (first.empty()) return {};
+  if (first.empty()) return sizes;
   // Nine in ten are not longer.
   const auto place = first.begin() + std::ssize(first) * 9 / 10;
   std::ranges::nth_element(first, place, {}, &RequestSizes::usual);

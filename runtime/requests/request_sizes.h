@@ -17,7 +17,8 @@ struct RequestSizes {
   int64_t prompt = 0;     // of `usual`, the prompt's
   int64_t sequences = 0;  // that the whole input has
   bool sampled = false;   // some need more of the logits than the largest one
-  int64_t answer = 0;     // bytes that the answer of one sequence may take until it is written
+  int64_t logprobs = 0;   // bytes that those of one sequence may take until they are written
+  int64_t lines = -1;     // that are not blank; negative: not known
 };
 
 // Reads a batch file through; what is usual is taken from its first thousand requests. Nothing is

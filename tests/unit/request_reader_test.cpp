@@ -205,12 +205,15 @@ TEST_F(Reader, SizesOfAWholeInputAndOfALongOne) {
 TEST_F(Reader, SizesOfAnswersWithLogprobs) {
   std::ofstream(path_) << R"({"prompt":[1],"max_tokens":100})"
                           "\n";
-  const int64_t bare = sizes_of_requests(path_, {}).answer;
+  const RequestSizes bare = sizes_of_requests(path_, {});
   std::ofstream(path_, std::ios::app) << R"({"prompt":[1],"max_tokens":50,"logprobs":5})"
                                          "\n";
-  const int64_t with_logprobs = sizes_of_requests(path_, {}).answer;
-  EXPECT_GE(bare, 100 * 8);
-  EXPECT_GE(with_logprobs, 50 * (8 + 6 * 8 + 24));
+  const RequestSizes both = sizes_of_requests(path_, {});
+  EXPECT_EQ(bare.logprobs, 0);
+  EXPECT_GE(both.logprobs, 50 * (8 + 5 * 8 + 24));
+  EXPECT_EQ(bare.lines, 1);
+  EXPECT_EQ(both.lines, 2);
+  EXPECT_EQ(sizes_of_requests("-", {}).lines, -1);
 }
 
 // Whoever looks at a pipe in advance takes requests from the run.
