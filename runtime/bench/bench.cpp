@@ -1,14 +1,13 @@
 #include "runtime/bench/bench.h"
 
 #include <spdlog/spdlog.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <climits>
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "comm/launcher.h"
 #include "engine/error.h"
 #include "engine/memory/kv_store.h"
 #include "headrace/version.h"
@@ -26,14 +25,9 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::string host_name() {
-  char name[HOST_NAME_MAX + 1] = "";
-  return gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
-}
-
 Bytes facts_of(const Rank& rank, double load_s) {
   return to_bytes({
-      {"host", host_name()},
+      {"host", own_host()},
       {"cpu", cpu_model()},
       {"threads", rank.threads()},
       {"target", rank.target()},

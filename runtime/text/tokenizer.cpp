@@ -4,10 +4,8 @@
 #include <filesystem>
 #include <stdexcept>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "engine/checkpoint/gguf.h"
+#include "engine/checkpoint/hasher.h"
 #include "engine/error.h"
 #include "runtime/text/byte_level.h"
 #include "runtime/text/tokenizer_data.h"
@@ -44,53 +42,36 @@ Bpe::Tables bpe_tables(Tokenizer::Data& data) {
 }
 
 // Of all that ids and texts depend on.
-class Fingerprint {
- public:
-  explicit Fingerprint(const Tokenizer::Data& data) {
-    XXH3_64bits_reset(&state_);
-    for (const std::string& content : data.contents) text(content);
-    uint64_t merges = 0;  // in no order
-    for (const auto& [pair, merge] : data.merges) {
-      const uint64_t entry[] = {pair, static_cast<uint64_t>(merge.rank),
-                                static_cast<uint64_t>(merge.result)};
-      merges += XXH3_64bits(entry, sizeof entry);
-    }
-    integers({merges, data.ignore_merges, data.fuse_unknown});
-    integer(data.unknown);
-    for (const AddedToken& token : data.added) {
-      text(token.content);
-      integer(token.id);
-      integers({token.special, token.single_word, token.lstrip, token.rstrip, token.normalized});
-    }
-    for (const std::vector<int>& around : {data.prefix, data.suffix}) {
-      integer(std::ssize(around));
-      for (const int id : around) integer(id);
-    }
-    text(data.pattern);
-    integers({data.pretokenizer.nfc, data.pretokenizer.add_prefix_space});
-    // Where a pattern of the file's own cuts.
-    data.pretokenizer.run("It's  12345 x_1=\"\xc3\xa9\";\n\n\tI'LL \xe2\x82\xac.",
-                          [this](std::string_view piece) { text(piece); });
+std::string fingerprint_of(const Tokenizer::Data& data) {
+  Hasher hash;
+  for (const std::string& content : data.contents) hash.text(content);
+  uint64_t merges = 0;  // in no order
+  for (const auto& [pair, merge] : data.merges) {
+    const uint64_t entry[] = {pair, static_cast<uint64_t>(merge.rank),
+                              static_cast<uint64_t>(merge.result)};
+    merges += XXH3_64bits(entry, sizeof entry);
   }
-  std::string hex() const {
-    uint64_t hash = XXH3_64bits_digest(&state_);
-    std::string digits(16, '0');
-    for (size_t i = digits.size(); i-- > 0; hash >>= 4) digits[i] = "0123456789abcdef"[hash & 15];
-    return digits;
+  const auto integers = [&](std::initializer_list<int64_t> values) {
+    for (const int64_t value : values) hash.integer(static_cast<uint64_t>(value));
+  };
+  hash.integer(merges);
+  integers({data.ignore_merges, data.fuse_unknown, data.unknown});
+  for (const AddedToken& token : data.added) {
+    hash.text(token.content);
+    integers({token.id, token.special, token.single_word, token.lstrip, token.rstrip,
+              token.normalized});
   }
-
- private:
-  void integer(int64_t value) { XXH3_64bits_update(&state_, &value, sizeof value); }
-  void integers(std::initializer_list<uint64_t> values) {
-    for (const uint64_t value : values) integer(static_cast<int64_t>(value));
+  for (const std::vector<int>* around : {&data.prefix, &data.suffix}) {
+    integers({std::ssize(*around)});
+    for (const int id : *around) integers({id});
   }
-  void text(std::string_view value) {
-    integer(std::ssize(value));
-    XXH3_64bits_update(&state_, value.data(), value.size());
-  }
-
-  XXH3_state_t state_;
-};
+  hash.text(data.pattern);
+  integers({data.pretokenizer.nfc, data.pretokenizer.add_prefix_space});
+  // Where a pattern of the file's own cuts.
+  data.pretokenizer.run("It's  12345 x_1=\"\xc3\xa9\";\n\n\tI'LL \xe2\x82\xac.",
+                        [&](std::string_view piece) { hash.text(piece); });
+  return hash.digest();
+}
 
 // Added tokens are plain text; a vocabulary entry outside the byte-level alphabet can only be meant
 // as plain text too.
@@ -109,7 +90,7 @@ std::vector<std::string> token_bytes(const Tokenizer::Data& data) {
 struct Tokenizer::Impl {
   explicit Impl(std::unique_ptr<Data> source)
       : data(std::move(source)),
-        fingerprint(Fingerprint(*data).hex()),
+        fingerprint(fingerprint_of(*data)),
         raw_added(added_where(*data, false)),
         normalized_added(added_where(*data, true)),
         bytes(token_bytes(*data)),
