@@ -216,7 +216,7 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
     layer_ = resident_layer(unit, host_.acquire_layer(layer));
     host_.release_layer(layer);
     if (placement_.half_rows) expand(layer_);
-    fill_ahead(layer);
+    fill_from(layer + 1, /*from_disk=*/false);
     return layer_;
   }
   if (filled_.empty()) fill(layer);
@@ -229,21 +229,21 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   if (placement_.half_rows) {
     expand(layer_);
     release_layer(layer);  // the slot is free as soon as that is done
-    layer_slot_.reset();
   }
-  fill_ahead(layer);
+  // Before what is computed with this layer: whoever waits for that, as the CPU's attention does,
+  // would hold up the copies of the next ones.
+  fill_from(layer + 1, /*from_disk=*/false);
   return layer_;
 }
 
-// Queued before what is computed with this layer: whoever waits for that, as the CPU's attention
-// does, would hold up the copies of the next ones. The disk is not waited for here.
-void DeviceWeights::fill_ahead(int layer) {
+// Queues copies of the layers from this one on that are not queued yet, as slots are free.
+void DeviceWeights::fill_from(int layer, bool from_disk) {
   const size_t room = slots_.size() - (layer_slot_ ? 1 : 0);
-  int next = filled_.empty() ? layer : filled_.back().layer;
-  while (++next < host_.layout().range.end_layer && filled_.size() < room) {
-    if (placement_.has(host_.layout().layer_unit(next))) continue;
-    if (host_.is_streamed(next)) return;
-    fill(next);
+  if (!filled_.empty()) layer = filled_.back().layer + 1;
+  for (; layer < host_.layout().range.end_layer && filled_.size() < room; ++layer) {
+    if (placement_.has(host_.layout().layer_unit(layer))) continue;
+    if (!from_disk && host_.is_streamed(layer)) return;
+    fill(layer);
   }
 }
 
@@ -261,17 +261,16 @@ void DeviceWeights::expand(LayerWeights& weights) {
 }
 
 void DeviceWeights::release_layer(int) {
-  if (layer_slot_) device_.record(compute_, *slots_[*layer_slot_].free);
+  if (!layer_slot_) return;
+  device_.record(compute_, *slots_[*layer_slot_].free);
+  layer_slot_.reset();
 }
 
 // Where the head stays in its place nothing else passes between the last layer and the first.
 void DeviceWeights::prefetch() {
   const WeightLayout& layout = host_.layout();
   if (layout.range.is_last && !placement_.has(layout.head_unit())) return;
-  for (int layer = layout.range.first_layer; layer < layout.range.end_layer; ++layer) {
-    if (filled_.size() == slots_.size()) return;
-    if (!placement_.has(layout.layer_unit(layer))) fill(layer);
-  }
+  fill_from(layout.range.first_layer, /*from_disk=*/true);
 }
 
 LayerWeights DeviceWeights::on_device(const LayerWeights& host) const {

@@ -103,7 +103,7 @@ class DeviceWeights final : public WeightSource {
   LayerWeights on_device(const LayerWeights& host) const;  // norms; its matrices are the host's
   LayerWeights resident_layer(size_t unit, const LayerWeights& host) const;
   void expand(LayerWeights& weights);
-  void fill_ahead(int layer);
+  void fill_from(int layer, bool from_disk);
   void fill(int layer);
   Slot& slot() { return slots_[current_]; }
   void begin_slot();  // the next one, when what used it is done
