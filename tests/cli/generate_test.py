@@ -95,6 +95,12 @@ class Streams(harness.ProgramTest):
                                expect=harness.USAGE)
         self.assertIn("answers another request", job.log())
 
+    def test_more_in_flight_than_is_kept_count_of(self):
+        for command in (["generate", "--input", os.devnull, "--output", "-"], ["plan"]):
+            job = self.run_program(*command, "--model", TINY, "--max-batch", 65537,
+                                   expect=harness.USAGE)
+            self.assertIn("65537 is not a number from 1 to 65536", job.log())
+
     def test_quiet_has_no_progress(self):
         for option in (["--quiet"], ["--progress", "none"]):
             job = self.run_program("generate", "--model", TINY, "--input", os.devnull, "--output",

@@ -25,6 +25,7 @@ using nlohmann::json;
 
 // What the module gives.
 int devices = 3;
+int capability = 9;
 test::FakeFaults faults;
 test::FakeNet* net = nullptr;
 std::atomic<uint64_t> seed = 1;
@@ -33,7 +34,7 @@ class FakeModule final : public DeviceModule {
  public:
   int count() override { return devices; }
   DeviceFacts facts(int device) override {
-    return {"fake", "bus " + std::to_string(device), 9, 0, uint64_t{8} << 30, uint64_t{8} << 30};
+    return {"fake", "bus " + std::to_string(device), capability, 0, uint64_t{8} << 30, uint64_t{8} << 30};
   }
   DeviceLinkRates measure_link(int) override { return {50e9, 50e9, 3e12}; }
   std::unique_ptr<Device> open(int) override { return std::make_unique<test::FakeDevice>(++seed); }
@@ -55,6 +56,7 @@ class DeviceRun : public testing::Test {
  protected:
   DeviceRun() {
     devices = 3;
+    capability = 9;
     faults = {};
     net = &net_;
     std::string lines;
@@ -308,6 +310,16 @@ TEST_F(DeviceRun, AResumeWithOtherArithmeticIsRefused) {
   alone.math = helped.math = "f32";
   good(helped, 1);
   EXPECT_EQ(resumed(alone), "");
+}
+
+TEST_F(DeviceRun, AGpuThatIsTooOldIsLeftAlone) {
+  const auto expected = good(options("cpu", "auto"), 1);
+  capability = 7;
+  EXPECT_EQ(good(options("auto", "auto"), 1), expected);
+  forget_results();
+  const std::string text = text_of(run(options("cuda", "auto"), 1).front());
+  EXPECT_EQ(text.find("ResourceMissing GPU 0 (fake) has compute capability 7.0"), 0U) << text;
+  EXPECT_NE(text.find("--device cpu"), std::string::npos) << text;
 }
 
 TEST_F(DeviceRun, IntegersAreForCpus) {

@@ -57,10 +57,10 @@ def keep_verdicts(results, generations, journal_file):
                                    if name not in ("task_id", "sample")})
 
 
-def restore(results, work):
+def restore(results, study_folder):
     """Fills the folder, which has no manifest yet, and the folder of scoring beside it. It can be
     done again where it was interrupted."""
-    study, work = work, work.with_name(work.name + ".part")
+    work = study_folder.with_name(study_folder.name + ".part")
     shutil.rmtree(work, ignore_errors=True)
     made = metrics.load_json(results / "manifest.json")
     generations = data.read_json_lines(results / "generations.jsonl")
@@ -85,10 +85,10 @@ def restore(results, work):
     for key in ("missing_runs", "finished"):
         made.pop(key, None)
     work.mkdir(exist_ok=True)
-    study.mkdir(parents=True, exist_ok=True)
+    study_folder.mkdir(parents=True, exist_ok=True)
     for source in work.iterdir():
-        shutil.rmtree(study / source.name, ignore_errors=True)
-        source.rename(study / source.name)
+        shutil.rmtree(study_folder / source.name, ignore_errors=True)
+        source.rename(study_folder / source.name)
     # Last: a folder without it holds no study.
-    generate.write_whole(study / "manifest.json", json.dumps(made, indent=1) + "\n")
+    generate.write_whole(study_folder / "manifest.json", json.dumps(made, indent=1) + "\n")
     work.rmdir()

@@ -86,12 +86,11 @@ def forget_elsewhere(setting, run, peers):
     if all(path.exists() for path in facts):
         return
     here = manifest.machine()
-    elsewhere = lambda machine: machine != here
     for path in facts:
-        if path.exists() and elsewhere(json.loads(path.read_text())["machine"]):
+        if path.exists() and json.loads(path.read_text())["machine"] != here:
             path.unlink()
             path.with_suffix(".jsonl").unlink()
-    if any(elsewhere(piece["machine"]) for piece in generate.pieces_of(setting, run)):
+    if any(piece["machine"] != here for piece in generate.pieces_of(setting, run)):
         shutil.rmtree(setting.work / "runs" / run.name)
 
 
