@@ -239,9 +239,7 @@ void StageEngine::attention_block(const LayerWeights& w, int layer, MicroBatch& 
                                   const Operand* in, float* x) {
   const Span span(Track::kCompute, "attention");
   const int64_t rows = batch.rows;
-  project(w.q, in, rows, q_);
-  project(w.k, in, rows, k_);
-  project(w.v, in, rows, v_);
+  project_qkv(w, in, rows);
   if (!frequencies_.empty()) {
     ops_.apply_rope(batch.first_row, q_, rows, config_.n_heads, config_.head_dim);
     ops_.apply_rope(batch.first_row, k_, rows, config_.n_kv_heads, config_.head_dim);
@@ -433,6 +431,15 @@ void StageEngine::project(const Linear& w, const Operand* x, int64_t rows, float
   for_panels(w, [&](const Panels& panels) {
     ops_.linear_panels(x, rows, panels.weight, w.bias, panels.first, panels.end, y);
   });
+}
+
+void StageEngine::project_qkv(const LayerWeights& w, const Operand* x, int64_t rows) {
+  const Projection all[] = {
+      {w.q.weight, w.q.bias, q_}, {w.k.weight, w.k.bias, k_}, {w.v.weight, w.v.bias, v_}};
+  if (ops_.linear_together(x, rows, all)) return;
+  project(w.q, x, rows, q_);
+  project(w.k, x, rows, k_);
+  project(w.v, x, rows, v_);
 }
 
 void StageEngine::project_and_add(const Linear& w, const Operand* x, int64_t rows, float* y) {

@@ -96,6 +96,7 @@ class StageEngine {
   void mlp_block(const LayerWeights& w, int64_t rows, const Operand* in, float* x);
   RowNorm row_norm(const Norm& norm) const;
   void project(const Linear& w, const Operand* x, int64_t rows, float* y);
+  void project_qkv(const LayerWeights& w, const Operand* x, int64_t rows);
   void project_and_add(const Linear& w, const Operand* x, int64_t rows, float* y);
   template <typename Use>
   void for_panels(const Linear& w, Use use);

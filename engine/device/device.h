@@ -72,6 +72,10 @@ struct HalfProduct {
   Result result = Result::kFloat;
   void* y = nullptr;
   int64_t stride = 0;  // elements
+  // So many products of the same x at once, whose w, bias and y are so many elements apart; not
+  // kReluHalf. The bits are those of each alone.
+  int count = 1;
+  int64_t w_apart = 0, bias_apart = 0, y_apart = 0;
 };
 
 // One thread uses a device and what it makes, which it outlives. All pointers are to device memory
@@ -130,8 +134,7 @@ class Device {
                          const AttentionSequence* sequences, int64_t count, int64_t most_rows,
                          int heads, float scale, const float* q, float* out) = 0;
 
-  // x[row] = tokens[ids[row]] (+ positions[places[row]], where `places` is not null), of rows of
-  // f16.
+  // x[row] = tokens[ids[row]] (+ positions[places[row]], where `places` is not null).
   virtual void embed(DeviceStream& stream, const EmbeddingTables& tables, const int32_t* ids,
                      const int32_t* places, int64_t rows, float* x) = 0;
   // Brings `best` [rows] up to date with logits [rows][width] of the tokens from `id` on.

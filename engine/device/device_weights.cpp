@@ -167,11 +167,8 @@ void DeviceWeights::load(const Checkpoint& checkpoint, ThreadPool& threads, Memo
 }
 
 void DeviceWeights::keep_embedding(const Resident& resident) {
-  EmbeddingTables tables{resident.matrices.front(), {}};
-  if (resident.matrices.size() > 1) tables.positions = resident.matrices[1];
-  const bool rows =
-      tables.tokens.half_rows && (tables.positions.rows == 0 || tables.positions.half_rows);
-  if (rows) embedding_ = tables;
+  embedding_ = {resident.matrices.front(), {}, placement_.half_rows};
+  if (resident.matrices.size() > 1) embedding_->positions = resident.matrices[1];
 }
 
 // In as many panels at once as `host` has room for.

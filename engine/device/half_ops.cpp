@@ -56,6 +56,40 @@ void HalfOps::linear_panels(const Operand* x, int64_t rows, const PackedMatrix& 
   multiply({.x = halves(x), .rows = rows, .bias = bias, .y = y, .stride = w.rows}, w, first, end);
 }
 
+bool HalfOps::linear_together(const Operand* x, int64_t rows, std::span<const Projection> all) {
+  const Projection &first = all[0], &second = all[1];
+  const PackedMatrix& w = first.weight;
+  const auto weights = [](const Projection& p) {
+    return reinterpret_cast<const Half*>(p.weight.panels);
+  };
+  const HalfProduct product{.x = halves(x),
+                            .rows = rows,
+                            .w = weights(first),
+                            .outputs = w.rows,
+                            .inputs = w.cols,
+                            .bias = first.bias,
+                            .y = first.y,
+                            .stride = w.rows,
+                            .count = static_cast<int>(all.size()),
+                            .w_apart = weights(second) - weights(first),
+                            .bias_apart = first.bias ? second.bias - first.bias : 0,
+                            .y_apart = second.y - first.y};
+  for (size_t i = 0; i < all.size(); ++i) {
+    const Projection& p = all[i];
+    const auto n = static_cast<int64_t>(i);
+    const bool is_alike = p.weight.half_rows && p.weight.split >= w.panel_count() &&
+                          p.weight.rows == w.rows && p.weight.cols == w.cols &&
+                          !p.bias == !first.bias;
+    if (!is_alike || weights(p) != product.w + n * product.w_apart ||
+        p.y != first.y + n * product.y_apart ||
+        (p.bias && p.bias != first.bias + n * product.bias_apart)) {
+      return false;
+    }
+  }
+  if (rows > 0) device_.multiply(stream_, product);
+  return true;
+}
+
 void HalfOps::add_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                          int64_t first, int64_t end, float*, float* y) {
   const bool gated = gated_ && halves(x) == gated_->as<Half>();

@@ -32,6 +32,8 @@ class HalfOps final : public DeviceOps {
   const Operand* operand(const float* x, int64_t rows, int64_t n, float* room) override;
   void linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                      int64_t first, int64_t end, float* y) override;
+  // One product where f16 rows of the same shape, biases and results lie evenly apart.
+  bool linear_together(const Operand* x, int64_t rows, std::span<const Projection> all) override;
   void add_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                   int64_t first, int64_t end, float* room, float* y) override;
   void relu_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,

@@ -30,6 +30,13 @@ struct BestToken {
   bool has_nan = false;  // some logit of the row is not a number
 };
 
+// y [rows][weight.rows] of a linear layer; `bias` may be null.
+struct Projection {
+  PackedMatrix weight;
+  const float* bias = nullptr;
+  float* y = nullptr;
+};
+
 // A row of each table, added up: positions are rows of theirs; none if there is no such table.
 struct EmbeddingRows {
   std::span<const int32_t> tokens, positions;
@@ -83,6 +90,11 @@ class Ops {
   // one at last.
   virtual void linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
                              const float* bias, int64_t first, int64_t end, float* y) = 0;
+  // The same of matrices whose panels are all there, all at once. False where that cannot be done;
+  // nothing is queued then.
+  virtual bool linear_together(const Operand*, int64_t, std::span<const Projection>) {
+    return false;
+  }
   // y += the same, at the latest when the last panel is done; `room` is as large as y.
   virtual void add_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                           int64_t first, int64_t end, float* room, float* y) = 0;

@@ -66,6 +66,7 @@ struct PackedMatrix {
 struct EmbeddingTables {
   PackedMatrix tokens;     // [vocab_size][d_model]
   PackedMatrix positions;  // [max_positions + position_offset][d_model], or nothing
+  bool rounded = false;    // their elements are, to f16
 };
 
 // Packs 32 rows as stored in a checkpoint (row_bytes(dtype, cols) each; nullptr: a row of zeros)

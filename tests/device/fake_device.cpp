@@ -273,14 +273,24 @@ void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
 
 void FakeDevice::embed(DeviceStream& stream, const EmbeddingTables& tables, const int32_t* ids,
                        const int32_t* places, int64_t rows, float* x) {
-  queue(stream, [=] {
-    const auto element = [](const PackedMatrix& table, int64_t row, int64_t i) {
-      return f16_at(table.panels + (row * table.cols + i) * 2);
+  queue(stream, [=, this] {
+    const auto row_of = [&](const PackedMatrix& table, int64_t row) {
+      std::vector<float> values(static_cast<size_t>(table.cols));
+      if (!table.half_rows) unpack_row(cpu_, table, row, values.data());
+      for (int64_t i = 0; i < table.cols; ++i) {
+        float& value = values[static_cast<size_t>(i)];
+        if (table.half_rows) value = f16_at(table.panels + (row * table.cols + i) * 2);
+        if (tables.rounded) value = f16_to_f32(headrace::to_half(value).bits);
+      }
+      return values;
     };
     const int64_t n = tables.tokens.cols;
-    for (int64_t at = 0; at < rows * n; ++at) {
-      x[at] = element(tables.tokens, ids[at / n], at % n);
-      if (places) x[at] += element(tables.positions, places[at / n], at % n);
+    for (int64_t row = 0; row < rows; ++row) {
+      const auto token = row_of(tables.tokens, ids[row]);
+      std::copy(token.begin(), token.end(), x + row * n);
+      if (!places) continue;
+      const auto position = row_of(tables.positions, places[row]);
+      std::transform(position.begin(), position.end(), x + row * n, x + row * n, std::plus<>());
     }
   });
 }
@@ -328,14 +338,16 @@ void FakeDevice::unpack(DeviceStream& stream, const PackedMatrix& w, int64_t fir
 void FakeDevice::multiply(DeviceStream& stream, const HalfProduct& product) {
   queue(stream, [p = product] {
     for (int64_t row = 0; row < p.rows; ++row) {
-      for (int64_t n = 0; n < p.outputs; ++n) {
+      for (int64_t of_all = 0; of_all < p.count * p.outputs; ++of_all) {
+        const int64_t i = of_all / p.outputs, n = of_all % p.outputs;
+        const Half* const w = p.w + i * p.w_apart;
         float sum = 0;
         for (int64_t k = 0; k < p.inputs; ++k) {
           sum = std::fma(f16_to_f32(p.x[row * p.inputs + k].bits),
-                         f16_to_f32(p.w[n * p.inputs + k].bits), sum);
+                         f16_to_f32(w[n * p.inputs + k].bits), sum);
         }
-        const float y = p.scale * sum + (p.bias ? p.bias[n] : 0.0f);
-        const int64_t at = row * p.stride + n;
+        const float y = p.scale * sum + (p.bias ? p.bias[i * p.bias_apart + n] : 0.0f);
+        const int64_t at = i * p.y_apart + row * p.stride + n;
         switch (p.result) {
           case HalfProduct::Result::kFloat:
             static_cast<float*>(p.y)[at] = y;

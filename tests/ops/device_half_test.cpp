@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "tests/device/gpu_test.h"
 #include "tests/ops/op_test.h"
@@ -24,13 +25,36 @@ class DeviceHalf : public test::GpuTest {
   std::vector<float> multiply(DeviceBuffer& x, int64_t first_row, int64_t rows, DeviceBuffer& w,
                               int64_t first_output, int64_t outputs, int64_t inputs,
                               const float* bias) {
-    const auto y = put(nans(rows * outputs));
+    return multiply(nans(rows * outputs), HalfProduct::Result::kFloat, x, first_row, rows, w,
+                    first_output, outputs, inputs, bias);
+  }
+  std::vector<Half> multiply_relu(DeviceBuffer& x, int64_t first_row, int64_t rows, DeviceBuffer& w,
+                                  int64_t outputs, int64_t inputs, const float* bias) {
+    const auto y = put(std::vector<Half>(static_cast<size_t>(rows * outputs)));
+    device_->multiply(*stream_, {.x = x.as<Half>() + first_row * inputs,
+                                 .rows = rows,
+                                 .w = w.as<Half>(),
+                                 .outputs = outputs,
+                                 .inputs = inputs,
+                                 .bias = bias,
+                                 .result = HalfProduct::Result::kReluHalf,
+                                 .y = y->data(),
+                                 .stride = outputs});
+    return get<Half>(*y);
+  }
+  // The same with a result that was something before.
+  std::vector<float> multiply(const std::vector<float>& before, HalfProduct::Result result,
+                              DeviceBuffer& x, int64_t first_row, int64_t rows, DeviceBuffer& w,
+                              int64_t first_output, int64_t outputs, int64_t inputs,
+                              const float* bias) {
+    const auto y = put(before);
     device_->multiply(*stream_, {.x = x.as<Half>() + first_row * inputs,
                                  .rows = rows,
                                  .w = w.as<Half>() + first_output * inputs,
                                  .outputs = outputs,
                                  .inputs = inputs,
                                  .bias = bias ? bias + first_output : nullptr,
+                                 .result = result,
                                  .y = y->data(),
                                  .stride = outputs});
     return get<float>(*y);
@@ -103,20 +127,37 @@ TEST_F(DeviceHalf, ProductsAreRight) {
 }
 
 TEST_F(DeviceHalf, ARowsBitsDoNotDependOnTheBatch) {
-  for (const Shape& shape : {Shape{4864, 896}, Shape{896, 4864}, Shape{4096, 4096},
-                             Shape{16384, 4096}, Shape{4096, 16384}, Shape{160, 64}}) {
+  for (const Shape& shape :
+       {Shape{4864, 896}, Shape{896, 4864}, Shape{4096, 4096}, Shape{16384, 4096},
+        Shape{4096, 16384}, Shape{1024, 1024}, Shape{1024, 4096}, Shape{160, 64}}) {
     constexpr int64_t kRows = 2048;
     const auto w = put(halves(random_.floats(shape.outputs * shape.inputs)));
     const auto x = put(halves(random_.floats(kRows * shape.inputs)));
     const auto bias = put(random_.floats(shape.outputs));
     const auto all = multiply(*x, 0, kRows, *w, 0, shape.outputs, shape.inputs, bias->as<float>());
-    for (const int64_t rows : {1, 2, 4, 7, 16, 33, 64, 144, 256, 600, 1024}) {
+    const auto before = random_.floats(kRows * shape.outputs);
+    const auto sums = multiply(before, HalfProduct::Result::kAdded, *x, 0, kRows, *w, 0,
+                               shape.outputs, shape.inputs, bias->as<float>());
+    const auto relu =
+        multiply_relu(*x, 0, kRows, *w, shape.outputs, shape.inputs, bias->as<float>());
+    for (const int64_t rows : {1, 2, 3, 4, 7, 16, 33, 64, 144, 256, 600, 1024}) {
       SCOPED_TRACE(testing::Message() << shape.outputs << " x " << shape.inputs << ", " << rows);
       const int64_t first = kRows - rows - 5;
+      const auto part = [&](const std::vector<float>& of) {
+        const auto begin = of.begin() + first * shape.outputs;
+        return std::vector<float>(begin, begin + rows * shape.outputs);
+      };
       const auto some =
           multiply(*x, first, rows, *w, 0, shape.outputs, shape.inputs, bias->as<float>());
-      const auto begin = all.begin() + first * shape.outputs;
-      ASSERT_TRUE(same_bits(std::vector<float>(begin, begin + rows * shape.outputs), some));
+      ASSERT_TRUE(same_bits(part(all), some));
+      const auto some_sums = multiply(part(before), HalfProduct::Result::kAdded, *x, first, rows,
+                                      *w, 0, shape.outputs, shape.inputs, bias->as<float>());
+      ASSERT_TRUE(same_bits(part(sums), some_sums)) << "added";
+      const auto some_relu =
+          multiply_relu(*x, first, rows, *w, shape.outputs, shape.inputs, bias->as<float>());
+      ASSERT_EQ(0, std::memcmp(relu.data() + first * shape.outputs, some_relu.data(),
+                               some_relu.size() * sizeof(Half)))
+          << "relu";
     }
     // Nor on how the outputs are cut.
     const int64_t part = shape.outputs / 32 / 2 * 32;
@@ -129,6 +170,46 @@ TEST_F(DeviceHalf, ARowsBitsDoNotDependOnTheBatch) {
         const auto mine = some.begin() + row * (shape.outputs - part);
         ASSERT_TRUE(same_bits(std::vector<float>(begin, begin + shape.outputs - part),
                               std::vector<float>(mine, mine + shape.outputs - part)));
+      }
+    }
+  }
+}
+
+// As those of q, k and v, which have the bits of each alone.
+TEST_F(DeviceHalf, ProductsAtOnce) {
+  constexpr int kCount = 3;
+  constexpr int64_t kRows = 600, kBiasGap = 16, kRowsGap = 8;
+  for (const Shape& shape : {Shape{4096, 4096}, Shape{768, 768}, Shape{97, 64}}) {
+    const int64_t each = shape.outputs * shape.inputs, bias_apart = shape.outputs + kBiasGap;
+    const auto w = put(halves(random_.floats(kCount * each)));
+    const auto x = put(halves(random_.floats(kRows * shape.inputs)));
+    const auto bias = put(random_.floats(kCount * bias_apart));
+    for (const bool is_biased : {false, true}) {
+      for (const int64_t rows : {int64_t{1}, int64_t{4}, int64_t{33}, kRows}) {
+        SCOPED_TRACE(testing::Message() << shape.outputs << " x " << shape.inputs << ", " << rows);
+        const int64_t y_apart = (rows + kRowsGap) * shape.outputs;
+        const float* const first_bias = is_biased ? bias->as<float>() : nullptr;
+        const auto y = put(nans(kCount * y_apart));
+        device_->multiply(*stream_, {.x = x->as<Half>(),
+                                     .rows = rows,
+                                     .w = w->as<Half>(),
+                                     .outputs = shape.outputs,
+                                     .inputs = shape.inputs,
+                                     .bias = first_bias,
+                                     .y = y->data(),
+                                     .stride = shape.outputs,
+                                     .count = kCount,
+                                     .w_apart = each,
+                                     .bias_apart = bias_apart,
+                                     .y_apart = y_apart});
+        const auto all = get<float>(*y);
+        for (int i = 0; i < kCount; ++i) {
+          const auto one = multiply(*x, 0, rows, *w, i * shape.outputs, shape.outputs, shape.inputs,
+                                    first_bias ? first_bias + i * kBiasGap : nullptr);
+          const auto begin = all.begin() + i * y_apart, end = begin + rows * shape.outputs;
+          ASSERT_TRUE(same_bits(std::vector<float>(begin, end), one)) << i;
+          ASSERT_TRUE(std::all_of(end, begin + y_apart, [](float v) { return std::isnan(v); }));
+        }
       }
     }
   }
@@ -167,6 +248,42 @@ TEST_F(DeviceHalf, PanelsBecomeRows) {
     for (size_t i = 0; i < result.size(); ++i) {
       const float expected = w.floats[static_cast<size_t>(32 * cols) + i];
       ASSERT_EQ(to_half(expected).bits, result[i].bits) << dtype_name(dtype) << ", " << i;
+    }
+  }
+}
+
+TEST_F(DeviceHalf, RowsOfTables) {
+  constexpr int64_t kTokens = 97, kPositions = 40;
+  const std::vector<int32_t> ids = {96, 0, 31, 32, 5, 5}, places = {2, 39, 0, 33, 7, 8};
+  const auto device_ids = put(ids), device_places = put(places);
+  const auto rows = std::ssize(ids);
+  for (const DType dtype : all_dtypes()) {
+    const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512;
+    const Weights tokens = random_weights(dtype, kTokens, cols, random_.bits());
+    const Weights positions = random_weights(DType::kF32, kPositions, cols, random_.bits());
+    const auto token_panels = put(tokens.panels), position_panels = put(positions.panels);
+    EmbeddingTables tables{{dtype, kTokens, cols, token_panels->data()},
+                           {DType::kF32, kPositions, cols, position_panels->data()}};
+    for (const bool rounded : {false, true}) {
+      tables.rounded = rounded;
+      const auto alone = put(nans(rows * cols)), both = put(nans(rows * cols));
+      device_->embed(*stream_, tables, device_ids->as<int32_t>(), nullptr, rows,
+                     alone->as<float>());
+      device_->embed(*stream_, tables, device_ids->as<int32_t>(), device_places->as<int32_t>(),
+                     rows, both->as<float>());
+      std::vector<float> expected, expected_both;
+      const auto value = [&](const Weights& w, int64_t row, int64_t i) {
+        const float v = w.floats[static_cast<size_t>(row * cols + i)];
+        return rounded ? f16_to_f32(to_half(v).bits) : v;
+      };
+      for (size_t row = 0; row < ids.size(); ++row) {
+        for (int64_t i = 0; i < cols; ++i) {
+          expected.push_back(value(tokens, ids[row], i));
+          expected_both.push_back(expected.back() + value(positions, places[row], i));
+        }
+      }
+      EXPECT_TRUE(same_bits(expected, get<float>(*alone))) << dtype_name(dtype);
+      EXPECT_TRUE(same_bits(expected_both, get<float>(*both))) << dtype_name(dtype);
     }
   }
 }

@@ -37,8 +37,30 @@ uint32_t alignment_of(const void* pointer, int64_t stride_bytes) {
 // The least of all operands.
 uint32_t alignment_of(const HalfProduct& p) {
   const auto result = static_cast<int64_t>(element_bytes(p));
-  return std::min({alignment_of(p.x, 2 * p.inputs), alignment_of(p.w, 2 * p.inputs),
-                   alignment_of(p.y, result * p.stride)});
+  return std::min({alignment_of(p.x, 2 * p.inputs), alignment_of(p.w, 2 * (p.inputs | p.w_apart)),
+                   alignment_of(p.y, result * (p.stride | p.y_apart))});
+}
+
+// One of those that are done at once.
+HalfProduct part_of(HalfProduct p, int i) {
+  p.w += i * p.w_apart;
+  if (p.bias) p.bias += i * p.bias_apart;
+  p.y = static_cast<std::byte*>(p.y) + i * p.y_apart * static_cast<int64_t>(element_bytes(p));
+  p.count = 1;
+  p.w_apart = p.bias_apart = p.y_apart = 0;
+  return p;
+}
+
+int32_t attribute_of(const cublasLtMatmulAlgo_t& algorithm,
+                     cublasLtMatmulAlgoConfigAttributes_t attribute) {
+  int32_t value = -1;
+  size_t written = 0;
+  cublasLtMatmulAlgoConfigGetAttribute(&algorithm, attribute, &value, sizeof value, &written);
+  return value;
+}
+
+int32_t id_of(const cublasLtMatmulAlgo_t& algorithm) {
+  return attribute_of(algorithm, CUBLASLT_ALGO_CONFIG_ID);
 }
 
 }  // namespace
@@ -47,7 +69,7 @@ uint32_t alignment_of(const HalfProduct& p) {
 struct Products::Problem {
   cublasLtMatmulDescOpaque_t operation;
   cublasLtMatrixLayoutOpaque_t w, x, y;
-  Algorithm algorithm{};
+  std::optional<Algorithm> algorithm;
 
   explicit Problem(const HalfProduct& p) {
     const bool relu = p.result == HalfProduct::Result::kReluHalf;
@@ -68,6 +90,11 @@ struct Products::Problem {
           "a product");
     check(cublasLtMatrixLayoutInit(&y, result, outputs, static_cast<uint64_t>(p.rows), p.stride),
           "a product");
+    if (p.count == 1) return;
+    if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, p.bias_apart);
+    repeat(w, p.count, p.w_apart);
+    repeat(x, p.count, 0);
+    repeat(y, p.count, p.y_apart);
   }
 
   void point_to(const void* bias) { set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias); }
@@ -76,6 +103,15 @@ struct Products::Problem {
   template <typename T>
   void set(cublasLtMatmulDescAttributes_t attribute, T value) {
     check(cublasLtMatmulDescSetAttribute(&operation, attribute, &value, sizeof value), "a product");
+  }
+
+  static void repeat(cublasLtMatrixLayoutOpaque_t& matrix, int32_t count, int64_t apart) {
+    check(cublasLtMatrixLayoutSetAttribute(&matrix, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                                           sizeof count),
+          "a product");
+    check(cublasLtMatrixLayoutSetAttribute(&matrix, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                           &apart, sizeof apart),
+          "a product");
   }
 };
 
@@ -97,19 +133,18 @@ void Products::multiply(cudaStream_t stream, const HalfProduct& product) {
     p.bias = reinterpret_cast<const float*>(half_bias_.data());
   }
   Problem& problem = prepared(stream, shape_of(p), p);
+  if (!problem.algorithm) {
+    for (int i = 0; i < p.count; ++i) multiply(stream, part_of(p, i));
+    return;
+  }
   if (p.bias) problem.point_to(p.bias);
-  if (!run(stream, p, problem, problem.algorithm, p.y)) {
+  if (!run(stream, p, problem, *problem.algorithm, p.y)) {
     throw ResourceMissing("a product on the GPU failed: its algorithm does not fit any more");
   }
 }
 
 Products::Shape Products::shape_of(const HalfProduct& p) {
-  return {p.outputs,
-          p.inputs,
-          p.stride,
-          alignment_of(p),
-          p.result == HalfProduct::Result::kReluHalf,
-          p.bias != nullptr};
+  return {p.outputs, p.inputs, p.stride, p.count, alignment_of(p), p.result, p.bias != nullptr};
 }
 
 Products::Problem& Products::prepared(cudaStream_t stream, const Shape& shape,
@@ -120,11 +155,11 @@ Products::Problem& Products::prepared(cudaStream_t stream, const Shape& shape,
   auto found = algorithms_.find({shape, power});
   if (found == algorithms_.end()) {
     HalfProduct tried = p;
-    const size_t row = static_cast<size_t>(p.stride) * element_bytes(p);
+    const size_t row = static_cast<size_t>(p.count * p.stride) * element_bytes(p);
     tried.rows = std::min(
         {p.rows, kMostTriedRows, std::max<int64_t>(1, static_cast<int64_t>(kTrial / row))});
-    if (tried.result == HalfProduct::Result::kAdded) tried.result = HalfProduct::Result::kFloat;
-    found = algorithms_.emplace(std::pair(shape, power), tune(stream, shape, tried)).first;
+    if (tried.count > 1) tried.y_apart = tried.rows * tried.stride;
+    found = algorithms_.emplace(std::pair(shape, power), tune(stream, tried)).first;
   }
   problem = std::make_unique<Problem>(p);
   problem->algorithm = found->second;
@@ -159,14 +194,11 @@ std::vector<Products::Algorithm> Products::candidates(const HalfProduct& product
                                    &problem.y, &preference, kAsked, results, &found);
     for (int i = 0; i < found; ++i) {
       const Algorithm& algorithm = results[i].algo;
-      int32_t parts = 1;
-      size_t written = 0;
-      cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
-                                           sizeof parts, &written);
       const bool known = std::any_of(all.begin(), all.end(), [&](const Algorithm& other) {
         return std::memcmp(&other, &algorithm, sizeof algorithm) == 0;
       });
-      if (parts <= 1 && !known) all.push_back(algorithm);
+      const bool splits = attribute_of(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1;
+      if (!splits && !known) all.push_back(algorithm);
     }
   }
   return all;
@@ -187,35 +219,47 @@ const Products::Algorithm& Products::reference(cudaStream_t stream, const Shape&
                         " that does not split its sums; use --math f32");
 }
 
-Products::Algorithm Products::tune(cudaStream_t stream, const Shape& shape,
-                                   const HalfProduct& product) {
-  std::byte* const tried_memory = trial_.data() + kTrial;
-  const int64_t rows = std::min(product.rows, kCompared);
-  const size_t bytes = static_cast<size_t>(rows * product.stride) * element_bytes(product);
-  auto* const differing = reinterpret_cast<uint32_t*>(differing_.data());
-  const auto is_expected = [&] {
-    uint32_t count = 0;
-    cuda::count_differing(stream, trial_.data(), tried_memory, bytes, differing);
-    check_cuda(cudaMemcpyAsync(&count, differing, sizeof count, cudaMemcpyDeviceToHost, stream),
-               "copying out");
-    check_cuda(cudaStreamSynchronize(stream), "trying algorithms");
-    return count == 0;
-  };
-  // What lies between rows is compared, too.
-  check_cuda(cudaMemsetAsync(trial_.data(), 0, bytes, stream), "clearing");
-  check_cuda(cudaMemsetAsync(tried_memory, 0, bytes, stream), "clearing");
-
+// Results of both algorithms for `product`, then for rows of w in place of x until there are
+// kCompared: is every bit the same? `alone` does each of the products for itself. False where one
+// of them does not do it.
+bool Products::agrees(cudaStream_t stream, const HalfProduct& product, const Algorithm& alone,
+                      const Algorithm& algorithm) {
+  const size_t bytes =
+      static_cast<size_t>(product.count * product.rows * product.stride) * element_bytes(product);
   Problem problem(product);
-  Algorithm best = reference(stream, shape, product);
-  if (!run(stream, product, problem, best, trial_.data())) {
-    throw ResourceMissing("cuBLASLt's algorithm for many rows does not do " +
-                          std::to_string(product.rows));
+  size_t done = 0;
+  for (int64_t row = 0; row == 0 || row + product.rows <= std::min(kCompared, product.outputs);
+       row += product.rows, done += bytes) {
+    HalfProduct tried = product, expected = product;
+    if (row > 0) tried.x = product.w + row * product.inputs;
+    expected.y = trial_.data() + done;
+    for (int i = 0; i < product.count; ++i) {
+      const HalfProduct part = part_of(tried, i);
+      Problem of_part(part);
+      if (!run(stream, part, of_part, alone, part_of(expected, i).y)) return false;
+    }
+    if (!run(stream, tried, problem, algorithm, trial_.data() + kTrial + done)) return false;
   }
+  auto* const differing = reinterpret_cast<uint32_t*>(differing_.data());
+  uint32_t count = 0;
+  cuda::count_differing(stream, trial_.data(), trial_.data() + kTrial, done, differing);
+  check_cuda(cudaMemcpyAsync(&count, differing, sizeof count, cudaMemcpyDeviceToHost, stream),
+             "copying out");
+  check_cuda(cudaStreamSynchronize(stream), "trying algorithms");
+  return count == 0;
+}
 
+// The fastest that has the bits of the one for many rows. None: the products are not done at once.
+std::optional<Products::Algorithm> Products::tune(cudaStream_t stream, const HalfProduct& product) {
+  const HalfProduct first = part_of(product, 0);
+  const Algorithm& alone = reference(stream, shape_of(first), first);
+  Problem problem(product);
   CudaEvent begin, end;
   const auto time_of = [&](const Algorithm& algorithm, int calls) {
     begin.record(stream);
-    for (int i = 0; i < calls; ++i) run(stream, product, problem, algorithm, tried_memory);
+    for (int i = 0; i < calls; ++i) {
+      run(stream, product, problem, algorithm, trial_.data() + kTrial);
+    }
     end.record(stream);
     end.synchronize();
     return end.seconds_since(begin) / calls;
@@ -223,29 +267,39 @@ Products::Algorithm Products::tune(cudaStream_t stream, const Shape& shape,
   // What is good at many rows differs little from what is recommended for them.
   std::vector<int64_t> asked = {product.rows};
   if (product.rows < kManyRows / 4) asked.insert(asked.end(), {1, 16, 64, 256, kManyRows});
+  std::vector<std::pair<double, Algorithm>> timed;
   double best_s = 1e9;
   for (const Algorithm& algorithm : candidates(product, asked)) {
-    if (!run(stream, product, problem, algorithm, tried_memory)) continue;
-    if (!is_expected()) continue;  // of another class
+    if (id_of(algorithm) != id_of(alone)) continue;
+    if (!run(stream, product, problem, algorithm, trial_.data() + kTrial)) continue;
     double seconds = time_of(algorithm, 1);
     if (seconds > 2 * best_s) continue;
     seconds = time_of(algorithm, seconds < 2e-4 ? 10 : 2);
-    if (seconds < best_s) {
-      best_s = seconds;
-      best = algorithm;
-    }
+    best_s = std::min(best_s, seconds);
+    timed.emplace_back(seconds, algorithm);
   }
-  return best;
+  std::stable_sort(timed.begin(), timed.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  // What lies between rows is compared, too.
+  check_cuda(cudaMemsetAsync(trial_.data(), 0, trial_.size(), stream), "clearing");
+  for (const auto& [seconds, algorithm] : timed) {
+    if (agrees(stream, product, alone, algorithm)) return algorithm;
+  }
+  if (product.count > 1) return std::nullopt;
+  if (agrees(stream, product, alone, alone)) return alone;
+  throw ResourceMissing("cuBLASLt's algorithm for many rows does not do " +
+                        std::to_string(product.rows));
 }
 
-// False where the algorithm does not do this product.
+// Into y, which is p.y or where it is tried out. False where the algorithm does not do this
+// product.
 bool Products::run(cudaStream_t stream, const HalfProduct& p, Problem& problem,
                    const Algorithm& algorithm, void* y) const {
   const float zero = 0.0f, one = 1.0f;
   const float& beta = p.result == HalfProduct::Result::kAdded ? one : zero;
   const cublasStatus_t status = cublasLtMatmul(
-      handle_, &problem.operation, &p.scale, p.w, &problem.w, p.x, &problem.x, &beta, y, &problem.y,
-      y, &problem.y, &algorithm, workspace_.data(), kWorkspace, stream);
+      handle_, &problem.operation, &p.scale, p.w, &problem.w, p.x, &problem.x, &beta, p.y,
+      &problem.y, y, &problem.y, &algorithm, workspace_.data(), kWorkspace, stream);
   if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return false;
   check(status, "a product");
   return true;

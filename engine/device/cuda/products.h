@@ -1,9 +1,11 @@
 // Products on the tensor cores by cuBLASLt, with algorithms of one class of bits per shape.
 //
 // cuBLASLt promises nothing about the bits of a row when the number of rows changes. Measured on
-// an H100: algorithms that do not split the sum over k (no split-K, no reduction) all add up in the
-// same order. So only those are taken; each is checked against a fixed one on the first rows it
-// computes, and the fastest is kept for each shape and number of rows (a power of two).
+// an H100: algorithms of one id that do not split the sum over k (no split-K, no reduction) all add
+// up in the same order; those of another id may add a bias and what was there in another order, or
+// differ where f16 seldom shows it. So only those of the id that is best for many rows are taken;
+// the fastest is checked against one of them bit by bit, and kept for its shape and number of rows
+// (a power of two).
 #pragma once
 
 #include <cublasLt.h>
@@ -11,6 +13,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <tuple>
 #include <vector>
@@ -35,12 +38,14 @@ class Products {
  private:
   struct Problem;
   using Algorithm = cublasLtMatmulAlgo_t;
-  // outputs, inputs, stride, alignment of x, w and y, whether relu in f16, whether there is a bias
-  using Shape = std::tuple<int64_t, int64_t, int64_t, uint32_t, bool, bool>;
+  // outputs, inputs, stride, count, alignment of x, w and y, result, whether there is a bias
+  using Shape = std::tuple<int64_t, int64_t, int64_t, int, uint32_t, HalfProduct::Result, bool>;
 
   static Shape shape_of(const HalfProduct& product);
   Problem& prepared(cudaStream_t stream, const Shape& shape, const HalfProduct& product);
-  Algorithm tune(cudaStream_t stream, const Shape& shape, const HalfProduct& product);
+  std::optional<Algorithm> tune(cudaStream_t stream, const HalfProduct& product);
+  bool agrees(cudaStream_t stream, const HalfProduct& product, const Algorithm& alone,
+              const Algorithm& algorithm);
   std::vector<Algorithm> candidates(const HalfProduct& product, std::span<const int64_t> rows);
   const Algorithm& reference(cudaStream_t stream, const Shape& shape, const HalfProduct& product);
   bool run(cudaStream_t stream, const HalfProduct& product, Problem& problem,
@@ -48,7 +53,8 @@ class Products {
 
   cublasLtHandle_t handle_ = nullptr;
   DeviceMemory workspace_, trial_, half_bias_, differing_;
-  std::map<std::pair<Shape, int64_t>, Algorithm> algorithms_;  // by power of two of rows
+  // By power of two of rows.
+  std::map<std::pair<Shape, int64_t>, std::optional<Algorithm>> algorithms_;
   std::map<std::pair<Shape, int64_t>, std::unique_ptr<Problem>> problems_;  // by rows
   std::map<Shape, Algorithm> references_;
 };

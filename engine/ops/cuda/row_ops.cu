@@ -144,17 +144,17 @@ __global__ void silu_multiply_kernel(const float* gate, const float* up, int64_t
   });
 }
 
-__device__ float element(const PackedMatrix& rows, int64_t row, int64_t i) {
-  return f16_at(rows.panels + (row * rows.cols + i) * 2);
-}
-
-__global__ void embed_kernel(PackedMatrix tokens, PackedMatrix positions, const int32_t* ids,
-                             const int32_t* places, int64_t rows, float* x) {
-  const int64_t n = tokens.cols;
+template <DType kType>
+__global__ void look_up_kernel(PackedMatrix table, const int32_t* ids, int64_t rows, bool rounded,
+                               bool added, float* x) {
+  const int64_t n = table.cols;
   each_element(rows * n, [=](int64_t at) {
-    const int64_t row = at / n, i = at % n;
-    const float token = element(tokens, ids[row], i);
-    x[at] = places ? token + element(positions, places[row], i) : token;
+    const int64_t row = ids[at / n], i = at % n;
+    float value = table.half_rows ? f16_at(table.panels + (row * n + i) * 2)
+                                  : panel_weight<kType>(table.panel(row / kPanelRows),
+                                                        static_cast<int>(row % kPanelRows), i);
+    if (rounded) value = f16_to_f32(headrace::to_half(value).bits);
+    x[at] = added ? x[at] + value : value;
   });
 }
 
@@ -315,6 +315,15 @@ constexpr Unpack kUnpacks[kDTypeCount] = {unpack_kernel<DType::kF32>,
                                           unpack_kernel<DType::kG8>,
                                           unpack_g4_kernel};
 
+using LookUp = void (*)(PackedMatrix, const int32_t*, int64_t, bool, bool, float*);
+// In the order of the enum.
+constexpr LookUp kLookUps[kDTypeCount] = {
+    look_up_kernel<DType::kF32>,  look_up_kernel<DType::kF16>,  look_up_kernel<DType::kBF16>,
+    look_up_kernel<DType::kQ8_0>, look_up_kernel<DType::kQ4_0>, look_up_kernel<DType::kQ4_1>,
+    look_up_kernel<DType::kQ5_0>, look_up_kernel<DType::kQ5_1>, look_up_kernel<DType::kQ2_K>,
+    look_up_kernel<DType::kQ3_K>, look_up_kernel<DType::kQ4_K>, look_up_kernel<DType::kQ5_K>,
+    look_up_kernel<DType::kQ6_K>, look_up_kernel<DType::kG8>,   look_up_kernel<DType::kG4>};
+
 // Blocks of a grid over so many elements, none of which may be 0.
 unsigned blocks_for(int64_t count) {
   return static_cast<unsigned>(std::min(kMostBlocks, (count + kThreads - 1) / kThreads));
@@ -370,9 +379,13 @@ void normalise(cudaStream_t stream, const RowNorm& norm, const float* x, int64_t
 void embed(cudaStream_t stream, const EmbeddingTables& tables, const int32_t* ids,
            const int32_t* places, int64_t rows, float* x) {
   if (rows == 0) return;
-  embed_kernel<<<blocks_for(rows * tables.tokens.cols), kThreads, 0, stream>>>(
-      tables.tokens, tables.positions, ids, places, rows, x);
-  check_start("embed");
+  const auto look_up = [&](const PackedMatrix& table, const int32_t* of, bool added) {
+    kLookUps[static_cast<int>(table.dtype)]<<<blocks_for(rows * table.cols), kThreads, 0, stream>>>(
+        table, of, rows, tables.rounded, added, x);
+    check_start("embed");
+  };
+  look_up(tables.tokens, ids, /*added=*/false);
+  if (places) look_up(tables.positions, places, /*added=*/true);
 }
 
 void find_best(cudaStream_t stream, const float* logits, int64_t rows, int64_t width, int64_t id,
