@@ -226,9 +226,15 @@ inline bool __any_sync(unsigned, bool value) {
 
 // ---- what warp_instructions.cuh has ----
 
-inline void copy_16(char* to, const std::byte* from) { block->copy(to, from); }
+inline void copy_16(char* to, const std::byte* from, bool is_there) {
+  static constexpr std::byte kZeros[16] = {};
+  block->copy(to, is_there ? from : kZeros);
+}
 inline void end_copies() { block->end_copies(); }
-inline void wait_for_copies() { block->wait_for_copies(2); }
+template <int kBut>
+void wait_for_copies() {
+  block->wait_for_copies(kBut);
+}
 
 inline float exp2_of(float x) {
   const float y = std::exp2(x);

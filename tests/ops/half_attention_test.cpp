@@ -112,7 +112,7 @@ class Attention {
               q_.data() + first * row_width(),
               out.data() + skipped};
     constexpr int64_t kQueries = cuda::kWarps * cuda::kWarpQueries;
-    work.tiles = (rows * group + kQueries - 1) / kQueries;
+    work.tiles = static_cast<int>((rows * group + kQueries - 1) / kQueries);
     const auto bytes =
         static_cast<size_t>(together ? cuda::Together<kDim>::kBytes : cuda::Apart<kDim>::kBytes);
     for (int kv_head = 0; kv_head < case_.kv_heads; ++kv_head) {

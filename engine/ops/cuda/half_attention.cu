@@ -35,10 +35,9 @@ void start_together(cudaStream_t stream, const Work& work, int64_t count) {
 }
 
 template <int kDim>
-void start_apart(cudaStream_t stream, Work work, int64_t count, int64_t most_rows) {
-  const int group = work.heads / work.shape.kv_heads;
+void start_apart(cudaStream_t stream, Work work, int64_t count, int64_t most_queries) {
   constexpr int64_t kQueries = kWarps * kWarpQueries;
-  work.tiles = (most_rows * group + kQueries - 1) / kQueries;
+  work.tiles = static_cast<int>((most_queries + kQueries - 1) / kQueries);
   constexpr size_t kShared = Apart<kDim>::kBytes;
   const auto kernel = apart_kernel<kDim>;
   allow_shared("attention", kernel, kShared,
@@ -51,11 +50,9 @@ void start_apart(cudaStream_t stream, Work work, int64_t count, int64_t most_row
 
 template <int kDim>
 void start(cudaStream_t stream, const Work& work, int64_t count, int64_t most_rows) {
-  if (most_rows * (work.heads / work.shape.kv_heads) <= kWarpQueries) {
-    start_together<kDim>(stream, work, count);
-  } else {
-    start_apart<kDim>(stream, work, count, most_rows);
-  }
+  const int64_t queries = most_rows * (work.heads / work.shape.kv_heads);
+  if (queries <= kWarpQueries) return start_together<kDim>(stream, work, count);
+  start_apart<kDim>(stream, work, count, queries);
 }
 
 }  // namespace

@@ -23,18 +23,19 @@ __device__ void attend_apart(const Work& work, char* shared) {
   using A = Apart<kDim>;
   TilePages& pages = *reinterpret_cast<TilePages*>(shared + A::kPages);
   const KvPageShape& shape = work.shape;
-  const AttentionSequence sequence = work.sequences[blockIdx.x / work.tiles];
+  const auto number = static_cast<int>(blockIdx.x);
+  const AttentionSequence sequence = work.sequences[number / work.tiles];
   const int group = work.heads / shape.kv_heads;
   const auto kv_head = static_cast<int>(blockIdx.y), warp = static_cast<int>(threadIdx.x / 32);
   // The longest first, so that no SM begins one when the others end.
-  const int64_t first = (work.tiles - 1 - blockIdx.x % work.tiles) * kWarps * kWarpQueries;
-  const int64_t queries = sequence.rows * group;
+  const int first = (work.tiles - 1 - number % work.tiles) * kWarps * kWarpQueries;
+  const auto queries = static_cast<int>(sequence.rows * group);
   if (first >= queries) return;
 
   // Tokens that some query of the block sees, that the first query of the warp sees, and its last.
-  const int64_t mine = first + warp * kWarpQueries;
-  const auto tokens_of = [&](int64_t query) {
-    return static_cast<int>(sequence.first_position + min(query, queries - 1) / group + 1);
+  const int mine = first + warp * kWarpQueries;
+  const auto tokens_of = [&](int query) {
+    return static_cast<int>(sequence.first_position) + min(query, queries - 1) / group + 1;
   };
   const int end = tokens_of(first + kWarps * kWarpQueries - 1);
   const bool works = mine < queries;
@@ -53,34 +54,36 @@ __device__ void attend_apart(const Work& work, char* shared) {
   uint4* const q = reinterpret_cast<uint4*>(room) + threadIdx.x % 32;
 #pragma unroll
   for (int step = 0; step < kDim / 16; ++step) q[step * 32] = part.q[step];
-  Seen<kDim> w;
+  Seen<kDim> seen;
+  // The next half is asked for where all have waited for this one, so that who used its slot before
+  // is done.
   for (int tile = 0; tile < tiles; ++tile) {
     const std::byte* const later = my_page(sequence.pages, tile + 2, end);
     const bool is_last = tile + 1 == tiles;
     const int begin = tile * kTileTokens;
     // Pages that some query of the warp sees.
     const int here = max(0, min((some_see - begin + kPageTokens - 1) / kPageTokens, kTilePages));
+    wait_for_copies<1>();
+    __syncthreads();
     is_last ? end_copies() : load_k<kDim>(shape, pages, kv_head, tile + 1, end, shared);
-    wait_for_copies();
-    __syncthreads();
-    float s[kTileTokens / 8][4] = {};
-    if (here > 0) score<kDim>(L::slot(shared, 2 * tile), here, q, s);
-    __syncthreads();
-    is_last ? end_copies() : load_v<kDim>(shape, pages, kv_head, tile + 1, end, shared);
     uint4 p[kTilePages];
-    if (here > 0) weigh(w, part.position, begin, here, begin + here * kPageTokens <= all_see, s, p);
-    wait_for_copies();
+    if (here > 0) {
+      Scores s = {};
+      score<kDim>(L::slot(shared, 2 * tile), here, q, s);
+      weigh(seen, part.position, begin, begin + kTileTokens <= all_see, s, p);
+    }
+    wait_for_copies<1>();
     char* const values = L::slot(shared, 2 * tile + 1);
     if (is_last) {
       __syncthreads();
       clear_tokens<kDim>(shape, end - begin, values);
     }
     __syncthreads();
-    if (here > 0) add_values(values, here, p, w);
+    is_last ? end_copies() : load_v<kDim>(shape, pages, kv_head, tile + 1, end, shared);
     put_page(pages, tile, later);
-    __syncthreads();
+    if (here > 0) add_values(values, here, p, seen);
   }
-  if (works) write_queries(work, part.position, part.at, w, room);
+  if (works) write_queries(work, sequence, kv_head, mine, part.position, seen, room);
 }
 
 // Four warps for one tile of queries, where there is no more: each has the scores of a page of the
@@ -125,7 +128,7 @@ __device__ void attend_together(const Work& work, char* shared) {
     const std::byte* const later = my_page(sequence.pages, tile + 2, end);
     const bool is_last = tile + 1 == tiles;
     is_last ? end_copies() : load_k<kDim>(shape, pages, kv_head, tile + 1, end, shared);
-    wait_for_copies();
+    wait_for_copies<2>();
     __syncthreads();
 
     const char* const keys = L::slot(shared, 2 * tile);
@@ -175,7 +178,7 @@ __device__ void attend_together(const Work& work, char* shared) {
       weigh_page(s[0], s[1], r, most, sum[r], *reinterpret_cast<uint32_t*>(p),
                  *reinterpret_cast<uint32_t*>(p + 16));
     }
-    wait_for_copies();
+    wait_for_copies<2>();
     char* const values = L::slot(shared, 2 * tile + 1);
     if (is_last) {
       __syncthreads();
@@ -205,15 +208,16 @@ __device__ void attend_together(const Work& work, char* shared) {
   for (int r = 0; r < 2; ++r) {
     float of_pages[kTilePages];
     for (int p = 0; p < kTilePages; ++p) of_pages[p] = sums[p * 64 + r * 32 + lane];
-    const float all = row_sum(of_pages);
+    const float share = 1.0f / row_sum(of_pages);
     if (w.position[r] < 0) continue;
+    const int64_t at = place_of(work, sequence, kv_head, lane / 4 + 8 * r);
 #pragma unroll
     for (int n = 0; n < T::kSteps; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int d = (n * kTilePages + page) * 16 + i * 8 + lane % 4 * 2;
         if (d >= shape.head_dim) continue;
-        store_pair(work.out + w.at[r] + d, o[n][i][2 * r] / all, o[n][i][2 * r + 1] / all);
+        store_pair(work.out + at + d, o[n][i][2 * r] * share, o[n][i][2 * r + 1] * share);
       }
     }
   }

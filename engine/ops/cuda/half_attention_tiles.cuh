@@ -20,7 +20,7 @@ constexpr float kNothing = -1e30f;  // the maximum before the first token
 struct Work {
   KvPageShape shape;
   const AttentionSequence* sequences;
-  int64_t tiles;  // of queries, of the longest sequence
+  int tiles;  // of queries, of the longest sequence
   int heads;
   float scale;  // times log2(e)
   const float* q;
@@ -64,29 +64,34 @@ inline __device__ void put_page(TilePages& pages, int tile, const std::byte* pag
   if (threadIdx.x < kTilePages) pages[tile % 2][threadIdx.x] = page;
 }
 
-// K of tokens [64 * tile, ...), of the pages with tokens before `end`; rows that no head has are
-// zero, since they meet zeros of q.
+// Calls f(page, i, where the page is) for this thread's pieces of 16 bytes of a tile's K or V: the
+// i-th of a page. Null: the page has no tokens before `end`.
+template <int kDim, typename F>
+__device__ void each_piece(const TilePages& pages, int tile, int end, F f) {
+  constexpr int kPieces = Layout<kDim>::kChunks;
+  static_assert(kTilePages * kPieces % kThreads == 0);
+  const int left = (end - tile * kTileTokens + kPageTokens - 1) / kPageTokens;
+#pragma unroll
+  for (int n = 0; n < kTilePages * kPieces / kThreads; ++n) {
+    // The compiler does not know how many threads there are.
+    const int piece = n * kThreads + static_cast<int>(threadIdx.x % kThreads);
+    const int page = piece / kPieces;
+    f(page, piece % kPieces, page < left ? pages[tile % 2][page] : nullptr);
+  }
+}
+
+// K of tokens [64 * tile, ...), of the pages with tokens before `end`; what is missing is zero, and
+// rows that no head has, since they meet zeros of q.
 template <int kDim>
 __device__ void load_k(const KvPageShape& shape, const TilePages& pages, int kv_head, int tile,
                        int end, char* shared) {
   using L = Layout<kDim>;
   char* const slot = L::slot(shared, 2 * tile);
-  const auto t = static_cast<int>(threadIdx.x);
-  const int left = (end - tile * kTileTokens + kPageTokens - 1) / kPageTokens;
-#pragma unroll 1
-  for (int page = 0; page < kTilePages; ++page) {
-    if (page >= left) break;
-    const std::byte* const from = pages[tile % 2][page] + shape.k_offset(kv_head);
-#pragma unroll
-    for (int i = t; i < L::kChunks; i += kThreads) {
-      char* const to = slot + L::k(page, i / 2, i % 2);
-      if (i / 2 < shape.head_dim) {
-        copy_16(to, from + i * 16);
-      } else {
-        *reinterpret_cast<uint4*>(to) = uint4{};
-      }
-    }
-  }
+  const size_t first = shape.k_offset(kv_head);
+  each_piece<kDim>(pages, tile, end, [&](int page, int i, const std::byte* from) {
+    const bool is_there = from && i / 2 < shape.head_dim;
+    copy_16(slot + L::k(page, i / 2, i % 2), from + first + i * 16, is_there);
+  });
   end_copies();
 }
 
@@ -95,27 +100,15 @@ template <int kDim>
 __device__ void load_v(const KvPageShape& shape, const TilePages& pages, int kv_head, int tile,
                        int end, char* shared) {
   using L = Layout<kDim>;
-  constexpr int kRowChunks = kDim / 8;
+  constexpr int kRowPieces = kDim / 8;
   char* const slot = L::slot(shared, 2 * tile + 1);
-  const auto t = static_cast<int>(threadIdx.x);
-  const int left = (end - tile * kTileTokens + kPageTokens - 1) / kPageTokens;
+  const size_t first = shape.v_offset(kv_head);
   const int stride = shape.v_stride();
-#pragma unroll 1
-  for (int page = 0; page < kTilePages; ++page) {
-    const std::byte* const from =
-        page < left ? pages[tile % 2][page] + shape.v_offset(kv_head) : nullptr;
-#pragma unroll
-    for (int i = t; i < L::kChunks; i += kThreads) {
-      const int token = i / kRowChunks, d = i % kRowChunks * 8;
-      if (d >= stride) continue;
-      char* const to = slot + L::v(page, token, d);
-      if (from) {
-        copy_16(to, from + (token * stride + d) * 2);
-      } else {
-        *reinterpret_cast<uint4*>(to) = uint4{};
-      }
-    }
-  }
+  each_piece<kDim>(pages, tile, end, [&](int page, int i, const std::byte* from) {
+    const int token = i / kRowPieces, d = i % kRowPieces * 8;
+    copy_16(slot + L::v(page, token, d), from + first + (token * stride + d) * 2,
+            from && d < stride);
+  });
   end_copies();
 }
 
@@ -137,7 +130,6 @@ template <int kDim>
 struct Queries {
   uint4 q[kDim / 16];  // as a product reads them
   int position[2];     // -1: there is no such query
-  int64_t at[2];       // of the query's first element
 };
 
 // What they have seen so far.
@@ -148,20 +140,28 @@ struct Seen {
   float sum[2][kTilePages] = {};  // of weights, by the page's place in its tile
 };
 
+// Where the query's first element is, of q and of what becomes of it.
+inline __device__ int64_t place_of(const Work& work, const AttentionSequence& sequence, int kv_head,
+                                   int query) {
+  const int group = work.heads / work.shape.kv_heads;
+  const int64_t row = sequence.first_row + query / group;
+  return (row * work.heads + kv_head * group + query % group) * work.shape.head_dim;
+}
+
 template <int kDim>
 __device__ void load_queries(const Work& work, const AttentionSequence& sequence, int kv_head,
-                             int64_t first, Queries<kDim>& w) {
+                             int first, Queries<kDim>& w) {
   const int group = work.heads / work.shape.kv_heads, dim = work.shape.head_dim;
   const auto lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int64_t query = first + lane / 4 + 8 * r, row = query / group;
+    const int query = first + lane / 4 + 8 * r, row = query / group;
     const bool is_there = row < sequence.rows;
+    const int64_t at = place_of(work, sequence, kv_head, query);
     w.position[r] = is_there ? static_cast<int>(sequence.first_position + row) : -1;
-    w.at[r] = ((sequence.first_row + row) * work.heads + kv_head * group + query % group) * dim;
     const auto pair = [&](int d) {
       if (!is_there || d >= dim) return 0u;
-      const float2 from = *reinterpret_cast<const float2*>(work.q + w.at[r] + d);
+      const float2 from = *reinterpret_cast<const float2*>(work.q + at + d);
       return pack(from.x * work.scale, from.y * work.scale);
     };
 #pragma unroll
@@ -199,47 +199,57 @@ inline __device__ float row_sum(const float (&sums)[kTilePages]) {
   return sum + __shfl_xor_sync(~0u, sum, 2);
 }
 
-// Scores of the first `pages` pages of a tile. `q`: this lane's part of the queries, 32 apart.
+using Scores = float[kTileTokens / 8][4];
+
+// Scores of the first `pages` pages of a tile, and of one more where they are odd, which nobody
+// sees: a branch for each page would keep loads from going ahead. `q`: this lane's part of the
+// queries, 32 apart.
 template <int kDim>
-__device__ void score(const char* slot, int pages, const uint4* q, float (&s)[kTileTokens / 8][4]) {
+__device__ void score(const char* slot, int pages, const uint4* q, Scores& s) {
   using L = Layout<kDim>;
   const auto lane = static_cast<int>(threadIdx.x % 32);
   const int row = lane % 8 + lane / 8 % 2 * 8, half = lane / 16;
 #pragma unroll
-  for (int step = 0; step < kDim / 16; ++step) {
-    const uint4 queries = q[step * 32];
+  for (int first = 0; first < kTilePages; first += 2) {
+    if (first >= pages) break;
 #pragma unroll
-    for (int page = 0; page < kTilePages; ++page) {
-      if (page >= pages) break;
-      uint32_t k[4];
-      load_turned(k, slot + L::k(page, step * 16 + row, half));
-      multiply_add(s[2 * page], queries, k[0], k[1]);
-      multiply_add(s[2 * page + 1], queries, k[2], k[3]);
+    for (int step = 0; step < kDim / 16; ++step) {
+      const uint4 queries = q[step * 32];
+#pragma unroll
+      for (int page = first; page < first + 2; ++page) {
+        uint32_t k[4];
+        load_turned(k, slot + L::k(page, step * 16 + row, half));
+        multiply_add(s[2 * page], queries, k[0], k[1]);
+        multiply_add(s[2 * page + 1], queries, k[2], k[3]);
+      }
     }
   }
 }
 
-// The softmax step of the first `pages` pages of a tile. `sees_all`: each query does.
+// The softmax step of a tile. `sees_all`: each query does.
 template <int kDim>
-__device__ void weigh(Seen<kDim>& w, const int (&position)[2], int first_token, int pages,
-                      bool sees_all, float (&s)[kTileTokens / 8][4], uint4 (&p)[kTilePages]) {
+__device__ void weigh(Seen<kDim>& w, const int (&position)[2], int first_token, bool sees_all,
+                      Scores& s, uint4 (&p)[kTilePages]) {
   const auto lane = static_cast<int>(threadIdx.x % 32);
+  if (!sees_all) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      // Of the tile's tokens that this lane has, the last one that the query sees.
+      const int seen = position[r] - first_token - lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kTileTokens / 8; ++n) {
+        if (n * 8 > seen) s[n][2 * r] = -INFINITY;
+        if (n * 8 + 1 > seen) s[n][2 * r + 1] = -INFINITY;
+      }
+    }
+  }
   float keep[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    // Of the tile's tokens, the last one that the query sees.
-    const int seen = position[r] - first_token;
     float most = kNothing;
 #pragma unroll
-    for (int n = 0; n < kTileTokens / 8; ++n) {
-      if (n / 2 >= pages) break;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float& score = s[n][2 * r + i];
-        if (!sees_all && n * 8 + lane % 4 * 2 + i > seen) score = -INFINITY;
-        most = fmaxf(most, score);
-      }
-    }
+    for (int n = 0; n < kTileTokens / 8; ++n)
+      most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
     most = fmaxf(row_max(most), w.max[r]);
     keep[r] = exp2_of(w.max[r] - most);
     w.max[r] = most;
@@ -259,7 +269,6 @@ __device__ void weigh(Seen<kDim>& w, const int (&position)[2], int first_token, 
   }
 #pragma unroll
   for (int page = 0; page < kTilePages; ++page) {
-    if (page >= pages) break;
     weigh_page(s[2 * page], s[2 * page + 1], 0, w.max[0], w.sum[0][page], p[page].x, p[page].z);
     weigh_page(s[2 * page], s[2 * page + 1], 1, w.max[1], w.sum[1][page], p[page].y, p[page].w);
   }
@@ -292,25 +301,27 @@ inline __device__ void store_pair(Half* to, float low, float high) {
 
 // By way of `room`, this warp's [16][kDim * 2 + 16] bytes, so that whole rows are written at once.
 template <int kDim>
-__device__ void write_queries(const Work& work, const int (&position)[2], int64_t (&at)[2],
-                              const Seen<kDim>& w, char* room) {
+__device__ void write_queries(const Work& work, const AttentionSequence& sequence, int kv_head,
+                              int first, const int (&position)[2], const Seen<kDim>& w,
+                              char* room) {
   constexpr int kRow = Layout<kDim>::kVRow, kRowChunks = kDim / 8;
   const auto lane = static_cast<int>(threadIdx.x % 32);
   const int dim = work.shape.head_dim;
   const bool by_rows = dim % 8 == 0 && reinterpret_cast<uintptr_t>(work.out) % sizeof(uint4) == 0;
+  int64_t at[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float sum = row_sum(w.sum[r]);
+    const float share = 1.0f / row_sum(w.sum[r]);
     const bool is_there = position[r] >= 0;
+    at[r] = is_there ? place_of(work, sequence, kv_head, first + lane / 4 + 8 * r) : -1;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const int d = n * 8 + lane % 4 * 2;
       if (d >= dim || !is_there) continue;
       Half* const to = by_rows ? reinterpret_cast<Half*>(room + (lane / 4 + 8 * r) * kRow) + d
                                : work.out + at[r] + d;
-      store_pair(to, w.o[n][2 * r] / sum, w.o[n][2 * r + 1] / sum);
+      store_pair(to, w.o[n][2 * r] * share, w.o[n][2 * r + 1] * share);
     }
-    if (!is_there) at[r] = -1;
   }
   if (!by_rows) return;
   __syncwarp();
@@ -318,9 +329,9 @@ __device__ void write_queries(const Work& work, const int (&position)[2], int64_
   for (int i = 0; i < kWarpQueries * kRowChunks / 32; ++i) {
     const int chunk = i * 32 + lane, row = chunk / kRowChunks, d = chunk % kRowChunks * 8;
     const int64_t low = __shfl_sync(~0u, at[0], row % 8 * 4),
-                  high = __shfl_sync(~0u, at[1], row % 8 * 4), first = row < 8 ? low : high;
-    if (first < 0 || d >= dim) continue;
-    *reinterpret_cast<uint4*>(work.out + first + d) =
+                  high = __shfl_sync(~0u, at[1], row % 8 * 4), to = row < 8 ? low : high;
+    if (to < 0 || d >= dim) continue;
+    *reinterpret_cast<uint4*>(work.out + to + d) =
         *reinterpret_cast<const uint4*>(room + row * kRow + d * 2);
   }
 }

@@ -13,8 +13,10 @@ inline __device__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-inline __device__ void copy_16(char* to, const std::byte* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from));
+// 16 bytes, or zeros if not `is_there`.
+inline __device__ void copy_16(char* to, const std::byte* from, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(is_there ? 16 : 0));
 }
 
 // Four 8 x 8 matrices whose rows the lanes point to, turned.
@@ -61,7 +63,10 @@ inline __device__ float2 unpack(uint32_t both) {
 // The copies since the last end are a group.
 inline __device__ void end_copies() { asm volatile("cp.async.commit_group;"); }
 
-// This thread's groups but the last two are there.
-inline __device__ void wait_for_copies() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
+// This thread's groups but the last ones are there.
+template <int kBut>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kBut) : "memory");
+}
 
 }  // namespace headrace::cuda
