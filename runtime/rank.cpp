@@ -24,7 +24,7 @@ constexpr int kKeptSlots = 64;
 // KV cache has fewer pages. Not counted in the budget.
 constexpr int64_t kTableBytes = 16 << 20;
 // More than all cores of a machine with a GPU have caches.
-constexpr uint64_t kManyPages = 256 << 20;
+constexpr uint64_t kManyPages = 1 << 30;
 // Transfers under way.
 constexpr int kWeightReads = 64;
 constexpr int kKvTransfers = 1024;
