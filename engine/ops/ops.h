@@ -90,8 +90,8 @@ class Ops {
   // one at last.
   virtual void linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
                              const float* bias, int64_t first, int64_t end, float* y) = 0;
-  // The same of matrices whose panels are all there, all at once. False where that cannot be done;
-  // nothing is queued then.
+  // The same of two or more matrices whose panels are all there, at once. False where that cannot
+  // be done; nothing is queued then.
   virtual bool linear_together(const Operand*, int64_t, std::span<const Projection>) {
     return false;
   }

@@ -3,7 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <memory>
+#include <vector>
 
 #include "tests/device/fake_device.h"
 #include "tests/ops/op_test.h"

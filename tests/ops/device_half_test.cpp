@@ -175,19 +175,50 @@ TEST_F(DeviceHalf, ARowsBitsDoNotDependOnTheBatch) {
   }
 }
 
+// Nor on what was computed before.
+TEST_F(DeviceHalf, ARowsBitsWhereOneRowComesFirst) {
+  constexpr int64_t kRows = 300;
+  using Result = HalfProduct::Result;
+  for (const Shape& shape : {Shape{1024, 4096}, Shape{4096, 1024}, Shape{896, 4864}}) {
+    SCOPED_TRACE(testing::Message() << shape.outputs << " x " << shape.inputs);
+    const auto w = put(halves(random_.floats(shape.outputs * shape.inputs)));
+    const auto x = put(halves(random_.floats(kRows * shape.inputs)));
+    const auto bias = put(random_.floats(shape.outputs));
+    const auto before = random_.floats(kRows * shape.outputs);
+    const std::vector<float> first_before(before.begin(), before.begin() + shape.outputs);
+    const auto product = [&](Result result, int64_t rows) {
+      return multiply(rows == 1 ? first_before : before, result, *x, 0, rows, *w, 0, shape.outputs,
+                      shape.inputs, bias->as<float>());
+    };
+    for (const Result result : {Result::kFloat, Result::kAdded}) {
+      const auto one = product(result, 1);
+      auto all = product(result, kRows);
+      all.resize(one.size());
+      EXPECT_TRUE(same_bits(one, all));
+    }
+    const auto relu = [&](int64_t rows) {
+      return multiply_relu(*x, 0, rows, *w, shape.outputs, shape.inputs, bias->as<float>());
+    };
+    const auto one = relu(1), all = relu(kRows);
+    EXPECT_EQ(0, std::memcmp(one.data(), all.data(), one.size() * sizeof(Half))) << "relu";
+  }
+}
+
 // As those of q, k and v, which have the bits of each alone.
 TEST_F(DeviceHalf, ProductsAtOnce) {
   constexpr int kCount = 3;
-  constexpr int64_t kRows = 600, kBiasGap = 16, kRowsGap = 8;
+  constexpr int64_t kRows = 600, kBiasGap = 16;
   for (const Shape& shape : {Shape{4096, 4096}, Shape{768, 768}, Shape{97, 64}}) {
     const int64_t each = shape.outputs * shape.inputs, bias_apart = shape.outputs + kBiasGap;
     const auto w = put(halves(random_.floats(kCount * each)));
     const auto x = put(halves(random_.floats(kRows * shape.inputs)));
     const auto bias = put(random_.floats(kCount * bias_apart));
     for (const bool is_biased : {false, true}) {
-      for (const int64_t rows : {int64_t{1}, int64_t{4}, int64_t{33}, kRows}) {
+      // 33 rows twice, with results that lie elsewhere.
+      for (const auto& [rows, gap] :
+           {std::pair<int64_t, int64_t>{1, 8}, {4, 0}, {33, 8}, {33, 40}, {kRows, 8}}) {
         SCOPED_TRACE(testing::Message() << shape.outputs << " x " << shape.inputs << ", " << rows);
-        const int64_t y_apart = (rows + kRowsGap) * shape.outputs;
+        const int64_t y_apart = (rows + gap) * shape.outputs;
         const float* const first_bias = is_biased ? bias->as<float>() : nullptr;
         const auto y = put(nans(kCount * y_apart));
         device_->multiply(*stream_, {.x = x->as<Half>(),
@@ -257,15 +288,28 @@ TEST_F(DeviceHalf, RowsOfTables) {
   const std::vector<int32_t> ids = {96, 0, 31, 32, 5, 5}, places = {2, 39, 0, 33, 7, 8};
   const auto device_ids = put(ids), device_places = put(places);
   const auto rows = std::ssize(ids);
+  // Whole panels of them.
+  const auto rows_of = [](std::vector<Half> values, int64_t count) {
+    const auto cols = std::ssize(values) / count;
+    values.resize(static_cast<size_t>((count + kPanelRows - 1) / kPanelRows * kPanelRows * cols));
+    return values;
+  };
   for (const DType dtype : all_dtypes()) {
     const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512;
     const Weights tokens = random_weights(dtype, kTokens, cols, random_.bits());
     const Weights positions = random_weights(DType::kF32, kPositions, cols, random_.bits());
     const auto token_panels = put(tokens.panels), position_panels = put(positions.panels);
+    const auto token_rows = put(rows_of(halves(tokens.floats), kTokens)),
+               position_rows = put(rows_of(halves(positions.floats), kPositions));
     EmbeddingTables tables{{dtype, kTokens, cols, token_panels->data()},
                            {DType::kF32, kPositions, cols, position_panels->data()}};
-    for (const bool rounded : {false, true}) {
+    for (const auto& [rounded, as_rows] : {std::pair{false, false}, {true, false}, {true, true}}) {
       tables.rounded = rounded;
+      tables.tokens.half_rows = tables.positions.half_rows = as_rows;
+      if (as_rows) {
+        tables.tokens.panels = token_rows->data();
+        tables.positions.panels = position_rows->data();
+      }
       const auto alone = put(nans(rows * cols)), both = put(nans(rows * cols));
       device_->embed(*stream_, tables, device_ids->as<int32_t>(), nullptr, rows,
                      alone->as<float>());

@@ -138,18 +138,28 @@ void Products::multiply(cudaStream_t stream, const HalfProduct& product) {
     return;
   }
   if (p.bias) problem.point_to(p.bias);
-  if (!run(stream, p, problem, *problem.algorithm, p.y)) {
+  if (run(stream, p, problem, *problem.algorithm, p.y)) return;
+  if (p.count == 1) {
     throw ResourceMissing("a product on the GPU failed: its algorithm does not fit any more");
   }
+  problem.algorithm.reset();
+  multiply(stream, p);
 }
 
 Products::Shape Products::shape_of(const HalfProduct& p) {
-  return {p.outputs, p.inputs, p.stride, p.count, alignment_of(p), p.result, p.bias != nullptr};
+  return {.outputs = p.outputs,
+          .inputs = p.inputs,
+          .stride = p.stride,
+          .count = p.count,
+          .aligned = alignment_of(p),
+          .result = p.result,
+          .has_bias = p.bias != nullptr};
 }
 
 Products::Problem& Products::prepared(cudaStream_t stream, const Shape& shape,
                                       const HalfProduct& p) {
-  std::unique_ptr<Problem>& problem = problems_[{shape, p.rows}];
+  std::unique_ptr<Problem>& problem =
+      problems_[{shape, p.rows, p.w_apart, p.bias_apart, p.y_apart}];
   if (problem) return *problem;
   const int64_t power = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(p.rows)));
   auto found = algorithms_.find({shape, power});
@@ -159,7 +169,7 @@ Products::Problem& Products::prepared(cudaStream_t stream, const Shape& shape,
     tried.rows = std::min(
         {p.rows, kMostTriedRows, std::max<int64_t>(1, static_cast<int64_t>(kTrial / row))});
     if (tried.count > 1) tried.y_apart = tried.rows * tried.stride;
-    found = algorithms_.emplace(std::pair(shape, power), tune(stream, tried)).first;
+    found = algorithms_.emplace(std::pair(shape, power), tune(stream, shape, tried)).first;
   }
   problem = std::make_unique<Problem>(p);
   problem->algorithm = found->second;
@@ -167,7 +177,7 @@ Products::Problem& Products::prepared(cudaStream_t stream, const Shape& shape,
 }
 
 // Algorithms that add up without a break, as recommended for these numbers of rows.
-std::vector<Products::Algorithm> Products::candidates(const HalfProduct& product,
+std::vector<Products::Algorithm> Products::candidates(const HalfProduct& product, uint32_t aligned,
                                                       std::span<const int64_t> rows) {
   cublasLtMatmulPreferenceOpaque_t preference;
   check(cublasLtMatmulPreferenceInit(&preference), "a preference");
@@ -177,7 +187,6 @@ std::vector<Products::Algorithm> Products::candidates(const HalfProduct& product
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
   prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
-  const uint32_t aligned = alignment_of(product);
   for (const auto attribute :
        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
@@ -187,6 +196,7 @@ std::vector<Products::Algorithm> Products::candidates(const HalfProduct& product
   for (const int64_t count : rows) {
     HalfProduct p = product;
     p.rows = count;
+    p.y_apart = std::max(p.y_apart, count * p.stride);
     Problem problem(p);
     cublasLtMatmulHeuristicResult_t results[kAsked];
     int found = 0;
@@ -204,34 +214,38 @@ std::vector<Products::Algorithm> Products::candidates(const HalfProduct& product
   return all;
 }
 
-// The one whose bits count, whatever the number of rows: what is best for many.
-const Products::Algorithm& Products::reference(cudaStream_t stream, const Shape& shape,
-                                               const HalfProduct& product) {
+// The one whose bits count, whatever the number of rows: the best for many, of the id that other
+// matrices with as many inputs have, if it is among them. A matrix may come in pieces.
+const Products::Algorithm& Products::reference(const Shape& shape, const HalfProduct& product) {
   const auto found = references_.find(shape);
   if (found != references_.end()) return found->second;
-  Problem problem(product);
-  for (const Algorithm& algorithm : candidates(product, {&kManyRows, 1})) {
-    if (!run(stream, product, problem, algorithm, trial_.data())) continue;
-    return references_.emplace(shape, algorithm).first->second;
+  const std::vector<Algorithm> all = candidates(product, shape.aligned, {&kManyRows, 1});
+  if (all.empty()) {
+    throw ResourceMissing("cuBLASLt has no algorithm for a product of " +
+                          std::to_string(product.inputs) + " x " + std::to_string(product.outputs) +
+                          " that does not split its sums; use --math f32");
   }
-  throw ResourceMissing("cuBLASLt has no algorithm for a product of " +
-                        std::to_string(product.inputs) + " x " + std::to_string(product.outputs) +
-                        " that does not split its sums; use --math f32");
+  const int32_t id =
+      ids_.emplace(std::tuple(shape.inputs, shape.result, shape.has_bias), id_of(all.front()))
+          .first->second;
+  const auto best = std::find_if(
+      all.begin(), all.end(), [&](const Algorithm& algorithm) { return id_of(algorithm) == id; });
+  return references_.emplace(shape, best == all.end() ? all.front() : *best).first->second;
 }
 
 // Results of both algorithms for `product`, then for rows of w in place of x until there are
-// kCompared: is every bit the same? `alone` does each of the products for itself. False where one
-// of them does not do it.
+// kCompared, if w has so many: is every bit the same? `alone` does each of the products for itself.
+// False where one of them does not do it.
 bool Products::agrees(cudaStream_t stream, const HalfProduct& product, const Algorithm& alone,
                       const Algorithm& algorithm) {
   const size_t bytes =
       static_cast<size_t>(product.count * product.rows * product.stride) * element_bytes(product);
   Problem problem(product);
   size_t done = 0;
-  for (int64_t row = 0; row == 0 || row + product.rows <= std::min(kCompared, product.outputs);
-       row += product.rows, done += bytes) {
+  const int64_t rows = product.rows, last = product.outputs - rows;
+  for (int64_t row = 0; row == 0 || (row < kCompared && last >= 0); row += rows, done += bytes) {
     HalfProduct tried = product, expected = product;
-    if (row > 0) tried.x = product.w + row * product.inputs;
+    if (row > 0) tried.x = product.w + std::min(row, last) * product.inputs;
     expected.y = trial_.data() + done;
     for (int i = 0; i < product.count; ++i) {
       const HalfProduct part = part_of(tried, i);
@@ -250,9 +264,11 @@ bool Products::agrees(cudaStream_t stream, const HalfProduct& product, const Alg
 }
 
 // The fastest that has the bits of the one for many rows. None: the products are not done at once.
-std::optional<Products::Algorithm> Products::tune(cudaStream_t stream, const HalfProduct& product) {
-  const HalfProduct first = part_of(product, 0);
-  const Algorithm& alone = reference(stream, shape_of(first), first);
+std::optional<Products::Algorithm> Products::tune(cudaStream_t stream, const Shape& shape,
+                                                  const HalfProduct& product) {
+  Shape of_one = shape;
+  of_one.count = 1;
+  const Algorithm& alone = reference(of_one, part_of(product, 0));
   Problem problem(product);
   CudaEvent begin, end;
   const auto time_of = [&](const Algorithm& algorithm, int calls) {
@@ -269,7 +285,7 @@ std::optional<Products::Algorithm> Products::tune(cudaStream_t stream, const Hal
   if (product.rows < kManyRows / 4) asked.insert(asked.end(), {1, 16, 64, 256, kManyRows});
   std::vector<std::pair<double, Algorithm>> timed;
   double best_s = 1e9;
-  for (const Algorithm& algorithm : candidates(product, asked)) {
+  for (const Algorithm& algorithm : candidates(product, shape.aligned, asked)) {
     if (id_of(algorithm) != id_of(alone)) continue;
     if (!run(stream, product, problem, algorithm, trial_.data() + kTrial)) continue;
     double seconds = time_of(algorithm, 1);

@@ -10,6 +10,7 @@
 
 #include <cublasLt.h>
 
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -38,16 +39,26 @@ class Products {
  private:
   struct Problem;
   using Algorithm = cublasLtMatmulAlgo_t;
-  // outputs, inputs, stride, count, alignment of x, w and y, result, whether there is a bias
-  using Shape = std::tuple<int64_t, int64_t, int64_t, int, uint32_t, HalfProduct::Result, bool>;
+  struct Shape {
+    int64_t outputs, inputs, stride;
+    int count;
+    uint32_t aligned;  // x, w and y
+    HalfProduct::Result result;
+    bool has_bias;
+    auto operator<=>(const Shape&) const = default;
+  };
+  // Of a shape: rows, and how far apart those are that are done at once.
+  using ProblemKey = std::tuple<Shape, int64_t, int64_t, int64_t, int64_t>;
 
   static Shape shape_of(const HalfProduct& product);
   Problem& prepared(cudaStream_t stream, const Shape& shape, const HalfProduct& product);
-  std::optional<Algorithm> tune(cudaStream_t stream, const HalfProduct& product);
+  std::optional<Algorithm> tune(cudaStream_t stream, const Shape& shape,
+                                const HalfProduct& product);
   bool agrees(cudaStream_t stream, const HalfProduct& product, const Algorithm& alone,
               const Algorithm& algorithm);
-  std::vector<Algorithm> candidates(const HalfProduct& product, std::span<const int64_t> rows);
-  const Algorithm& reference(cudaStream_t stream, const Shape& shape, const HalfProduct& product);
+  std::vector<Algorithm> candidates(const HalfProduct& product, uint32_t aligned,
+                                    std::span<const int64_t> rows);
+  const Algorithm& reference(const Shape& shape, const HalfProduct& product);
   bool run(cudaStream_t stream, const HalfProduct& product, Problem& problem,
            const Algorithm& algorithm, void* y) const;
 
@@ -55,8 +66,10 @@ class Products {
   DeviceMemory workspace_, trial_, half_bias_, differing_;
   // By power of two of rows.
   std::map<std::pair<Shape, int64_t>, std::optional<Algorithm>> algorithms_;
-  std::map<std::pair<Shape, int64_t>, std::unique_ptr<Problem>> problems_;  // by rows
+  std::map<ProblemKey, std::unique_ptr<Problem>> problems_;
   std::map<Shape, Algorithm> references_;
+  // By inputs, result and whether there is a bias.
+  std::map<std::tuple<int64_t, HalfProduct::Result, bool>, int32_t> ids_;
 };
 
 }  // namespace headrace

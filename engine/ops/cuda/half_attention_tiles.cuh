@@ -64,8 +64,8 @@ inline __device__ void put_page(TilePages& pages, int tile, const std::byte* pag
   if (threadIdx.x < kTilePages) pages[tile % 2][threadIdx.x] = page;
 }
 
-// Calls f(page, i, where the page is) for this thread's pieces of 16 bytes of a tile's K or V: the
-// i-th of a page. Null: the page has no tokens before `end`.
+// Calls f(page, i, where the page is, whether it has tokens before `end`) for this thread's pieces
+// of 16 bytes of a tile's K or V: the i-th of a page. Where it has none, another page is named.
 template <int kDim, typename F>
 __device__ void each_piece(const TilePages& pages, int tile, int end, F f) {
   constexpr int kPieces = Layout<kDim>::kChunks;
@@ -76,7 +76,7 @@ __device__ void each_piece(const TilePages& pages, int tile, int end, F f) {
     // The compiler does not know how many threads there are.
     const int piece = n * kThreads + static_cast<int>(threadIdx.x % kThreads);
     const int page = piece / kPieces;
-    f(page, piece % kPieces, page < left ? pages[tile % 2][page] : nullptr);
+    f(page, piece % kPieces, pages[tile % 2][page < left ? page : 0], page < left);
   }
 }
 
@@ -88,9 +88,9 @@ __device__ void load_k(const KvPageShape& shape, const TilePages& pages, int kv_
   using L = Layout<kDim>;
   char* const slot = L::slot(shared, 2 * tile);
   const size_t first = shape.k_offset(kv_head);
-  each_piece<kDim>(pages, tile, end, [&](int page, int i, const std::byte* from) {
-    const bool is_there = from && i / 2 < shape.head_dim;
-    copy_16(slot + L::k(page, i / 2, i % 2), from + first + i * 16, is_there);
+  each_piece<kDim>(pages, tile, end, [&](int page, int i, const std::byte* from, bool is_there) {
+    copy_16(slot + L::k(page, i / 2, i % 2), from + first + i * 16,
+            is_there && i / 2 < shape.head_dim);
   });
   end_copies();
 }
@@ -104,10 +104,10 @@ __device__ void load_v(const KvPageShape& shape, const TilePages& pages, int kv_
   char* const slot = L::slot(shared, 2 * tile + 1);
   const size_t first = shape.v_offset(kv_head);
   const int stride = shape.v_stride();
-  each_piece<kDim>(pages, tile, end, [&](int page, int i, const std::byte* from) {
+  each_piece<kDim>(pages, tile, end, [&](int page, int i, const std::byte* from, bool is_there) {
     const int token = i / kRowPieces, d = i % kRowPieces * 8;
     copy_16(slot + L::v(page, token, d), from + first + (token * stride + d) * 2,
-            from && d < stride);
+            is_there && d < stride);
   });
   end_copies();
 }
