@@ -30,23 +30,15 @@ class DeviceHalf : public test::GpuTest {
   }
   std::vector<Half> multiply_relu(DeviceBuffer& x, int64_t first_row, int64_t rows, DeviceBuffer& w,
                                   int64_t outputs, int64_t inputs, const float* bias) {
-    const auto y = put(std::vector<Half>(static_cast<size_t>(rows * outputs)));
-    device_->multiply(*stream_, {.x = x.as<Half>() + first_row * inputs,
-                                 .rows = rows,
-                                 .w = w.as<Half>(),
-                                 .outputs = outputs,
-                                 .inputs = inputs,
-                                 .bias = bias,
-                                 .result = HalfProduct::Result::kReluHalf,
-                                 .y = y->data(),
-                                 .stride = outputs});
-    return get<Half>(*y);
+    return multiply(std::vector<Half>(static_cast<size_t>(rows * outputs)),
+                    HalfProduct::Result::kReluHalf, x, first_row, rows, w, 0, outputs, inputs,
+                    bias);
   }
-  // The same with a result that was something before.
-  std::vector<float> multiply(const std::vector<float>& before, HalfProduct::Result result,
-                              DeviceBuffer& x, int64_t first_row, int64_t rows, DeviceBuffer& w,
-                              int64_t first_output, int64_t outputs, int64_t inputs,
-                              const float* bias) {
+  // Into what was something before.
+  template <typename T>
+  std::vector<T> multiply(const std::vector<T>& before, HalfProduct::Result result, DeviceBuffer& x,
+                          int64_t first_row, int64_t rows, DeviceBuffer& w, int64_t first_output,
+                          int64_t outputs, int64_t inputs, const float* bias) {
     const auto y = put(before);
     device_->multiply(*stream_, {.x = x.as<Half>() + first_row * inputs,
                                  .rows = rows,
@@ -57,7 +49,7 @@ class DeviceHalf : public test::GpuTest {
                                  .result = result,
                                  .y = y->data(),
                                  .stride = outputs});
-    return get<float>(*y);
+    return get<T>(*y);
   }
 
   void check_attention(int head_dim, int group, const std::vector<int64_t>& lengths);
