@@ -19,6 +19,7 @@ refuses the key or the model; 75 stopped, or out of quota: start it again.
 import argparse
 import asyncio
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -57,7 +58,7 @@ def parameters_of(task, options):
 async def ask(client, parameters, options):
     """(text, finish reason, usage) of one attempt."""
     calls = client.completions if options.api == "completions" else client.chat.completions
-    answer = await calls.create(model=options.model, **parameters)
+    answer = await calls.create(model=options.model, extra_body=options.parameters, **parameters)
     try:
         choice = answer.choices[0]
         text = choice.text if options.api == "completions" else choice.message.content or ""
@@ -147,9 +148,10 @@ async def run(options, key, tasks, book):
 
 
 def header_of(options):
-    return {"label": options.label, "model": options.model, "api": options.api,
-            "concurrency": options.concurrency, "tasks": options.tasks,
-            "host": urllib.parse.urlsplit(options.base_url).hostname}
+    header = {"label": options.label, "model": options.model, "api": options.api,
+              "concurrency": options.concurrency, "tasks": options.tasks,
+              "host": urllib.parse.urlsplit(options.base_url).hostname}
+    return {**header, "parameters": options.parameters} if options.parameters else header
 
 
 def all_done(options, tasks):
@@ -158,6 +160,13 @@ def all_done(options, tasks):
     failed = len(tasks) - len(answered)
     say(f"{len(answered)} requests have answers, {failed} failed; {options.output}")
     return OK if not failed else SOME_FAILED
+
+
+def json_object(text):
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
 
 
 def parse(arguments):
@@ -169,6 +178,9 @@ def parse(arguments):
     parser.add_argument("--api", choices=("chat", "completions"), required=True)
     parser.add_argument("--system", default="", help="completions: the chat template's default "
                         "system message")
+    parser.add_argument("--parameters", type=json_object, default={}, metavar="JSON",
+                        help="an object with more parameters of each request, such as "
+                        '{"repeat_penalty": 1}')
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="MbppPlus.jsonl")
     parser.add_argument("--output", type=pathlib.Path, required=True)

@@ -188,6 +188,16 @@ class Requests(EndpointTest):
         self.assertNotIn("stop", body)
         self.assertIn("```python", self.records()[0]["text"])
 
+    def test_more_parameters(self):
+        server = self.serve(lambda *_: (200, completion()))
+        more = ("--parameters", '{"repeat_penalty": 1}')
+        self.call(server, 1, 1, "completions", *more)
+        self.assertEqual(1, server.bodies[0]["repeat_penalty"])
+        self.assertEqual({"repeat_penalty": 1}, data.read_json_lines(self.output)[0]["parameters"])
+        self.assertIn("other requests", self.call(server, 1, expect=BAD_FILE))
+        self.assertIn("--parameters", self.call(server, 1, 1, "completions", "--parameters", "[1]",
+                                                expect=USAGE))
+
     def test_as_many_at_once_as_asked_for(self):
         def script(_, body):
             time.sleep(0.3)

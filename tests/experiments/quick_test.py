@@ -32,8 +32,8 @@ class Quick(harness.ProgramTest):
         (WORK / "data").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shared, WORK / "data" / data.FILE)
         self.study = WORK / f"{self.model.stem.lower()}-quick-{TASKS}"
-        shutil.rmtree(self.study, ignore_errors=True)
-        shutil.rmtree(f"{self.study}-check", ignore_errors=True)
+        for name in (self.study, f"{self.study}-check"):
+            shutil.rmtree(name, ignore_errors=True)
 
     def command(self, *more):
         words = (STUDY / "reproduce.sh", "--quick", "--tasks", TASKS, "--work", WORK,
@@ -99,6 +99,11 @@ class Quick(harness.ProgramTest):
 
         self.assertIn(" 0 differences", self.reproduce("--verify-claims", results))
         self.check(results)
+
+    def test_committed_results_hold_on_this_machine(self):
+        committed, = (STUDY / "results").glob(f"*-{self.model.stem.lower()}")
+        self.assertIn(f"check: {TASKS + 3 * TASKS} requests compared with {committed}, 0 differ",
+                      self.reproduce("--check", committed))
 
     def check(self, results):
         """With its own results, and with results in which one token is another."""

@@ -356,13 +356,14 @@ class Results(harness.ProgramTest):
              "host": "127.0.0.1", "tasks": 2},
             *({**answer, "task_id": task, "draw": 0} for task in ("Mbpp/2", "Mbpp/3"))])
         write_json(self.folder / "endpoint" / "server-c4.json",
-                   {"machine": MACHINE, "others_cpu_share": 0.25})
+                   {"machine": MACHINE, "others_cpu_share": 0.25, "parameters": {"a": 1}})
         path = self.folder / "manifest.json"
         write_json(path, {**metrics.load_json(path),
                           "peers": {"server": {"command": "s", "about": "Built so."}}})
         write_reports(self.folder)
         text = (self.folder / "report.md").read_text()
         for said in ("## Beside another program", "Built so.", "| headrace | 4 | 4.0 |",
+                     'Their requests say `{"a": 1}` as well.',
                      "| server | 4 | 2.0 |",
                      "(peer-batch4) generated 2.00 times the tokens/s of server at concurrency 4",
                      "server at concurrency 4 (2 tasks): 1 of 2 texts are other than headrace's.",

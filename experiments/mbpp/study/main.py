@@ -84,8 +84,8 @@ def default_system(program, model):
     return found[1]
 
 
-def run_all(setting, study_plan, peers, data_file, tasks):
-    for ranks, threads in plan.STAGES:
+def run_all(setting, study_plan, peers, data_file, tasks, fixed_length):
+    for ranks, threads in plan.STAGES if fixed_length else ():
         generate.bench(setting, study_plan, ranks, threads, say)
     for run in study_plan.runs:
         generate.generate(setting, run, tasks, say)
@@ -151,7 +151,9 @@ def study(arguments):
         add_peers(setting, arguments.peer, arguments.peer_about, made)
         results = results_folder(arguments, made)
         if not arguments.report:
-            run_all(setting, study_plan, arguments.peer, arguments.data, tasks)
+            # A check compares token ids, which the fixed-length run has not.
+            run_all(setting, study_plan, arguments.peer, arguments.data, tasks,
+                    fixed_length=not arguments.check)
         results.mkdir(parents=True, exist_ok=True)
         say("collecting the outputs")
         gather.gather(setting, study_plan, made, tasks, results)

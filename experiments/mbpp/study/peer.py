@@ -14,6 +14,8 @@ from study import data, generate, journal, manifest
 
 START_S = 300  # for loading the model
 CONTEXT = 2048  # tokens of one sequence: the longest prompt and 768 more
+# llama_cpp.server penalises repetitions by 1.1 where a request does not say otherwise.
+PARAMETERS = {"repeat_penalty": 1}
 ENDPOINT = pathlib.Path(__file__).resolve().parent.parent / "endpoint.py"
 
 
@@ -108,8 +110,9 @@ def run(setting, peer, concurrency, tasks, data_file, system, say):
             code = setting.child.run(
                 [sys.executable, ENDPOINT, "--base-url", f"http://127.0.0.1:{port}/v1", "--no-key",
                  "--model", setting.model.name, "--label", peer.label, "--api", "completions",
-                 "--system", system, "--concurrency", concurrency, "--tasks", tasks,
-                 "--data", data_file, "--output", output], setting.lock, stdout=sys.stderr)
+                 "--system", system, "--parameters", json.dumps(PARAMETERS),
+                 "--concurrency", concurrency, "--tasks", tasks, "--data", data_file,
+                 "--output", output], setting.lock, stdout=sys.stderr)
         finally:
             server.terminate()
             server.wait(60)
@@ -120,4 +123,5 @@ def run(setting, peer, concurrency, tasks, data_file, system, say):
                                 f"see {output} and {log.name}")
     generate.write_whole(facts, json.dumps({
         "machine": manifest.machine(), "command": peer.command_without_folders(),
+        "parameters": PARAMETERS,
         "others_cpu_share": processors.share_of_others()}, indent=1) + "\n")

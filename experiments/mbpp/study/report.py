@@ -1,4 +1,5 @@
 """The report as Markdown. Every figure in it is the value of a claim."""
+import json
 
 TITLES = {"speed": "Generated tokens per second over the batch size",
           "accuracy": "pass@1 over the batch size",
@@ -227,6 +228,12 @@ def peer_table(results, figures):
                   "pass@1 base, %", "pass@1 plus, %"], rows)
 
 
+def said_to_peers(files):
+    """What their requests had beyond headrace's; results of before it was kept have nothing of it."""
+    said = {json.dumps(facts.get("parameters")) for facts in files.peer_facts.values()}
+    return [f"Their requests say `{text}` as well." for text in sorted(said - {"null"})]
+
+
 def peers(files, results, figures):
     beside, hosted = [], []
     for name, peer in results["peers"].items():
@@ -245,7 +252,8 @@ def peers(files, results, figures):
                      f"{stands_in} headrace's time is from its first step to its last; a "
                      "server's is its client's, with HTTP and tokenising in it. headrace computes "
                      "in float32. Programs may count the last token of an answer or not. "
-                     + " ".join(sorted(abouts)) + "\n\n" + peer_table(results, figures) + "\n\n"
+                     + " ".join([*sorted(abouts), *said_to_peers(files)]) + "\n\n"
+                     + peer_table(results, figures) + "\n\n"
                      + "\n".join(beside))
     if hosted:
         parts.append("## Other endpoints\n\nThe same tasks, but another model, machine or prompt, "
