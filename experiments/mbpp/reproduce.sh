@@ -1,7 +1,7 @@
 #!/bin/bash
 # The MBPP scaling study: set-up, generation at every batch size and stage count, scoring, report.
 #   experiments/mbpp/reproduce.sh [OPTIONS]
-# --quick                 SmolLM2-135M-Instruct, 20 tasks, batch 1, 4 and 16
+# --quick                 SmolLM2-135M-Instruct, 20 tasks, batch 1, 4 and 16: some minutes
 # --model DIR|GGUF        another model (default: Qwen2.5-Coder-0.5B-Instruct Q4_K_M, fetched)
 # --tasks N               only the first N of the 378 tasks
 # --peer                  also llama.cpp on the same file, in turn with headrace (built from the
@@ -118,10 +118,8 @@ if [[ -z $model ]]; then
     name=smollm2-135m
   fi
   if [[ -n $offline ]]; then
-    # A file that is there and whole is not fetched.
-    compgen -G "$offline/*[0-9][mMbB]-[iI]nstruct*.gguf" >/dev/null ||
-      wrong "--offline $offline holds no model file; name one with --model"
-    model=$("$repository/launch/fetch-model.py" "$name" "$offline")
+    model=$("$repository/launch/fetch-model.py" --offline "$name" "$offline") ||
+      wrong "--offline $offline does not hold the model; fetch it, or name one with --model"
   else
     model=$("$repository/launch/fetch-model.py" "$name")
   fi

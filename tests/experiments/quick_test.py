@@ -101,7 +101,7 @@ class Quick(harness.ProgramTest):
         self.check(results)
 
     def test_committed_results_hold_on_this_machine(self):
-        committed, = (STUDY / "results").glob(f"*-{self.model.stem.lower()}")
+        committed = max((STUDY / "results").glob(f"*-{self.model.stem.lower()}"))
         self.assertIn(f"check: {TASKS + 3 * TASKS} requests compared with {committed}, 0 differ",
                       self.reproduce("--check", committed))
 

@@ -43,7 +43,8 @@ class Prompts(harness.ProgramTest):
         seeds = {prompts.request(data.Task(f"Mbpp/{task}", ""), draw, sampled=True)["body"]["seed"]
                  for task in range(100) for draw in range(10)}
         self.assertEqual(1000, len(seeds))
-        self.assertEqual(prompts.seed_of("Mbpp/2", 3), prompts.seed_of("Mbpp/2", 3))
+        # printf 'Mbpp/2#3' | sha256sum: 2b3a0e06...
+        self.assertEqual(0x2b3a0e06, prompts.seed_of("Mbpp/2", 3))
 
     def test_chatml_is_the_program_s_chat_template(self):
         """The text that peers get has the tokens of the chat request that headrace gets."""
@@ -262,9 +263,24 @@ class Results(harness.ProgramTest):
         # The same kind of processor, but another machine, or the same one started again.
         files.runs["batch4-stages1"]["pieces"][0]["machine"] = {**MACHINE, "boot": "b2"}
         self.assertIn("- 2 machines, or one that was started 2 times, between which rates compare "
-                      "badly: 2 cores of c (avx2): batch1-stages1, sampled-batch64-stages1, "
-                      "fixed length, stages1; 2 cores of c (avx2): batch4-stages1.",
+                      "badly: A, 2 cores of c (avx2): batch1-stages1, sampled-batch64-stages1, "
+                      "fixed length, stages1; B, 2 cores of c (avx2): batch4-stages1.",
                       report.machines(files))
+        self.assertEqual(["headrace, A", "headrace, B"],
+                         [report.label(files, name) for name in ("batch1-stages1",
+                                                                 "batch4-stages1")])
+
+    def test_report_of_another_model_has_nothing_published_for_this_one(self):
+        make_results(self.folder)
+        path = self.folder / "manifest.json"
+        made = metrics.load_json(path)
+        self.assertIn("52.4", (self.folder / "report.md").read_text())
+        write_json(path, {**made, "model": {**made["model"], "name": "SmolLM2.gguf"}})
+        write_reports(self.folder)
+        text = (self.folder / "report.md").read_text()
+        self.assertIn("SmolLM2.gguf is another model, beside the question.", text)
+        self.assertIn("| Gemini 1.5 Pro 002, *not run* |", text)
+        self.assertNotIn("52.4", text)
 
     def test_pass_at_k(self):
         found = self.results()["pass_at_k"]["sampled-batch64-stages1"]
@@ -372,6 +388,13 @@ class Results(harness.ProgramTest):
             self.assertIn(said, text)
         self.assertNotIn("server", text.split("## Table")[1].split("## ")[0])
         self.assertEqual([], verify.verify(self.folder)[0])
+        # The same journal of a server that somebody else ran.
+        (self.folder / "endpoint" / "server-c4.json").unlink()
+        write_reports(self.folder)
+        text = (self.folder / "report.md").read_text()
+        self.assertNotIn("## Beside another program", text)
+        self.assertIn("| server | 4 | 2.0 | 3.0 / 3.0 / 3.0 | 0.0 (0.0–65.8) |",
+                      text.split("## Other endpoints")[1].split("## ")[0])
 
     def test_answers_to_tasks_of_another_study_are_refused(self):
         found = {("endpoint", "Mbpp/3", 0): [[{}, ["hosted"]]]}
@@ -514,6 +537,60 @@ class Check(harness.ProgramTest):
             check.check(self.folder / "committed", self.folder / "fresh", print)
 
 
+# A headrace that has a result for every request at once, or an error in the last one's place.
+FAKE = """#!{python}
+import json, pathlib, sys
+option = lambda name: pathlib.Path(sys.argv[sys.argv.index(name) + 1])
+lines = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+done = [line["custom_id"] for line in lines(option("--output"))] if "--resume" in sys.argv else []
+new = [line["custom_id"] for line in lines(option("--input")) if line["custom_id"] not in done]
+with open(option("--output"), "a") as out:
+    for name in new:
+        error = {fails} and name == new[-1]
+        print(json.dumps({{"custom_id": name, "error": "e" if error else None}}), file=out)
+option("--report").write_text(json.dumps({{
+    "outcome": "done", "load_s": 1, "generation_s": 2, "requests": {{}}, "stages": [
+        {{"cpu_s": 1, "steps": 3, "rank": 0, "layers": 1, "threads": 1, "kernels": "", "cpu": "",
+          "seconds": {{}}, "peak_memory_bytes": 1}}], "tokens": {{"generated": len(new)}}}}))
+sys.exit({fails})
+"""
+
+
+class Generate(harness.ProgramTest):
+    RUN = plan.Run("batch1-stages1", "greedy", 1, 1, 2, 5)
+    TASKS = [data.Task(f"Mbpp/{number}", "") for number in range(5)]
+
+    def generate(self, done, fails=0):
+        """The run, of which a killed study left the first results; what was said, and the number of
+        requests that have times."""
+        program, said = self.folder / "headrace", []
+        program.write_text(FAKE.format(python=sys.executable, fails=fails))
+        program.chmod(0o755)
+        setting = generate.Setting(program, "m", self.folder, generate.Child(), None)
+        write_lines(self.folder / "runs" / self.RUN.name / "out.jsonl",
+                    [{"custom_id": f"Mbpp/{number}#0", "error": None} for number in range(done)])
+        generate.generate(setting, self.RUN, self.TASKS, said.append)
+        self.assertTrue(generate.is_done(setting, self.RUN, self.TASKS))
+        return said, len(generate.timed_in(setting, self.RUN))
+
+    def test_a_killed_run_goes_on(self):
+        said, timed = self.generate(done=1)
+        self.assertEqual("batch1-stages1: 1 of 5 requests are done", said[0])
+        self.assertEqual(4, timed)
+
+    def test_a_killed_run_with_too_few_times_begins_again(self):
+        for done in (2, 5):
+            said, timed = self.generate(done)
+            self.assertEqual([f"batch1-stages1: {done} requests are of a killed piece and have no "
+                              "times; again", "batch1-stages1: 0 of 5 requests are done"], said[:2])
+            self.assertEqual(5, timed)
+            shutil.rmtree(self.folder / "runs")
+
+    def test_a_failed_request_is_said(self):
+        with self.assertRaisesRegex(generate.RunError, "1 requests failed; .*out.jsonl says why"):
+            self.generate(done=0, fails=1)
+
+
 class Carry(harness.ProgramTest):
     def test_measured_files_are_the_same_elsewhere(self):
         there, work, here = (self.folder / name for name in ("there", "work", "here"))
@@ -633,11 +710,18 @@ class Carry(harness.ProgramTest):
 class Committed(unittest.TestCase):
     def test_claims_of_all_committed_results(self):
         folders = sorted((STUDY / "results").glob("*/"))
-        if not folders:
-            self.skipTest("no results are committed")
+        self.assertGreater(len(folders), 1)
         for folder in folders:
             with self.subTest(results=folder.name):
                 self.assertEqual([], verify.verify(folder)[0])
+
+    def test_the_tables_of_both_readmes(self):
+        folder = max((STUDY / "results").glob("*-qwen2.5-coder-0.5b-*/"))
+        files = metrics.read(folder)
+        found = claims.claims_of(files, metrics.results_of(files))
+        table = report.short_table(files, report.Figures(found))
+        for readme in (STUDY / "README.md", STUDY.parents[1] / "README.md"):
+            self.assertIn(table, readme.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

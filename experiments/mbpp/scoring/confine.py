@@ -7,6 +7,7 @@ socket, signal or trace another process, or take memory that the limits do not c
 """
 import ctypes
 import errno
+import fcntl
 import importlib
 import os
 import resource
@@ -16,6 +17,7 @@ from scoring import evalplus_parts
 
 PR_SET_DUMPABLE = 4
 CLONE_THREAD = 0x10000
+F_SETOWN_EX = 15  # like the other two: who gets which signal when a pipe is ready
 
 FORBIDDEN = [
     # processes; os.fork is clone without CLONE_THREAD, see below
@@ -105,4 +107,6 @@ def _filter_system_calls(seccomp):
     # What Python and EvalPlus do to their own process.
     forbid("tgkill", seccomp.Arg(0, seccomp.NE, os.getpid()))
     forbid("prlimit64", seccomp.Arg(0, seccomp.NE, 0))
+    for command in (fcntl.F_SETOWN, fcntl.F_SETSIG, F_SETOWN_EX):
+        forbid("fcntl", seccomp.Arg(1, seccomp.EQ, command))
     rules.load()

@@ -23,13 +23,16 @@ PROBE = {"task_id": "Mbpp/0", "entry_point": "f", "atol": 0, "base_input": [[1]]
 PROBE_EXPECTED = {"base": [2], "base_time": [0.0], "plus": [3], "plus_time": [0.0]}
 RIGHT = "def f(x):\n    return x + 1"
 WRONG = "def f(x):\n    return x + 2"
-# Right only where it may start a process or open a socket.
-FREE = """
-import _posixsubprocess, _socket, ctypes
+# Right only where it may start no process and open no socket.
+HELD = """
+import _socket, ctypes
 def f(x):
-    if ctypes.CDLL(None).fork() < 0:
+    if ctypes.CDLL(None).fork() >= 0:
+        return None
+    try:
         _socket.socket()
-    return x + 1
+    except PermissionError:
+        return x + 1
 """
 
 
@@ -37,7 +40,7 @@ def probe(order, send):
     """Whether this is a sandbox, EvalPlus judges in it as it should, and a candidate is held."""
     wanted = {"right": (RIGHT, "pass"), "wrong": (WRONG, "fail")}
     if order["confined"]:
-        wanted["free"] = (FREE, "fail")
+        wanted["held"] = (HELD, "pass")
         open_ways = [name for name, is_open in _ways_out().items() if is_open]
         if open_ways:
             send(wrong=f"bwrap does not hold: {', '.join(open_ways)}")

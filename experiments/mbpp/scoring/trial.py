@@ -1,10 +1,17 @@
-"""Whether there is a sandbox here, it holds, and EvalPlus judges in it as it should."""
+"""Whether there is a sandbox here, it holds, and EvalPlus judges in it as it should.
+
+    python3 -m scoring.trial [--allow-unsafe-scoring]
+
+Exit codes: 0 yes, or asked for without; 69 no.
+"""
+import argparse
 import subprocess
 import sys
 
 from scoring import sandbox
 
 EVALPLUS = "0.3.1"
+UNAVAILABLE = 69
 UNSAFE = "none (--allow-unsafe-scoring)"
 
 
@@ -70,3 +77,19 @@ def _explained(outcome):
                  "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns; "
                  "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined)")
     return NoSandbox(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--allow-unsafe-scoring", action="store_true")
+    try:
+        open_sandbox({}, parser.parse_args().allow_unsafe_scoring)
+    except Unavailable as error:
+        print(f"score: {error}", file=sys.stderr)
+        return UNAVAILABLE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ import re
 import openai
 
 TRY_AGAIN, GIVE_UP, FATAL = "try again", "give up", "fatal"
-WORTH_ANOTHER = {408, 429, 500, 502, 503, 504}
+WORTH_ANOTHER = {408, 429, *range(500, 600)}
 HOPELESS = {401, 403, 404}  # the key, or the model: no request would fare better
 LONGEST_MESSAGE = 300
 

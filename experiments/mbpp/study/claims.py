@@ -2,8 +2,8 @@
 
     python3 -m study.claims RESULTS [--claim ID | --table]
 
-computes them again from the measured files of a results directory and prints them, or the short
-table that READMEs show. claims.json holds what was committed; study.verify compares the two.
+run in experiments/mbpp, computes them again from the measured files of a results directory and
+prints them, or the short table that READMEs show. claims.json holds what was committed; study.verify compares the two.
 """
 import argparse
 import dataclasses

@@ -13,8 +13,9 @@ from study import follow, manifest, prompts
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 DEVICE = ("--device", "cpu")  # the study is of CPUs, on a machine with a GPU as well
-TIMED_SHARE = 0.75  # of the requests of a run; with less it is done again
-STOPPED = 75  # exit code of headrace, and of this study: start it again
+TIMED_SHARE = 0.75  # of the requests of a run; one that cannot have as many begins again
+SOME_FAILED = 1  # exit code of headrace: every request has a record, some of an error
+STOPPED = 75  # and of this study: start it again
 
 
 class RunError(Exception):
@@ -53,6 +54,8 @@ class Child:
         self._process = subprocess.Popen(dies_with_us(command), stdin=subprocess.DEVNULL,
                                          start_new_session=True,
                                          pass_fds=[] if lock is None else [lock], **options)
+        if self.stop:  # the signal came before there was a process to end
+            self._process.terminate()
         code = self._process.wait()
         self._process = None
         if self.stop:
@@ -175,12 +178,15 @@ def pieces_of(setting, run):
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def timed_in(setting, run):
+    return {name for piece in pieces_of(setting, run) for name in piece["finished_s"]}
+
+
 def is_done(setting, run, tasks):
     """Whether the run has a result for each of its requests, and times of nearly all."""
     wanted = {request["custom_id"] for request in requests_of(run, tasks)}
-    timed = {name for piece in pieces_of(setting, run) for name in piece["finished_s"]}
     return (wanted <= done_in(setting.work / "runs" / run.name / "out.jsonl")
-            and len(timed) >= TIMED_SHARE * len(wanted))
+            and len(timed_in(setting, run)) >= TIMED_SHARE * len(wanted))
 
 
 def generate(setting, run, tasks, say):
@@ -193,7 +199,9 @@ def generate(setting, run, tasks, say):
     wanted = {request["custom_id"] for request in requests}
     results = folder / "out.jsonl"
     done = done_in(results)
-    if wanted <= done:  # killed between its last result and its report: too few have times
+    untimed = done - timed_in(setting, run)
+    if wanted <= done or len(untimed) > (1 - TIMED_SHARE) * len(wanted):
+        say(f"{run.name}: {len(untimed)} requests are of a killed piece and have no times; again")
         shutil.rmtree(folder)
         return generate(setting, run, tasks, say)
     say(f"{run.name}: {len(done)} of {len(wanted)} requests are done")
@@ -204,6 +212,9 @@ def generate(setting, run, tasks, say):
     if setting.child.stop:
         raise Stopped
     missing = wanted - done_in(results)
+    if code == SOME_FAILED:
+        raise RunError(f"{run.name}: {len(missing)} requests failed; {results} says why. They are "
+                       f"not tried again while {folder} is there")
     if code != 0 or missing:
         log = (folder / "log").read_text(errors="replace").strip().split("\n")
         raise RunError(f"{run.name}: headrace ended with exit code {code}, {len(missing)} requests "

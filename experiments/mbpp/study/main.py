@@ -98,6 +98,15 @@ def run_all(setting, study_plan, peers, data_file, tasks, fixed_length):
                      default_system(setting.program, setting.model), say)
 
 
+def try_scoring(setting, arguments):
+    """Whether there is a sandbox is known in seconds, and generation takes hours."""
+    code = setting.child.run([arguments.scoring_python, "-m", "scoring.trial",
+                              *["--allow-unsafe-scoring"] * arguments.allow_unsafe_scoring],
+                             setting.lock, cwd=HERE)
+    if code != 0:
+        raise generate.RunError("scoring does not work here, see above; nothing was generated")
+
+
 def score(setting, arguments, data_file, results):
     """EvalPlus's verdicts, with its sanitiser and without."""
     generations = results / "generations.jsonl"
@@ -151,6 +160,7 @@ def study(arguments):
         add_peers(setting, arguments.peer, arguments.peer_about, made)
         results = results_folder(arguments, made)
         if not arguments.report:
+            try_scoring(setting, arguments)
             # A check compares token ids, which the fixed-length run has not.
             run_all(setting, study_plan, arguments.peer, arguments.data, tasks,
                     fixed_length=not arguments.check)

@@ -153,8 +153,6 @@ def speed(run, outputs):
             "generated": generated, "prompt": prompt,
             "shared": shared, "shared_share": shared / prompt,
             "generated_per_s": generated / seconds,
-            "tokens_per_s": (generated + prompt - shared) / seconds,
-            "requests_per_s": sum(p["requests"]["done"] for p in pieces) / seconds,
             "cpu_s": cpu, "generated_per_cpu_s": generated / cpu,
             "others_cpu_share": sum(p["others_cpu_share"] * p["generation_s"]
                                     for p in pieces) / seconds,

@@ -10,6 +10,8 @@ matplotlib.rcParams.update({"svg.hashsalt": "headrace", "font.size": 9, "axes.gr
                             "axes.spines.right": False})
 from matplotlib import pyplot  # after the choice of what draws
 
+from study import report
+
 SIZE = (6.4, 3.4)  # inches
 
 
@@ -28,20 +30,18 @@ def batch_axis(axes, batches):
     axes.set_xlabel("batch size")
 
 
-def greedy_by_stages(files, results):
+def greedy_by_stages(files):
     """{ranks: [(batch, name)]} of the runs over all tasks."""
     found = {}
-    for name, run in files.runs.items():
-        run = run["run"]
-        if run["kind"] == "greedy" and not name.startswith("peer-"):
-            found.setdefault(run["ranks"], []).append((run["batch"], name))
-    return {ranks: sorted(runs) for ranks, runs in sorted(found.items())}
+    for name, run in report.main_runs(files):
+        found.setdefault(run["ranks"], []).append((run["batch"], name))
+    return found
 
 
 def speed(files, results):
     figure, axes = pyplot.subplots(figsize=SIZE)
     batches = set()
-    for ranks, runs in greedy_by_stages(files, results).items():
+    for ranks, runs in greedy_by_stages(files).items():
         xs = [batch for batch, _ in runs]
         batches.update(xs)
         axes.plot(xs, [results["speed"][name]["generated_per_s"] for _, name in runs], "o-",
@@ -87,7 +87,7 @@ def peers(files, results):
 def accuracy(files, results):
     figure, axes = pyplot.subplots(figsize=SIZE)
     batches = set()
-    for ranks, runs in greedy_by_stages(files, results).items():
+    for ranks, runs in greedy_by_stages(files).items():
         for tests, mark, aside in (("base", "o", 0.06), ("plus", "s", -0.06)):
             shares = [results["accuracy"][name][tests] for _, name in runs]
             # Side by side, or equal points would hide each other.
@@ -107,7 +107,7 @@ def accuracy(files, results):
 def latency(files, results):
     figure, axes = pyplot.subplots(figsize=SIZE)
     batches = set()
-    for ranks, runs in greedy_by_stages(files, results).items():
+    for ranks, runs in greedy_by_stages(files).items():
         runs = [(batch, name) for batch, name in runs if results["speed"][name]["latency_s"]]
         for key, style in (("p50", "o-"), ("p90", "s--"), ("p99", "^:")):
             if runs:

@@ -21,11 +21,11 @@ class Figures:
         claim = self._claims.get(identity)
         return "–" if claim is None else f"{claim.value:.1f} ({claim.low:.1f}–{claim.high:.1f})"
 
-    def percent(self, identity, interval=True):
+    def percent(self, identity, interval=True, digits=1):
         claim = self._claims.get(identity)
         if claim is None:
             return "–"
-        text = f"{100 * claim.value:.1f}"
+        text = f"{100 * claim.value:.{digits}f}"
         return f"{text} ({100 * claim.low:.1f}–{100 * claim.high:.1f})" if interval else text
 
     def count(self, identity):
@@ -53,6 +53,31 @@ def latency_cell(figures, name):
     return " / ".join(cells)
 
 
+def measured(files):
+    """(what was measured, on which machine), the runs of the table first."""
+    names = [name for name, _ in main_runs(files)]
+    for name in [*names, *(name for name in files.runs if name not in names)]:
+        for piece in files.runs[name]["pieces"]:
+            yield name, piece["machine"]
+    for name, report in files.bench.items():
+        yield f"fixed length, {name}", report["machine"]
+    for name, facts in files.peer_facts.items():
+        yield name, facts["machine"]
+
+
+def letters(files):
+    """{boot: letter} of machines, or of starts of one, where there are several."""
+    boots = list(dict.fromkeys(machine["boot"] for _, machine in measured(files)))
+    return {boot: chr(ord("A") + index) for index, boot in enumerate(boots) if len(boots) > 1}
+
+
+def label(files, name):
+    """headrace, and on which machines of several."""
+    known = letters(files)
+    found = {known[piece["machine"]["boot"]]: None for piece in files.runs[name]["pieces"] if known}
+    return ", ".join(["headrace", *found])
+
+
 def main_table(files, figures, published):
     heads = ["", "batch", "stages × threads", "tok/s, whole run", "tok/CPU s",
              "tok/s, fixed length", "prefill tok/s", "decode tok/s", "latency s, p50 / p90 / p99",
@@ -62,14 +87,14 @@ def main_table(files, figures, published):
     for name, run in runs:
         fixed = f"fixed.stages{run['ranks']}.batch{run['batch']}"
         rows.append([
-            "headrace", str(run["batch"]), f"{run['ranks']} × {run['threads']}",
+            label(files, name), str(run["batch"]), f"{run['ranks']} × {run['threads']}",
             figures.number(f"speed.{name}"), figures.number(f"cpu.{name}"),
             figures.spread(f"{fixed}.generated"), figures.number(f"{fixed}.prefill"),
             figures.number(f"{fixed}.decode"), latency_cell(figures, name),
             figures.percent(f"shared.{name}", interval=False),
             figures.percent(f"pass1.{name}.base"), figures.percent(f"pass1.{name}.plus"),
             "reference" if name == first else figures.count(f"differ.{first}.{name}.token_ids")])
-    for index, row in enumerate(published):
+    for index, row in published:
         rows.append([row["name"] + ("" if row["run"] else ", *not run*"), *["–"] * 9,
                      figures.percent(f"published.{index}.base", interval=False),
                      figures.percent(f"published.{index}.plus", interval=False), "–"])
@@ -98,14 +123,23 @@ def short_table(files, figures):
     return table(heads, rows)
 
 
+def of_this_study(published, manifest):
+    """(index, row) of published figures of the same model, and of those that stand in for a run."""
+    name = manifest["model"]["name"].lower()
+    return [(index, row) for index, row in enumerate(published)
+            if row["model"] is None or row["model"] in name]
+
+
 def question(manifest):
+    name = manifest["model"]["name"]
+    other = "" if "qwen2.5" in name.lower() else f" {name} is another model, beside the question."
     return f"""# MBPP scaling study: {manifest['model']['name']}
 
 **How do tokens per second and pass@k on MBPP change with the batch size (1, 4, 16), for Qwen2.5 and
 for Gemini 1.5 Pro?** This is a run of `experiments/mbpp/reproduce.sh` on
 {manifest['started'][:10]}: model {manifest['model']['name']}, {manifest['tasks']} tasks. Gemini 1.5
 Pro was switched off on 24 September 2025, so its row quotes published figures and is marked *not
-run*."""
+run*.{other}"""
 
 
 def answer(files, results, figures):
@@ -156,7 +190,7 @@ def method(files, scoring):
   {cpu['model']} ({', '.join(cpu['vector_flags'])}).
 - Requests: EvalPlus's chat prompt with its prefill and stop strings, greedy, at most
   {manifest['sampling']['greedy']['max_tokens']} new tokens, one ordinary batch file for
-  `headrace generate --max-batch N`. Sampled runs: temperature
+  `headrace generate --device cpu --order input --threads T --max-batch N`. Sampled runs: temperature
   {sampled['temperature']}, top_p {sampled['top_p']}, a seed from task and sample.
 - tok/s, whole run: generated tokens over the time from the first step to the last, ramp-up and
   stragglers included, loading not. tok/CPU s: the same over the processor time of all ranks, which
@@ -210,20 +244,16 @@ def same_tokens(results, figures):
     return "\n".join(lines)
 
 
-def peer_table(results, figures):
-    """A row for each server, and one for headrace's run of the same tasks."""
-    rows, shown = [], set()
-    for name, peer in sorted(results["peers"].items(), key=lambda item: item[1]["concurrency"]):
-        twin, batch = peer.get("headrace_run"), str(peer["concurrency"])
-        if twin and twin not in shown:
-            shown.add(twin)
-            rows.append(["headrace", batch, figures.number(f"speed.{twin}"),
-                         latency_cell(figures, twin), figures.percent(f"pass1.{twin}.base"),
-                         figures.percent(f"pass1.{twin}.plus")])
-        if twin:
-            rows.append([peer["label"], batch, figures.number(f"speed.{name}"),
-                         latency_cell(figures, name), figures.percent(f"pass1.{name}.base"),
-                         figures.percent(f"pass1.{name}.plus")])
+def peer_table(peers, figures):
+    """A row for each server, and one for headrace's run of the same tasks where there is one."""
+    rows, shown = [], {None}
+    for name, peer in peers.items():
+        for label, source in (("headrace", peer.get("headrace_run")), (peer["label"], name)):
+            if source not in shown:
+                shown.add(source)
+                rows.append([label, str(peer["concurrency"]), figures.number(f"speed.{source}"),
+                             latency_cell(figures, source), figures.percent(f"pass1.{source}.base"),
+                             figures.percent(f"pass1.{source}.plus")])
     return table(["", "batch, concurrency", "tok/s, whole run", "latency s, p50 / p90 / p99",
                   "pass@1 base, %", "pass@1 plus, %"], rows)
 
@@ -234,13 +264,16 @@ def said_to_peers(files):
     return [f"Their requests say `{text}` as well." for text in sorted(said - {"null"})]
 
 
+def peer_lines(peers, figures):
+    texts = [figures.text(f"{key}.{name}") for name in peers
+             for key in ("speed", "ratio", "against", "prompts", "failed", "others")]
+    return "\n".join(f"- {text}" for text in texts if text)
+
+
 def peers(files, results, figures):
-    beside, hosted = [], []
-    for name, peer in results["peers"].items():
-        texts = [figures.text(f"{key}.{name}")
-                 for key in ("speed", "ratio", "against", "prompts", "failed", "others")]
-        lines = beside if "headrace_run" in peer else hosted
-        lines += [f"- {text}" for text in texts if text]
+    in_order = sorted(results["peers"].items(), key=lambda item: item[1]["concurrency"])
+    beside = {name: peer for name, peer in in_order if "headrace_run" in peer}
+    hosted = {name: peer for name, peer in in_order if "headrace_run" not in peer}
     stands_in = ("Concurrency of the client stands in for the batch size, which an endpoint does "
                  "not have.")
     parts = []
@@ -253,23 +286,22 @@ def peers(files, results, figures):
                      "server's is its client's, with HTTP and tokenising in it. headrace computes "
                      "in float32. Programs may count the last token of an answer or not. "
                      + " ".join([*sorted(abouts), *said_to_peers(files)]) + "\n\n"
-                     + peer_table(results, figures) + "\n\n"
-                     + "\n".join(beside))
+                     + peer_table(beside, figures) + "\n\n" + peer_lines(beside, figures))
     if hosted:
         parts.append("## Other endpoints\n\nThe same tasks, but another model, machine or prompt, "
-                     f"or server, or not all of them answered. {stands_in}\n\n" + "\n".join(hosted))
+                     f"or server, or not all of them answered. {stands_in}\n\n"
+                     + peer_table(hosted, figures) + "\n\n" + peer_lines(hosted, figures))
     return "\n\n".join(parts) or None
 
 
 def beside_published(files, results, figures, published):
     lines = ["## Beside published figures", ""]
-    for row in published:
+    for _, row in published:
         mark = "" if row["run"] else "**not run**; "
         lines.append(f"- {row['name']}: {row['base']} / {row['plus']} (base / plus). "
                      f"{mark}{row['note']}. "
                      f"Source: {row['source']}.")
-    name = files.manifest["model"]["name"].lower()
-    if any(row["model"] and row["model"] in name for row in published):
+    if any(row["model"] for _, row in published):
         lines += ["", *explanations(files, results, figures)]
     return "\n".join(lines)
 
@@ -299,13 +331,12 @@ def explanations(files, results, figures):
 
 def not_shown(files, figures):
     names = [name for name, _ in main_runs(files)]
-    busy = ", ".join(f"{name} {100 * float(figures.number(f'others.{name}', 3)):.0f} %"
+    busy = ", ".join(f"{name} {figures.percent(f'others.{name}', interval=False, digits=0)} %"
                      for name in names)
     return f"""## What is not shown
 
 - One model file, one run of each kind: tokens/s of two runs of one command vary, and other programs
-  took a share of the processor meanwhile ({busy}). Compare rates within this report, not with other
-  machines.
+  took a share of the processor meanwhile ({busy}). Compare rates of one machine only.
 {machines(files)}{missing_runs(files)}- Both stages ran on one machine; no network was between them.
 - No GPU was used, and nothing here says how a GPU's speed depends on the batch size.
 - Gemini 1.5 Pro was not run and cannot be: no tokens/s of it, at no concurrency.
@@ -315,19 +346,15 @@ def not_shown(files, figures):
 
 def machines(files):
     """Where a study went on elsewhere."""
-    measured = [(name, piece["machine"]) for name, run in files.runs.items()
-                for piece in run["pieces"]]
-    measured += [(f"fixed length, {name}", report["machine"])
-                 for name, report in files.bench.items()]
-    measured += [(name, facts["machine"]) for name, facts in files.peer_facts.items()]
-    names, kinds = {}, {}
-    for name, machine in measured:
+    names, kinds, known = {}, {}, letters(files)
+    for name, machine in measured(files):
         names.setdefault(machine["boot"], {})[name] = None  # each once
         kinds[machine["boot"]] = (f"{machine['usable_cores']} cores of {machine['cpu']} "
                                   f"({', '.join(machine['vector_flags'])})")
     if len(names) < 2:
         return "- One machine.\n"
-    parts = "; ".join(f"{kinds[boot]}: {', '.join(found)}" for boot, found in names.items())
+    parts = "; ".join(f"{known[boot]}, {kinds[boot]}: {', '.join(found)}"
+                      for boot, found in names.items())
     return (f"- {len(names)} machines, or one that was started {len(names)} times, between which "
             f"rates compare badly: {parts}.\n")
 
@@ -347,7 +374,7 @@ the measured files (`claims.json` names the file and the command of each)."""
 
 def markdown(files, results, claims, scoring, published, plots):
     """plots: names of the plots that lie beside the report as NAME.svg."""
-    figures = Figures(claims)
+    figures, published = Figures(claims), of_this_study(published, files.manifest)
     pictures = [f"![{TITLES[name]}]({name}.svg)" for name in plots]
     parts = [question(files.manifest), answer(files, results, figures), method(files, scoring),
              "## Table", main_table(files, figures, published), *pictures,
