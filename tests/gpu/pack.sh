@@ -8,7 +8,7 @@ source=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 mkdir -p "$folder/bin" "$folder/lib" "$folder/tests"
 cp "$build/headrace" "$build/libheadrace_cuda.so" "$folder/bin/"
 cmake --build "$build" --target device_bench >/dev/null  # no part of a usual build
-cp "$build"/tests/{device_ops_test,device_weights_test,device_bench} "$folder/bin/"
+cp "$build"/tests/{device_ops_test,device_weights_test,products_test,device_bench} "$folder/bin/"
 strip "$folder"/bin/*
 ldd "$folder"/bin/headrace "$folder"/bin/*_test | awk '/=> \//{print $3}' | sort -u |
   grep -Ev '/(libc|libm|libdl|libpthread|librt|ld-linux[^/]*|libgcc_s|libstdc\+\+|libmpi|libopen-[a-z]*|libhwloc|libevent[^/]*|libudev|libz|libcu[a-z]*|libnccl)\.so' |

@@ -43,6 +43,7 @@ bench() {
 }
 
 if [[ ${1:-} != --bench ]]; then
+  check products bin/products_test --gtest_brief=1
   check ops bin/device_ops_test --gtest_brief=1
   check weights bin/device_weights_test --gtest_brief=1
   # At once, each with a part of the GPU.

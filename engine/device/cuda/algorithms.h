@@ -1,0 +1,46 @@
+// Which of cuBLASLt's algorithms do a product so that a row's bits depend neither on the number of
+// rows nor on how a matrix is cut.
+//
+// cuBLASLt promises nothing about bits. Measured on an H100: algorithms of one id that do not split
+// the sum over k (no split-K, no reduction) all add up in the same order; those of another id may
+// add a bias and what was there in another order, or differ where f16 seldom shows it. So the id
+// is that of a usual matrix with as many inputs and the same kind of result (of this matrix itself,
+// where it has none of that id); and each algorithm is compared, on this machine and bit by bit,
+// with one of that id that does a fixed number of rows at a time.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "engine/device/cuda/product_problem.h"
+
+namespace headrace {
+
+class Algorithms {
+ public:
+  using Algorithm = ProductProblem::Algorithm;
+
+  explicit Algorithms(const CublasLt& blas);
+
+  // At most so many that may do the product, the fastest first; what is tried is written elsewhere
+  // than to product.y. None where it is of several at once, and they are to be done one by one.
+  // Waits for the stream. Throws ResourceMissing.
+  std::vector<Algorithm> fitting(cudaStream_t stream, const HalfProduct& product, size_t most);
+
+ private:
+  struct Trial;
+
+  Trial trial_of(cudaStream_t stream, const HalfProduct& product);
+  std::vector<Algorithm> references(const HalfProduct& product) const;
+  std::optional<Algorithm> expect(cudaStream_t stream, const Trial& trial) const;
+  std::vector<Algorithm> by_time(cudaStream_t stream, const Trial& trial, int32_t id) const;
+  bool fill(cudaStream_t stream, const Trial& trial, HalfProduct product, int64_t at_once,
+            const Algorithm& algorithm, std::byte* y, int part) const;
+  bool agrees(cudaStream_t stream, const Trial& trial, const Algorithm& algorithm);
+
+  const CublasLt& blas_;
+  DeviceMemory memory_, differing_;
+};
+
+}  // namespace headrace
