@@ -117,7 +117,7 @@ std::vector<Algorithm> Algorithms::references(const HalfProduct& product) const 
   const Alignment aligned = alignment_of(product);
   HalfProduct usual = product;
   usual.outputs = usual.stride = kUsual;
-  const auto of_usual = recommended(blas_, usual, aligned, {kUsual}, 1);
+  const auto of_usual = recommended(blas_, usual, aligned, {kUsual}, kAskedOfOneId);
   auto all = recommended(blas_, product, aligned, {kUsual, kCompared, 1}, kAskedOfOneId);
   if (all.empty()) return all;
   const auto has = [&](int32_t id) {

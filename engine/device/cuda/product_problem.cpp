@@ -1,6 +1,7 @@
 #include "engine/device/cuda/product_problem.h"
 
 #include <algorithm>
+#include <span>
 
 #include "engine/device/cuda/check.h"
 
