@@ -16,7 +16,7 @@ using Algorithm = ProductProblem::Algorithm;
 constexpr size_t kTried = size_t{80} << 20;  // for results while algorithms are tried
 constexpr int64_t kUsual = 4096;             // rows, and outputs of a usual matrix
 constexpr int64_t kMostTriedRows = 2048;
-constexpr int kAskedOfOneId = 64, kAskedToBeFast = 12;  // recommendations
+constexpr int kAskedOfOneId = 64, kAskedToBeFast = 32;  // recommendations
 constexpr int64_t kCompared = 32;                       // rows, at least
 // Rounded to f16, a sum shows another order once in some thousand elements.
 constexpr int64_t kComparedHalves = 1 << 20;
