@@ -1,8 +1,10 @@
 // Every algorithm that a product may take gives each row the same bits in any batch, not only the
 // one that is the fastest at the moment. Skipped where there is no GPU.
 #include <algorithm>
+#include <cstdio>
 #include <memory>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -15,6 +17,10 @@ namespace {
 
 using Result = HalfProduct::Result;
 
+const char* name_of(Result result) {
+  return result == Result::kFloat ? "float" : result == Result::kAdded ? "added" : "relu";
+}
+
 constexpr int64_t kRows = 2048;
 constexpr int64_t kMostCalls = 256;
 
@@ -26,6 +32,7 @@ class ProductAlgorithms : public testing::Test {
     stream_.emplace();
     blas_.emplace();
     algorithms_.emplace(*blas_);
+    count_.emplace(sizeof(uint32_t));
   }
 
   std::byte* allocate(int64_t bytes) {
@@ -42,6 +49,7 @@ class ProductAlgorithms : public testing::Test {
   float* floats(int64_t count) { return put(random_.floats(count)); }
   Half* halves(int64_t count) {
     std::vector<Half> values;
+    values.reserve(static_cast<size_t>(count));
     for (const float value : random_.floats(count)) values.push_back(to_half(value));
     return put(values);
   }
@@ -60,7 +68,7 @@ class ProductAlgorithms : public testing::Test {
   }
 
   uint32_t differing(const std::byte* a, const std::byte* b, int64_t bytes) {
-    uint32_t* const count = put(std::vector<uint32_t>(1));
+    auto* const count = reinterpret_cast<uint32_t*>(count_->data());
     cuda::count_differing(stream_->get(), a, b, static_cast<size_t>(bytes), count);
     check_cuda(cudaStreamSynchronize(stream_->get()), "comparing");
     uint32_t result = 0;
@@ -72,12 +80,18 @@ class ProductAlgorithms : public testing::Test {
   std::optional<CudaStream> stream_;
   std::optional<CublasLt> blas_;
   std::optional<Algorithms> algorithms_;
+  std::optional<DeviceMemory> count_;
   std::vector<std::unique_ptr<DeviceMemory>> memory_;
 };
 
 class AlgorithmsOf
     : public ProductAlgorithms,
       public testing::WithParamInterface<std::tuple<int64_t, int64_t, Result, bool>> {};
+
+std::string name_of(const testing::TestParamInfo<AlgorithmsOf::ParamType>& info) {
+  const auto& [outputs, inputs, result, has_bias] = info.param;
+  return std::to_string(outputs) + "x" + std::to_string(inputs) + "_" + name_of(result);
+}
 
 TEST_P(AlgorithmsOf, AllGiveARowTheSameBits) {
   const auto& [outputs, inputs, result, has_bias] = GetParam();
@@ -109,14 +123,19 @@ TEST_P(AlgorithmsOf, AllGiveARowTheSameBits) {
     const int64_t compared = std::min(kRows, kMostCalls * rows);
     for (const auto& algorithm : algorithms_->fitting(stream_->get(), p, 1000)) {
       ++tried;
-      check_cuda(cudaMemset(got, 0xff, static_cast<size_t>(compared * row_bytes)), "clearing");
+      check_cuda(
+          cudaMemsetAsync(got, 0xff, static_cast<size_t>(compared * row_bytes), stream_->get()),
+          "clearing");
       run(p, compared, algorithm, before, got);
       EXPECT_EQ(0u, differing(expected, got, compared * row_bytes))
           << rows << " rows: " << describe(algorithm);
     }
   }
-  RecordProperty("algorithms", tried);
-  EXPECT_GE(tried, 10);
+  std::printf("%d algorithms tried\n", tried);
+  // Of each number of rows its own, or nothing was chosen from.
+  if (inputs % 8 == 0) {
+    EXPECT_GT(tried, 20);
+  }
 }
 
 // Of OPT-350m and OPT-6.7B, Qwen2.5-0.5B, a tiny model, and a matrix whose rows are odd.
@@ -133,7 +152,8 @@ INSTANTIATE_TEST_SUITE_P(Products, AlgorithmsOf,
                                          std::tuple(896, 4864, Result::kAdded, false),
                                          std::tuple(50272, 512, Result::kFloat, false),
                                          std::tuple(128, 32, Result::kReluHalf, true),
-                                         std::tuple(97, 63, Result::kFloat, false)));
+                                         std::tuple(97, 63, Result::kFloat, false)),
+                         [](const auto& info) { return name_of(info); });
 
 // The pieces of a head have the bits of the whole, whichever comes first.
 TEST_F(ProductAlgorithms, APieceHasTheIdOfTheWhole) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <string>
+#include <utility>
 
 #include "engine/device/cuda/check.h"
 #include "engine/ops/cuda/row_ops.h"
@@ -57,6 +58,16 @@ struct Algorithms::Trial {
   size_t bytes() const { return static_cast<size_t>(product.count) * part_bytes(); }
 };
 
+Algorithms::Shape Algorithms::shape_of(const HalfProduct& p) {
+  return {.outputs = p.outputs,
+          .inputs = p.inputs,
+          .stride = p.stride,
+          .count = p.count,
+          .aligned = alignment_of(p),
+          .result = p.result,
+          .has_bias = p.bias != nullptr};
+}
+
 Algorithms::Algorithms(const CublasLt& blas)
     : blas_(blas), memory_(3 * kTried), differing_(sizeof(uint32_t)) {}
 
@@ -70,9 +81,9 @@ std::vector<Algorithm> Algorithms::fitting(cudaStream_t stream, const HalfProduc
       if (found.size() == most) break;
       if (agrees(stream, trial, algorithm)) found.push_back(algorithm);
     }
-    if (!found.empty() || product.count > 1) return found;
-    if (agrees(stream, trial, *reference)) return {*reference};
+    if (found.empty() && agrees(stream, trial, *reference)) found.push_back(*reference);
   }
+  if (!found.empty() || product.count > 1) return found;
   throw ResourceMissing("cuBLASLt has no algorithm for " + std::to_string(product.rows) +
                         " rows through a matrix of " + std::to_string(product.outputs) + " x " +
                         std::to_string(product.inputs) +
@@ -113,24 +124,28 @@ Algorithms::Trial Algorithms::trial_of(cudaStream_t stream, const HalfProduct& p
 }
 
 // Those whose bits count, the best for many rows first.
-std::vector<Algorithm> Algorithms::references(const HalfProduct& product) const {
-  const Alignment aligned = alignment_of(product);
+const std::vector<Algorithm>& Algorithms::references(const HalfProduct& product) {
+  const Shape shape = shape_of(product);
+  const auto found = references_.find(shape);
+  if (found != references_.end()) return found->second;
+  const Alignment& aligned = shape.aligned;
   HalfProduct usual = product;
   usual.outputs = usual.stride = kUsual;
   const auto of_usual = recommended(blas_, usual, aligned, {kUsual}, kAskedOfOneId);
   auto all = recommended(blas_, product, aligned, {kUsual, kCompared, 1}, kAskedOfOneId);
-  if (all.empty()) return all;
   const auto has = [&](int32_t id) {
     return std::any_of(all.begin(), all.end(), [=](const Algorithm& a) { return id_of(a) == id; });
   };
-  const int32_t id = !of_usual.empty() && has(id_of(of_usual.front())) ? id_of(of_usual.front())
-                                                                       : id_of(all.front());
-  std::erase_if(all, [=](const Algorithm& algorithm) { return id_of(algorithm) != id; });
-  return all;
+  if (!all.empty()) {
+    const int32_t id = !of_usual.empty() && has(id_of(of_usual.front())) ? id_of(of_usual.front())
+                                                                         : id_of(all.front());
+    std::erase_if(all, [=](const Algorithm& algorithm) { return id_of(algorithm) != id; });
+  }
+  return references_.emplace(shape, std::move(all)).first->second;
 }
 
 // Computes what is expected, each product alone, and gives the algorithm that did it.
-std::optional<Algorithm> Algorithms::expect(cudaStream_t stream, const Trial& trial) const {
+std::optional<Algorithm> Algorithms::expect(cudaStream_t stream, const Trial& trial) {
   // What lies between rows is compared, too.
   check_cuda(cudaMemsetAsync(trial.expected, 0xff, trial.bytes(), stream), "clearing");
   for (const Algorithm& algorithm : references(part_of(trial.product, 0))) {
@@ -165,8 +180,8 @@ bool Algorithms::fill(cudaStream_t stream, const Trial& trial, HalfProduct p, in
 std::vector<Algorithm> Algorithms::by_time(cudaStream_t stream, const Trial& trial,
                                            int32_t id) const {
   HalfProduct p = trial.product;
-  p.x = trial.x;
   const Alignment aligned = alignment_of(p);
+  p.x = trial.x;
   // What is good at many rows differs little from what is recommended for them.
   auto all = p.rows < kUsual / 4
                  ? recommended(blas_, p, aligned, {p.rows, 1, 16, 64, 256, kUsual}, kAskedToBeFast)

@@ -4,12 +4,14 @@
 // cuBLASLt promises nothing about bits. Measured on an H100: algorithms of one id that do not split
 // the sum over k (no split-K, no reduction) all add up in the same order; those of another id may
 // add a bias and what was there in another order, or differ where f16 seldom shows it. So the id
-// is that of a usual matrix with as many inputs and the same kind of result (of this matrix itself,
-// where it has none of that id); and each algorithm is compared, on this machine and bit by bit,
-// with one of that id that does a fixed number of rows at a time.
+// is that of a usual matrix with as many inputs, as aligned and with the same kind of result (of
+// this matrix itself, where it has none of that id); and each algorithm is compared, on this
+// machine and bit by bit, with one of that id that does a fixed number of rows at a time.
 #pragma once
 
+#include <compare>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <vector>
 
@@ -20,6 +22,16 @@ namespace headrace {
 class Algorithms {
  public:
   using Algorithm = ProductProblem::Algorithm;
+  // What the choice depends on, but for the number of rows.
+  struct Shape {
+    int64_t outputs, inputs, stride;
+    int count;
+    Alignment aligned;
+    HalfProduct::Result result;
+    bool has_bias;
+    auto operator<=>(const Shape&) const = default;
+  };
+  static Shape shape_of(const HalfProduct& product);
 
   explicit Algorithms(const CublasLt& blas);
 
@@ -32,8 +44,8 @@ class Algorithms {
   struct Trial;
 
   Trial trial_of(cudaStream_t stream, const HalfProduct& product);
-  std::vector<Algorithm> references(const HalfProduct& product) const;
-  std::optional<Algorithm> expect(cudaStream_t stream, const Trial& trial) const;
+  const std::vector<Algorithm>& references(const HalfProduct& product);
+  std::optional<Algorithm> expect(cudaStream_t stream, const Trial& trial);
   std::vector<Algorithm> by_time(cudaStream_t stream, const Trial& trial, int32_t id) const;
   bool fill(cudaStream_t stream, const Trial& trial, HalfProduct product, int64_t at_once,
             const Algorithm& algorithm, std::byte* y, int part) const;
@@ -41,6 +53,7 @@ class Algorithms {
 
   const CublasLt& blas_;
   DeviceMemory memory_, differing_;
+  std::map<Shape, std::vector<Algorithm>> references_;
 };
 
 }  // namespace headrace

@@ -1,4 +1,4 @@
-// cuBLASLt's functions as products.cpp calls them, from the library that is opened when the first
+// cuBLASLt's functions as product_problem.cpp calls them, from the library that is opened when the first
 // of them is called: it is hundreds of megabytes, and the module is also opened where there is no
 // GPU, or to compute in float32.
 

@@ -63,6 +63,7 @@ Alignment alignment_of(const HalfProduct& p) {
   const auto bytes = static_cast<int64_t>(element_bytes(p.result));
   return {.operands = std::min(alignment_of(p.x, 2 * p.inputs),
                                alignment_of(p.w, 2 * (p.inputs | p.w_apart))),
+          .bias = alignment_of(p.bias, bytes * p.bias_apart),
           .result = alignment_of(p.y, bytes * (p.stride | p.y_apart))};
 }
 

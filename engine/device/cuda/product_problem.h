@@ -34,9 +34,9 @@ size_t element_bytes(HalfProduct::Result result);
 // One of those that are done at once.
 HalfProduct part_of(HalfProduct product, int i);
 
-// What addresses and the distances between rows are multiples of: bytes, 16 at most.
+// What addresses and distances are multiples of: bytes, 16 at most.
 struct Alignment {
-  uint32_t operands, result;
+  uint32_t operands, bias, result;
   auto operator<=>(const Alignment&) const = default;
 };
 Alignment alignment_of(const HalfProduct& product);
@@ -47,6 +47,8 @@ class ProductProblem {
   using Algorithm = cublasLtMatmulAlgo_t;
 
   explicit ProductProblem(const HalfProduct& product);
+  ProductProblem(const ProductProblem&) = delete;
+  ProductProblem& operator=(const ProductProblem&) = delete;
 
   // Queues product.x through product.w into y, which is added to `added` where that is the result.
   // False where the algorithm does not do this.

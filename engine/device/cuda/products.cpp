@@ -36,18 +36,8 @@ void Products::multiply(cudaStream_t stream, const HalfProduct& product) {
                         " rows on the GPU failed: its algorithm does not fit any more");
 }
 
-Products::Shape Products::shape_of(const HalfProduct& p) {
-  return {.outputs = p.outputs,
-          .inputs = p.inputs,
-          .stride = p.stride,
-          .count = p.count,
-          .aligned = alignment_of(p),
-          .result = p.result,
-          .has_bias = p.bias != nullptr};
-}
-
 Products::Prepared& Products::prepared(cudaStream_t stream, const HalfProduct& p) {
-  const Shape shape = shape_of(p);
+  const Shape shape = Algorithms::shape_of(p);
   std::unique_ptr<Prepared>& one = prepared_[{shape, p.rows, p.w_apart, p.bias_apart, p.y_apart}];
   if (one) return *one;
   const auto power = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(p.rows)));
@@ -55,7 +45,7 @@ Products::Prepared& Products::prepared(cudaStream_t stream, const HalfProduct& p
   if (found == chosen_.end()) {
     found = chosen_.emplace(std::pair(shape, power), fastest(stream, p)).first;
   }
-  one = std::make_unique<Prepared>(Prepared{ProductProblem(p), found->second});
+  one = std::make_unique<Prepared>(p, found->second);
   return *one;
 }
 

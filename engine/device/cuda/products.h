@@ -3,7 +3,6 @@
 // rows, a power of two.
 #pragma once
 
-#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -23,28 +22,23 @@ class Products {
   Products();
 
   // Queues it. The first product of a shape and of a new power of two of rows waits for the stream
-  // and tries algorithms for some milliseconds. Throws ResourceMissing.
+  // and tries algorithms for some tens of milliseconds. Throws ResourceMissing.
   void multiply(cudaStream_t stream, const HalfProduct& product);
 
  private:
   using Algorithm = ProductProblem::Algorithm;
-  struct Shape {
-    int64_t outputs, inputs, stride;
-    int count;
-    Alignment aligned;
-    HalfProduct::Result result;
-    bool has_bias;
-    auto operator<=>(const Shape&) const = default;
-  };
+  using Shape = Algorithms::Shape;
   // Of a shape: rows, and how far apart those are that are done at once.
   using ProblemKey = std::tuple<Shape, int64_t, int64_t, int64_t, int64_t>;
   // Without an algorithm, products at once are done one by one.
   struct Prepared {
     ProductProblem problem;
     std::optional<Algorithm> algorithm;
+
+    Prepared(const HalfProduct& product, const std::optional<Algorithm>& chosen)
+        : problem(product), algorithm(chosen) {}
   };
 
-  static Shape shape_of(const HalfProduct& product);
   Prepared& prepared(cudaStream_t stream, const HalfProduct& product);
   std::optional<Algorithm> fastest(cudaStream_t stream, const HalfProduct& product);
 
