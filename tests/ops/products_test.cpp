@@ -153,7 +153,7 @@ INSTANTIATE_TEST_SUITE_P(Products, AlgorithmsOf,
                                          std::tuple(50272, 512, Result::kFloat, false),
                                          std::tuple(128, 32, Result::kReluHalf, true),
                                          std::tuple(97, 63, Result::kFloat, false)),
-                         [](const auto& info) { return name_of(info); });
+                         [](const auto& of) { return name_of(of); });
 
 // The pieces of a head have the bits of the whole, whichever comes first.
 TEST_F(ProductAlgorithms, APieceHasTheIdOfTheWhole) {
