@@ -431,7 +431,7 @@ class Hostile(ScoringTest):
         order = {"step": "candidate", "text": self.attacker("forge_shared_memory"),
                  "sanitize": False, "task": str(self.references() / "Mbpp_9000.pickle"),
                  "limits": sandbox.LIMITS, "confined": False}
-        for drop, status in (("confine._drop_descriptors", "fail"), ("lambda *_: None", "pass")):
+        for drop, forged in (("confine._drop_descriptors", False), ("lambda *_: None", True)):
             with self.subTest(drop=drop):
                 code = ("from scoring import confine, runner\n"
                         f"confine._drop_descriptors = {drop}\nrunner.main()")
@@ -439,7 +439,7 @@ class Hostile(ScoringTest):
                                       input=json.dumps(order), capture_output=True, text=True,
                                       timeout=200)
                 verdict = json.loads(done.stdout.splitlines()[-1])
-                self.assertEqual(status, verdict["base"], done.stderr)
+                self.assertEqual(forged, verdict["base"] == "pass", done.stderr)
 
     def test_a_judge_that_hangs_is_stopped(self):
         box = sandbox.Sandbox({"wall_seconds": 10}, python=self.python)
