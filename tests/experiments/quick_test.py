@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 
 import harness
 
@@ -100,6 +101,15 @@ class Quick(harness.ProgramTest):
         self.assertIn(" 0 differences", self.reproduce("--verify-claims", results))
         self.check(results)
 
+    def test_without_a_sandbox_nothing_is_generated(self):
+        (self.folder / "bwrap").write_text("#!/bin/sh\nexit 1\n")
+        (self.folder / "bwrap").chmod(0o755)
+        with unittest.mock.patch.dict(os.environ, PATH=f"{self.folder}:{os.environ['PATH']}"):
+            said = self.reproduce(expect=70)
+        self.assertIn("no sandbox: bwrap --version ended with 1", said)
+        self.assertIn("nothing was generated", said)
+        self.assertFalse((self.study / "runs").exists())
+
     def test_committed_results_hold_on_this_machine(self):
         committed = max((STUDY / "results").glob(f"*-{self.model.stem.lower()}"))
         self.assertIn(f"check: {TASKS + 3 * TASKS} requests compared with {committed}, 0 differ",
@@ -112,6 +122,7 @@ class Quick(harness.ProgramTest):
         count = TASKS + 3 * TASKS
         self.assertIn(f"check: {count} requests compared with {copy}, 0 differ",
                       self.reproduce("--check", copy))
+        self.assertFalse((self.study.with_name(f"{self.study.name}-check") / "bench").exists())
         lines = data.read_json_lines(copy / "generations.jsonl")
         lines[2]["token_ids"][0] += 1
         collect.write(copy / "generations.jsonl", lines)

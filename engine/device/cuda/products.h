@@ -22,7 +22,7 @@ class Products {
   Products();
 
   // Queues it. The first product of a shape and of a new power of two of rows waits for the stream
-  // and tries algorithms for some tens of milliseconds. Throws ResourceMissing.
+  // and tries algorithms. Throws ResourceMissing.
   void multiply(cudaStream_t stream, const HalfProduct& product);
 
  private:
