@@ -31,4 +31,11 @@ class ResourceMissing : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A GPU failed that had worked: what was done is kept, and can be continued on another one.
+// Exit 75.
+class DeviceLost : public ResourceMissing {
+ public:
+  using ResourceMissing::ResourceMissing;
+};
+
 }  // namespace headrace

@@ -34,6 +34,8 @@ int report_error() {
     return say(e, kExitUsage);
   } catch (const ModelError& e) {
     return say(e, kExitBadModel);
+  } catch (const DeviceLost& e) {
+    return say(e, kExitTryAgain);
   } catch (const ResourceMissing& e) {
     return say(e, kExitResourceMissing);
   } catch (const CommError& e) {

@@ -5,7 +5,9 @@
 #include <filesystem>
 
 #include "engine/error.h"
+#include "engine/memory/budget.h"
 #include "runtime/error.h"
+#include "runtime/json_bytes.h"
 
 namespace headrace {
 namespace {
@@ -57,10 +59,31 @@ ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
   return chosen;
 }
 
-uint64_t default_device_memory(const DeviceFacts& facts, int ranks) {
+GpuSharers find_sharers(Communicator& ranks, const std::string& gpu, uint64_t given) {
+  GpuSharers sharers{0, 0};
+  for (const nlohmann::json& rank : share_with_all(ranks, {{"gpu", gpu}, {"given", given}})) {
+    if (gpu.empty() || rank.at("gpu") != gpu) continue;
+    ++sharers.ranks;
+    sharers.given += rank.at("given").get<uint64_t>();
+  }
+  return sharers;
+}
+
+uint64_t device_budget(const DeviceFacts& facts, uint64_t given, const GpuSharers& sharers) {
+  const bool is_shared = sharers.ranks > 1;
+  if (given > 0 && sharers.given > facts.memory_free) {
+    throw DoesNotFit(
+        "--device-memory is more than the GPU (" + facts.name + ") has free\n  given        " +
+        format_bytes(given) +
+        (is_shared ? ", with the other ranks that share it " + format_bytes(sharers.given) : "") +
+        "\n  free         " + format_bytes(facts.memory_free) + " of " +
+        format_bytes(facts.memory_total) +
+        "\ngive less --device-memory, or end what else runs on that GPU");
+  }
+  if (given > 0) return given;
   const uint64_t margin = std::max(kLeastMargin, facts.memory_total / 64);
-  return facts.memory_free > margin ? (facts.memory_free - margin) / static_cast<uint64_t>(ranks)
-                                    : 0;
+  if (facts.memory_free <= margin) return 0;
+  return (facts.memory_free - margin) / static_cast<uint64_t>(sharers.ranks);
 }
 
 }  // namespace headrace

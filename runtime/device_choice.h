@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "comm/communicator.h"
 #include "engine/device/device_module.h"
 #include "runtime/run.h"
 
@@ -22,7 +23,17 @@ struct ChosenDevice {
 // one is asked for with int8.
 ChosenDevice choose_device(const RunOptions& options, int place_on_host);
 
-// Bytes that a rank may take of a GPU that so many ranks share: what is free, but a margin.
-uint64_t default_device_memory(const DeviceFacts& facts, int ranks);
+// Ranks that compute on the same GPU, this one included.
+struct GpuSharers {
+  int ranks = 1;
+  uint64_t given = 0;  // the sum of their --device-memory
+};
+
+// All ranks call it. `gpu`: which one this rank has, of all hosts; empty for a CPU.
+GpuSharers find_sharers(Communicator& ranks, const std::string& gpu, uint64_t given);
+
+// Bytes that a rank may take of its GPU: what it was given, or else (0) its part of what is free,
+// but a margin. Throws DoesNotFit where the sharers were given more than is free.
+uint64_t device_budget(const DeviceFacts& facts, uint64_t given, const GpuSharers& sharers);
 
 }  // namespace headrace

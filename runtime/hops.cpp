@@ -130,11 +130,7 @@ Hop choose_hop(const std::string& link, const Communicator& ranks, int from, con
 }
 
 std::vector<Hop> choose_hops(Communicator& ranks, const std::string& link, const HopEnd& mine) {
-  json all = json::array();
-  for (const Bytes& one : gather(ranks, to_bytes({{"link", link}, {"end", mine}}))) {
-    all.push_back(from_bytes(one));
-  }
-  all = from_bytes(broadcast(ranks, to_bytes(all)));
+  const std::vector<json> all = share_with_all(ranks, {{"link", link}, {"end", mine}});
   std::vector<HopEnd> ends;
   for (const json& one : all) {
     ends.push_back(one.at("end"));
@@ -180,11 +176,7 @@ HopWires connect_hops(Communicator& ranks, DeviceWires* library, int device,
     }
   }
 
-  json failures = json::array();
-  for (const Bytes& one : gather(ranks, to_bytes(next ? next->failure() : ""))) {
-    failures.push_back(from_bytes(one));
-  }
-  failures = from_bytes(broadcast(ranks, to_bytes(failures)));
+  const std::vector<json> failures = share_with_all(ranks, next ? next->failure() : "");
   for (int r = 0; r + 1 < ranks.size(); ++r) {
     const std::string why = failures.at(r);
     if (why.empty()) continue;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "comm/communicator.h"
 
@@ -23,6 +24,13 @@ inline Bytes to_bytes(const nlohmann::json& value) {
 inline nlohmann::json from_bytes(const Bytes& bytes) {
   const auto* text = reinterpret_cast<const char*>(bytes.data());
   return nlohmann::json::parse(text, text + bytes.size());
+}
+
+// Every rank calls it: what each has said, by rank, on all of them.
+inline std::vector<nlohmann::json> share_with_all(Communicator& ranks, const nlohmann::json& mine) {
+  nlohmann::json all = nlohmann::json::array();
+  for (const Bytes& one : gather(ranks, to_bytes(mine))) all.push_back(from_bytes(one));
+  return from_bytes(broadcast(ranks, to_bytes(all)));
 }
 
 }  // namespace headrace

@@ -90,10 +90,11 @@ Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& re
   const Workload wanted = workload_of(options, sizes, checkpoint_->config(), ranks.size());
   other_ = other_memory(sizes.logprobs * wanted.sequences);
   choose_device();
+  find_device_budget();
   choose_hops();
   if (!device_choice_) refuse_what_does_not_fit(wanted);
   budget_.set_aside(other_.sum(), "tokenizer, requests and trace");
-  measure_computing();
+  if (!device_choice_) measure_computing();
   settle(wanted, build);
   say_plan();
 }
@@ -130,7 +131,7 @@ Stage::Sizes Rank::stage_sizes() const {
 
 std::string Rank::target() const {
   if (!device_choice_) return std::string(kernels_.name) + (options_.int8() ? ", int8" : "");
-  return device_name_ + (device_limits_.half ? ", f16" : ", f32");
+  return device_facts_.name + (device_limits_.half ? ", f16" : ", f32");
 }
 
 std::string Rank::math() const {
@@ -138,7 +139,7 @@ std::string Rank::math() const {
   if (!device_choice_ || !device_limits_.half) return "f32";
   // Which sequences a CPU attends to is not the same in another run.
   const bool is_shared = device_limits_.most_host_share > 0;
-  return "f16 on " + device_name_ + (is_shared ? " with host attention" : "");
+  return "f16 on " + device_facts_.name + (is_shared ? " with host attention" : "");
 }
 
 void Rank::choose_device() {
@@ -147,16 +148,11 @@ void Rank::choose_device() {
   device_choice_ = headrace::choose_device(options_, ranks.place_on_host());
   if (!device_choice_) return;
   DeviceModule& module = *device_choice_.module;
-  const DeviceFacts gpu = module.facts(device_choice_.number);
-  device_name_ = gpu.name;
-  device_place_ = ranks.host(ranks.rank()) + " " + gpu.bus;
+  device_facts_ = module.facts(device_choice_.number);
+  device_place_ = ranks.host(ranks.rank()) + " " + device_facts_.bus;
   const DeviceLinkRates link = module.measure_link(device_choice_.number);
   rates_.link = link.to_device;
   rates_.device_memory = link.memory;
-  // Ranks of a host that have no GPU of their own share it.
-  const int sharing = (ranks.ranks_on_host() + module.count() - 1) / module.count();
-  device_limits_.memory =
-      options_.device_memory > 0 ? options_.device_memory : default_device_memory(gpu, sharing);
   device_limits_.weights = options_.device_weights;
   device_limits_.kv = options_.device_kv;
   device_limits_.half = options_.math != "f32";
@@ -164,6 +160,14 @@ void Rank::choose_device() {
   const HostShare share = options_.host_share.value_or(by_itself);
   device_limits_.least_host_share = share.least;
   device_limits_.most_host_share = share.most;
+}
+
+// Of a GPU that several ranks share, each takes a part.
+void Rank::find_device_budget() {
+  const std::string part = device_place_.empty() ? "" : device_place_ + " " + device_facts_.uuid;
+  const GpuSharers sharers = find_sharers(wires_.communicator, part, options_.device_memory);
+  if (!device_choice_) return;
+  device_limits_.memory = device_budget(device_facts_, options_.device_memory, sharers);
 }
 
 void Rank::choose_hops() {
@@ -202,12 +206,15 @@ HopWires Rank::connect() {
 void Rank::measure_computing() {
   const Communicator::Idle measuring(wires_.communicator);  // takes as long as others slow it down
   const Cpu cpu{threads_, kernels_};
-  if (!device_choice_) {
-    measure_compute(*checkpoint_, layout_, cpu, options_.int8(), budget_, rates_);
-    measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_);
-  } else if (device_limits_.most_host_share > 0) {
-    measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_, kManyPages);
-  }
+  measure_compute(*checkpoint_, layout_, cpu, options_.int8(), budget_, rates_);
+  measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_);
+}
+
+void Rank::measure_host_attention() {
+  const Communicator::Idle measuring(wires_.communicator);
+  const Cpu cpu{threads_, kernels_};
+  measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_, kManyPages);
+  rates_.host_memory = measure_memory(threads_, budget_, kManyPages);
 }
 
 PlanLimits Rank::plan_limits() const {
@@ -226,6 +233,11 @@ StagePlan Rank::make_device_plan(const Workload& workload, bool build) {
                              device_limits_, rates_);
   };
   StagePlan plan = make();
+  const bool has_host_pages = plan.device->sizes.kv_host_pages > 0;
+  if (has_host_pages && device_limits_.most_host_share > 0 && rates_.attention_s == 0) {
+    measure_host_attention();
+    plan = make();
+  }
   if (plan.needs_disk() && rates_.disk == 0) {
     measure_offload_disk(plan, build);
     plan = make();

@@ -76,13 +76,15 @@ class Rank {
   OtherMemory other_memory(int64_t logprobs) const;
   void refuse_what_does_not_fit(const Workload& wanted) const;
   void choose_device();
+  void find_device_budget();
   void choose_hops();
   HopWires connect();
   ActivationLink& link() { return link_ ? *link_ : wires_.link; }
   Stage::Sizes stage_sizes() const;
   // Of this rank: "f32", "int8", "f16 on NVIDIA H100 80GB HBM3", or the same "with host attention".
   std::string math() const;
-  void measure_computing();
+  void measure_computing();       // of a stage that is the CPU's
+  void measure_host_attention();  // beside a GPU
   PlanLimits plan_limits() const;
   StagePlan make_plan(const Workload& workload, bool build);
   StagePlan make_device_plan(const Workload& workload, bool build);
@@ -117,7 +119,7 @@ class Rank {
   WeightLayout layout_;
   ChosenDevice device_choice_;
   DeviceLimits device_limits_;
-  std::string device_name_;
+  DeviceFacts device_facts_;
   std::string device_place_;  // the same for ranks that share the GPU
   std::unique_ptr<DeviceWires> device_wires_;
   std::vector<Hop> hops_;

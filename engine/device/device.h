@@ -18,7 +18,7 @@ namespace headrace {
 class DeviceStream {
  public:
   virtual ~DeviceStream() = default;
-  // Returns when all that was queued is done. Throws ResourceMissing if some of it failed.
+  // Returns when all that was queued is done. Throws DeviceLost if some of it failed.
   virtual void synchronize() = 0;
 };
 
@@ -26,7 +26,7 @@ class DeviceStream {
 class DeviceEvent {
  public:
   virtual ~DeviceEvent() = default;
-  // Returns when what is before the place is done. Throws ResourceMissing if some of it failed.
+  // Returns when what is before the place is done. Throws DeviceLost if some of it failed.
   virtual void synchronize() = 0;
   virtual bool is_reached() = 0;
   // Nanoseconds since an earlier place; both are reached, and events with a time.
@@ -79,7 +79,7 @@ struct HalfProduct {
 };
 
 // One thread uses a device and what it makes, which it outlives. All pointers are to device memory
-// but where "host" says otherwise. Throws DoesNotFit, ResourceMissing.
+// but where "host" says otherwise. Throws DoesNotFit, ResourceMissing, DeviceLost.
 class Device {
  public:
   virtual ~Device() = default;

@@ -15,6 +15,7 @@ struct DeviceFacts {
   std::string bus;                             // where it is in this machine: "0000:3b:00.0"
   int major = 0, minor = 0;                    // compute capability
   uint64_t memory_total = 0, memory_free = 0;  // bytes
+  std::string uuid = {};                       // slices of one GPU (MIG) have their own
 };
 
 // Bytes per second between pinned host memory and the device, one way at a time, and of the

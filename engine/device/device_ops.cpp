@@ -40,13 +40,14 @@ DeviceOps::DeviceOps(Device& device, DeviceStream& stream, int64_t step_rows, in
       tables_(device.allocate(table_bytes(step_rows, pages))),
       best_(device.allocate(static_cast<size_t>(step_rows) * sizeof(BestToken))),
       ids_(device.allocate(2 * static_cast<size_t>(step_rows) * sizeof(int32_t))),
-      rope_half_(rope_half) {
+      rope_half_(rope_half),
+      fetched_(device) {
   if (rope_half > 0) {
     const size_t bytes = static_cast<size_t>(step_rows * rope_half) * sizeof(float);
     cos_ = device.allocate(bytes);
     sin_ = device.allocate(bytes);
   }
-  for (int i = 0; i < kStagings; ++i) staging_.push_back({{}, device.make_event()});
+  for (int i = 0; i < kStagings; ++i) staging_.push_back({PinnedRoom(device), device.make_event()});
 }
 
 DeviceOps::~DeviceOps() {
@@ -101,11 +102,10 @@ void DeviceOps::leave_rows(float* host, int64_t width, std::span<const int64_t> 
 }
 
 float* DeviceOps::fetch(float* from, int64_t floats) {
-  fetched_.resize(static_cast<size_t>(floats));
-  device_.copy_out(stream_, bytes_of(fetched_.data(), floats),
-                   reinterpret_cast<const std::byte*>(from));
+  const auto host = fetched_.of(static_cast<size_t>(floats) * sizeof(float));
+  device_.copy_out(stream_, host, reinterpret_cast<const std::byte*>(from));
   stream_.synchronize();
-  return fetched_.data();
+  return reinterpret_cast<float*>(host.data());
 }
 
 void DeviceOps::begin_best(int64_t rows) {
@@ -119,8 +119,10 @@ void DeviceOps::find_best(const float* logits, int64_t first_row, int64_t rows, 
 }
 
 void DeviceOps::take_best(std::span<BestToken> host) {
-  device_.copy_out(stream_, std::as_writable_bytes(host), best_->data());
+  const auto room = fetched_.of(host.size_bytes());
+  device_.copy_out(stream_, room, best_->data());
   stream_.synchronize();
+  std::memcpy(host.data(), room.data(), room.size());
 }
 
 void DeviceOps::set_rope(const RopeTable& host) {
@@ -246,8 +248,7 @@ const AttentionSequence* DeviceOps::upload(std::span<const AttentionSequence> se
     std::memcpy(staging.bytes.data() + i * sizeof s, &s, sizeof s);
     at += table_bytes(s);
   }
-  device_.copy_in(stream_, to, staging.bytes);
-  device_.record(stream_, *staging.copied);
+  bring(to, staging);
   const auto* const on_device = reinterpret_cast<const AttentionSequence*>(to);
   uploaded_.emplace(key, on_device);
   return on_device;
@@ -256,21 +257,21 @@ const AttentionSequence* DeviceOps::upload(std::span<const AttentionSequence> se
 DeviceOps::Staging& DeviceOps::stage(size_t bytes) {
   Staging& staging = staging_[std::exchange(next_, (next_ + 1) % staging_.size())];
   staging.copied->synchronize();
-  staging.bytes.resize(bytes);
+  staging.bytes = staging.room.of(bytes);
   return staging;
 }
 
-void DeviceOps::bring(DeviceBuffer& to, Staging& from) {
-  if (from.bytes.size() > to.size()) throw std::logic_error("DeviceOps: a step is too large");
-  device_.copy_in(stream_, to.data(), from.bytes);
+void DeviceOps::bring(std::byte* to, const Staging& from) {
+  device_.copy_in(stream_, to, from.bytes);
   device_.record(stream_, *from.copied);
 }
 
 void DeviceOps::bring(DeviceBuffer& to, std::span<const std::byte> host) {
   if (host.empty()) return;
+  if (host.size() > to.size()) throw std::logic_error("DeviceOps: a step is too large");
   Staging& staging = stage(host.size());
   std::memcpy(staging.bytes.data(), host.data(), host.size());
-  bring(to, staging);
+  bring(to.data(), staging);
 }
 
 }  // namespace headrace

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/device/device.h"
+#include "engine/device/pinned_room.h"
 #include "engine/ops/ops.h"
 
 namespace headrace {
@@ -79,12 +80,13 @@ class DeviceOps : public Ops {
   // Host memory on its way to the device. What callers pass is copied here first, so that it need
   // not outlive the call, whatever goes wrong afterwards.
   struct Staging {
-    std::vector<std::byte> bytes;
+    PinnedRoom room;
     std::unique_ptr<DeviceEvent> copied;
+    std::span<std::byte> bytes = {};
   };
   // One that is not in use, of so many bytes.
   Staging& stage(size_t bytes);
-  void bring(DeviceBuffer& to, Staging& from);
+  void bring(std::byte* to, const Staging& from);
   void bring(DeviceBuffer& to, std::span<const std::byte> host);
   const AttentionSequence* upload(std::span<const AttentionSequence> sequences);
 
@@ -101,7 +103,7 @@ class DeviceOps : public Ops {
   using RecordingKey = std::pair<int64_t, const float*>;
   std::map<RecordingKey, std::unique_ptr<DeviceRecording>> recordings_;
   std::optional<RecordingKey> recorded_;  // the key of what is being recorded
-  std::vector<float> fetched_;
+  PinnedRoom fetched_;
   std::vector<Staging> staging_;
   size_t next_ = 0;  // of staging_
 };

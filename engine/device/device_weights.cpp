@@ -161,9 +161,12 @@ void DeviceWeights::load(const Checkpoint& checkpoint, ThreadPool& threads, Memo
                   to);
       to += matrix_bytes(resident.matrices[i]);
     }
-    const bool is_embedding = unit.kind == WeightUnit::Kind::kEmbedding;
-    if (is_embedding && resident.matrices.size() == unit.matrices.size()) keep_embedding(resident);
+    if (unit.kind == WeightUnit::Kind::kEmbedding && is_whole(unit)) keep_embedding(resident);
   }
+}
+
+bool DeviceWeights::is_whole(const WeightUnit& unit) {
+  return movable(unit).size() == unit.matrices.size();
 }
 
 void DeviceWeights::keep_embedding(const Resident& resident) {

@@ -71,6 +71,9 @@ class DeviceWeights final : public WeightSource {
   };
   static Expansions expansions(const WeightLayout& layout, const DevicePlacement& placement);
   static uint64_t bytes_needed(const WeightLayout& layout, const DevicePlacement& placement);
+  // Whether the host needs nothing of a resident unit: not so where it looks tokens up, because an
+  // embedding is projected, or projects logits.
+  static bool is_whole(const WeightUnit& unit);
 
  private:
   struct Slot {

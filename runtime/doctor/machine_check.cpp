@@ -4,9 +4,6 @@
 #include <sys/vfs.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
-#include <numeric>
 #include <vector>
 
 #include "comm/device_wire.h"
@@ -30,7 +27,6 @@ constexpr uint64_t kMiB = 1 << 20;
 constexpr uint64_t kMemorySample = 256 * kMiB;  // more than caches hold, of most machines
 constexpr uint64_t kDiskSample = 64 * kMiB;
 constexpr int kReads = 16;  // under way, as measure_read has them
-constexpr double kMemorySeconds = 0.3;
 
 struct FileSystem {
   uint32_t magic;  // statfs(2)
@@ -100,35 +96,6 @@ void check_gpus(const std::string& file, MachineFacts& facts) {
   }
 }
 
-// Bytes per second of all threads reading memory that was written before.
-double read_rate(ThreadPool& threads, MemoryBudget& budget) {
-  const uint64_t bytes = std::min(kMemorySample, budget.available() / 2 / kMiB * kMiB);
-  if (bytes == 0) return 0;
-  Buffer memory = budget.allocate(bytes, "measuring");
-  const auto pieces = static_cast<int64_t>(bytes / kMiB);
-  threads.parallel_for(pieces, [&](int64_t i) {
-    std::memset(memory.data() + static_cast<uint64_t>(i) * kMiB, static_cast<int>(i), kMiB);
-  });
-  std::vector<uint64_t> sums(static_cast<size_t>(pieces));
-  const auto begin = std::chrono::steady_clock::now();
-  double seconds = 0;
-  uint64_t read = 0;
-  while (seconds < kMemorySeconds) {
-    threads.parallel_for(pieces, [&](int64_t i) {
-      const auto* words = reinterpret_cast<const uint64_t*>(memory.data()) +
-                          static_cast<uint64_t>(i) * (kMiB / sizeof(uint64_t));
-      sums[static_cast<size_t>(i)] =
-          std::accumulate(words, words + kMiB / sizeof(uint64_t), uint64_t{0});
-    });
-    read += bytes;
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  }
-  // The sums are used, so that they are computed.
-  const volatile uint64_t used = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
-  static_cast<void>(used);
-  return static_cast<double>(read) / seconds;
-}
-
 }  // namespace
 
 MachineFacts check_machine(const MachineOptions& options, int ranks_on_host,
@@ -148,7 +115,7 @@ MachineFacts check_machine(const MachineOptions& options, int ranks_on_host,
   facts.disk = options.disk;
   MemoryBudget budget("host memory", default_host_memory(facts.memory_free, ranks_on_host));
   ThreadPool threads(facts.threads);
-  facts.memory_rate = read_rate(threads, budget);
+  facts.memory_rate = measure_memory(threads, budget, kMemorySample);
   on();
   check_gpus(options.cuda_module, facts);
   on();

@@ -237,10 +237,7 @@ class DevicePlanner {
     plan.all_weights = layout_.image_bytes() + vectors;
     std::vector<bool> elsewhere = sizes.weights.resident;
     for (size_t u = 0; u < elsewhere.size(); ++u) {
-      const WeightUnit& unit = layout_.units[u];  // the host looks up tokens, and projects
-      if (unit.kind == WeightUnit::Kind::kEmbedding || unit.find(Role::kProjectOut)) {
-        elsewhere[u] = false;
-      }
+      if (!DeviceWeights::is_whole(layout_.units[u])) elsewhere[u] = false;
     }
     const WeightLayout rest = without(layout_, elsewhere);
     const uint64_t fixed = vectors + plan.activations + plan.other + plan.kv + kOnTheWay +
@@ -288,8 +285,8 @@ class DevicePlanner {
 
   // A round in the middle of the sequences' lives: weights and KV pages through the device's
   // memory, what is not there over the link, and some weights off the disk. The CPU attends to its
-  // pages while the device does so to the others; that both read the host's memory then is left
-  // out. Of prompts, what they bring over the link.
+  // pages while the device does so to the others, and shares the host's memory with the link. Of
+  // prompts, what they bring over the link.
   void predict(StagePlan& plan, int sequences) const {
     if (rates_.link == 0 || rates_.device_memory == 0) return;
     plan.tokens = workload_.tokens;
@@ -319,11 +316,15 @@ class DevicePlanner {
     const double page_each =
         sequences * static_cast<double>(page_);  // goes back with a token in it
     const double read = static_cast<double>(plan.streamed);
+    const double copied = groups * streamed + (on_host + on_disk - cpus) * (kv + page_each);
+    plan.link_s = copied / rates_.link;
     plan.host_s =
         cpus * kv / static_cast<double>(page_) * layout_.range.layers() * rates_.attention_s;
+    if (cpus > 0 && rates_.host_memory > 0) {
+      plan.host_s = std::max(plan.host_s, (cpus * kv + copied) / rates_.host_memory);
+    }
     plan.compute_s = groups * weights / rates_.device_memory +
                      std::max(plan.host_s, (1 - cpus) * kv / rates_.device_memory);
-    plan.link_s = (groups * streamed + (on_host + on_disk - cpus) * (kv + page_each)) / rates_.link;
     if (rates_.disk > 0) {
       // Full pages come in every round, and one in so many fills another.
       const double moved = std::max(0.0, kv - page_each / 2) + page_each / kPageTokens;

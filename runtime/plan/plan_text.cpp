@@ -92,7 +92,12 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
                     format_bytes(device.kv) + ", room for " +
                     std::to_string(device.sizes.kv_pages * kPageTokens) + " tokens" +
                     elsewhere(device));
-    if (device.sizes.host_share > 0) line("attention", by_the_cpu(device));
+    if (device.sizes.host_share > 0) {
+      line("attention", by_the_cpu(device) +
+                            (rates.host_memory > 0
+                                 ? text_of(", which is read at %.1f GB/s", rates.host_memory / 1e9)
+                                 : std::string()));
+    }
     line("link", format_bytes(device.streamed) + " of weights per step" +
                      text_of(", measured at %.1f GB/s", rates.link / 1e9));
   }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -21,12 +22,14 @@ constexpr int64_t kSequencePages = 16;
 constexpr int64_t kManyRows = 32;
 constexpr int kLeastCalls = 2;
 constexpr double kLeastSeconds = 0.02;
+constexpr uint64_t kMemoryPiece = 1 << 20;
+constexpr double kMemorySeconds = 0.3;
 constexpr uint64_t kUnderWay = 16 << 20;    // bytes
-constexpr uint64_t kProbeBytes = 64 << 20;  // of the file, over and over
+constexpr uint64_t kProbeBytes = 64 << 20;  // of a file that is made for it
+constexpr uint64_t kMostRead = uint64_t{2} << 30;
 // What comes first may be quicker than what a disk or a limit on it can keep up.
 constexpr double kSettleSeconds = 0.2;
 constexpr double kProbeSeconds = 1.0;
-constexpr uint64_t kMostPasses = 32;
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -48,6 +51,15 @@ double mean_seconds(F&& f) {
     const double time = seconds_since(begin);
     if (calls >= kLeastCalls && time >= kLeastSeconds) return time / calls;
   }
+}
+
+// By all threads, as a run writes what it then reads.
+void fill(ThreadPool& threads, Buffer& memory) {
+  const auto pieces = static_cast<int64_t>((memory.size() + kMemoryPiece - 1) / kMemoryPiece);
+  threads.parallel_for(pieces, [&](int64_t i) {
+    const uint64_t begin = static_cast<uint64_t>(i) * kMemoryPiece;
+    std::memset(memory.data() + begin, 0, std::min(kMemoryPiece, memory.size() - begin));
+  });
 }
 
 // A matrix that stands for all of its format.
@@ -149,7 +161,7 @@ void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cp
   const auto pages =
       static_cast<int64_t>(std::max<uint64_t>(1, std::min(most_bytes, room(budget)) / page_bytes));
   Buffer memory = budget.allocate(static_cast<size_t>(pages) * page_bytes, "measuring");
-  std::memset(memory.data(), 0, memory.size());
+  fill(cpu.threads, memory);
   std::vector<std::byte*> addresses;
   for (int64_t page = 0; page < pages; ++page) {
     addresses.push_back(memory.data() + static_cast<size_t>(page) * page_bytes);
@@ -168,11 +180,35 @@ void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cp
   rates.attention_s = time / static_cast<double>(pages);
 }
 
+double measure_memory(ThreadPool& threads, MemoryBudget& budget, uint64_t most_bytes) {
+  const uint64_t bytes = std::min(most_bytes, budget.available() / 2) / kMemoryPiece * kMemoryPiece;
+  if (bytes == 0) return 0;
+  Buffer memory = budget.allocate(bytes, "measuring");
+  fill(threads, memory);
+  constexpr uint64_t kWords = kMemoryPiece / sizeof(uint64_t);
+  std::vector<uint64_t> sums(bytes / kMemoryPiece);
+  const auto begin = std::chrono::steady_clock::now();
+  double seconds = 0;
+  uint64_t read = 0;
+  while (seconds < kMemorySeconds) {
+    threads.parallel_for(std::ssize(sums), [&](int64_t i) {
+      const uint64_t* words = memory.as<uint64_t>() + static_cast<uint64_t>(i) * kWords;
+      sums[static_cast<size_t>(i)] = std::accumulate(words, words + kWords, uint64_t{0});
+    });
+    read += bytes;
+    seconds = seconds_since(begin);
+  }
+  // The sums are used, so that they are computed.
+  const volatile uint64_t used = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
+  static_cast<void>(used);
+  return static_cast<double>(read) / seconds;
+}
+
 double measure_read(const File& file, MemoryBudget& budget, const ReadPattern& pattern) {
   const uint64_t part = std::min(pattern.part, file.size() / kIoAlignment * kIoAlignment);
   if (part == 0) return 0;
-  const uint64_t parts = std::max<uint64_t>(1, std::min(kProbeBytes, file.size()) / part);
-  const uint64_t most = kMostPasses * parts;
+  const uint64_t parts = file.size() / part;
+  const uint64_t most = std::max<uint64_t>(1, kMostRead / part);
   const auto reads =
       std::clamp<size_t>(room(budget) / part, 1, std::max<size_t>(1, kUnderWay / part));
   Buffer memory = budget.allocate(reads * part, "measuring");

@@ -22,6 +22,7 @@ struct Rates {
   double attention_s = 0;    // seconds per KV page of a layer that a token attends to, all threads
   double link = 0;           // bytes per second to the GPU; 0: there is none
   double device_memory = 0;  // bytes per second of its own memory
+  double host_memory = 0;    // bytes per second that all threads read; 0: not measured
 
   double kv_rate() const { return kv_disk > 0 ? kv_disk : disk; }
 
@@ -38,6 +39,9 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
 // Times attention of a token to long sequences, together of so many bytes. Tens of milliseconds.
 void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cpu,
                        MemoryBudget& budget, Rates& rates, uint64_t most_bytes = 48 << 20);
+// Bytes per second of all threads reading up to so many bytes, of memory that was written before.
+// A third of a second. 0 where the budget has no room.
+double measure_memory(ThreadPool& threads, MemoryBudget& budget, uint64_t most_bytes);
 
 // How the disk is read: `part` bytes at a time (a multiple of kIoAlignment), from one end to the
 // other or here and there, with as many under way as make up 16 MiB.
@@ -46,8 +50,8 @@ struct ReadPattern {
   bool scattered = false;
 };
 
-// Bytes per second of several reads under way, once the rate has settled. `file` has content; reads
-// its first 64 MiB again and again. Takes a second.
+// Bytes per second of several reads under way, once the rate has settled. `file` has content, of
+// which 2 GiB at most are read, again and again where it has less. Takes a second.
 double measure_read(const File& file, MemoryBudget& budget, const ReadPattern& pattern = {});
 // A temporary file with content of up to `most` bytes (but at least 1 MiB) in the directory. Throws
 // IoError.

@@ -26,6 +26,7 @@ using nlohmann::json;
 // What the module gives.
 int devices = 3;
 int capability = 9;
+int64_t lost_after = INT64_MAX;  // waits of the host, every device
 test::FakeFaults faults;
 test::FakeNet* net = nullptr;
 std::atomic<uint64_t> seed = 1;
@@ -34,10 +35,15 @@ class FakeModule final : public DeviceModule {
  public:
   int count() override { return devices; }
   DeviceFacts facts(int device) override {
-    return {"fake", "bus " + std::to_string(device), capability, 0, uint64_t{8} << 30, uint64_t{8} << 30};
+    const std::string bus = "bus " + std::to_string(device);
+    return {"fake", bus, capability, 0, uint64_t{8} << 30, uint64_t{8} << 30};
   }
   DeviceLinkRates measure_link(int) override { return {50e9, 50e9, 3e12}; }
-  std::unique_ptr<Device> open(int) override { return std::make_unique<test::FakeDevice>(++seed); }
+  std::unique_ptr<Device> open(int) override {
+    auto device = std::make_unique<test::FakeDevice>(++seed);
+    device->lose_after(lost_after);
+    return device;
+  }
   std::string software() override { return "no CUDA"; }
 };
 
@@ -57,6 +63,7 @@ class DeviceRun : public testing::Test {
   DeviceRun() {
     devices = 3;
     capability = 9;
+    lost_after = INT64_MAX;
     faults = {};
     net = &net_;
     std::string lines;
@@ -98,14 +105,18 @@ class DeviceRun : public testing::Test {
 
   // What each rank threw.
   std::vector<std::exception_ptr> run(const GenerateOptions& options, int ranks) {
-    const auto transports = LocalTransport::create(ranks, std::chrono::seconds(5));
+    return run(std::vector(static_cast<size_t>(ranks), options));
+  }
+  std::vector<std::exception_ptr> run(const std::vector<GenerateOptions>& options) {
+    const auto transports =
+        LocalTransport::create(static_cast<int>(options.size()), std::chrono::seconds(5));
     const std::atomic<bool> interrupted = false;
-    std::vector<std::exception_ptr> thrown(static_cast<size_t>(ranks));
+    std::vector<std::exception_ptr> thrown(options.size());
     std::vector<std::thread> threads;
     for (size_t r = 0; r < thrown.size(); ++r) {
       threads.emplace_back([&, r] {
         try {
-          run_rank(options, {*transports[r], *transports[r]}, interrupted);
+          run_rank(options[r], {*transports[r], *transports[r]}, interrupted);
         } catch (...) {
           thrown[r] = std::current_exception();
         }
@@ -122,6 +133,10 @@ class DeviceRun : public testing::Test {
       std::rethrow_exception(thrown);
     } catch (const PeerLost& e) {
       return std::string("PeerLost ") + e.what();
+    } catch (const DeviceLost& e) {
+      return std::string("DeviceLost ") + e.what();
+    } catch (const DoesNotFit& e) {
+      return std::string("DoesNotFit ") + e.what();
     } catch (const ResourceMissing& e) {
       return std::string("ResourceMissing ") + e.what();
     } catch (const std::exception& e) {
@@ -153,6 +168,11 @@ class DeviceRun : public testing::Test {
     for (const auto& thrown : run(options, ranks)) EXPECT_EQ(text_of(thrown), "");
     return results();
   }
+  std::map<std::string, json> good(const std::vector<GenerateOptions>& options) {
+    forget_results();
+    for (const auto& thrown : run(options)) EXPECT_EQ(text_of(thrown), "");
+    return results();
+  }
 
   test::FakeNet net_;
   const test::TempDir folder_;
@@ -179,6 +199,69 @@ TEST_F(DeviceRun, RanksThatShareADeviceHaveNoWireUnlessItIsAskedFor) {
   EXPECT_EQ(net_.closed_ends(), 0);
   EXPECT_EQ(good(options("cuda", "nccl"), 2), expected);
   EXPECT_EQ(net_.closed_ends(), 2);
+}
+
+TEST_F(DeviceRun, GivesACpusResultsWithCpusBesideGpus) {
+  const GenerateOptions cpu = options("cpu", "auto"), gpu = options("auto", "auto");
+  const auto expected = good(cpu, 1);
+  EXPECT_EQ(good({gpu, cpu}), expected);
+  EXPECT_EQ(good({cpu, gpu}), expected);
+  EXPECT_EQ(good({gpu, cpu, gpu}), expected);
+  EXPECT_EQ(net_.closed_ends(), 0);
+  EXPECT_EQ(good({cpu, gpu, gpu}), expected);
+  EXPECT_EQ(net_.closed_ends(), 2);
+  // Each has its own room.
+  std::vector<GenerateOptions> narrow{gpu, cpu, gpu};
+  narrow[1].host_memory = uint64_t{40} << 20;
+  narrow[2].device_memory = uint64_t{720} << 20;
+  narrow[2].device_kv = 0;
+  EXPECT_EQ(good(narrow), expected);
+}
+
+TEST_F(DeviceRun, GpusAreSharedByTheRanksThatHaveThem) {
+  const auto refusal = [&](std::vector<GenerateOptions> options, const std::string& sum) {
+    forget_results();
+    for (const auto& thrown : run(options)) {
+      const std::string text = text_of(thrown);
+      EXPECT_EQ(text.find("DoesNotFit --device-memory is more than the GPU (fake) has free"), 0U)
+          << text;
+      EXPECT_NE(text.find(sum), std::string::npos) << text;
+      EXPECT_NE(text.find("free         8.0 GiB of 8.0 GiB"), std::string::npos) << text;
+    }
+  };
+  GenerateOptions all = options("cuda", "auto"), more = all, first = options("cuda:0", "auto");
+  more.device_memory = uint64_t{200} << 30;
+  refusal({more}, "200.0 GiB");
+  all.device_memory = first.device_memory = uint64_t{5} << 30;
+  EXPECT_EQ(good({all, all, all}).size(), 12U);  // one each
+  refusal({first, first}, "with the other ranks that share it 10.0 GiB");
+  devices = 1;
+  refusal({all, all}, "with the other ranks that share it 10.0 GiB");
+  EXPECT_EQ(good({all, options("cpu", "auto")}).size(), 12U);
+  all.device_memory = 0;
+  EXPECT_EQ(good({all, all, options("cpu", "auto")}).size(), 12U);
+}
+
+TEST_F(DeviceRun, AGpuThatIsLostEndsTheRunWhichCanBeResumed) {
+  const auto expected = good(options("cpu", "auto"), 1);
+  for (const int ranks : {1, 2}) {
+    for (const int64_t waits : {40, 120}) {
+      SCOPED_TRACE(waits);
+      forget_results();
+      lost_after = waits;
+      GenerateOptions resumed = options("cuda", "mpi");
+      for (const auto& thrown : run(resumed, ranks)) {
+        const std::string text = text_of(thrown);
+        EXPECT_TRUE(text.starts_with("DeviceLost") || text.starts_with("PeerLost")) << text;
+        EXPECT_TRUE(ranks > 1 || text.starts_with("DeviceLost")) << text;
+      }
+      EXPECT_LT(results().size(), expected.size());
+      lost_after = INT64_MAX;
+      resumed.resume = true;
+      for (const auto& thrown : run(resumed, ranks)) EXPECT_EQ(text_of(thrown), "");
+      EXPECT_EQ(results(), expected);
+    }
+  }
 }
 
 TEST_F(DeviceRun, WiresThatCannotBeConnectedAreDoneWithoutOrRefused) {

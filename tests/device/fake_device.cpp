@@ -45,6 +45,13 @@ class Memory final : public DeviceBuffer {
   size_t size_;
 };
 
+// A kernel does no more rows than that.
+void check_rows(const AttentionSequence* sequences, int64_t count, int64_t most_rows) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (sequences[i].rows > most_rows) throw std::logic_error("a sequence has too many rows");
+  }
+}
+
 }  // namespace
 
 class FakeDevice::Stream final : public DeviceStream {
@@ -53,7 +60,7 @@ class FakeDevice::Stream final : public DeviceStream {
       : device_(device), work_(std::move(work)) {}
   ~Stream() override { std::erase(device_.queues_, work_); }
   void synchronize() override {
-    device_.run_until([this] { return work_->empty(); });
+    device_.host_waits([this] { return work_->empty(); });
   }
   Queue& work() { return *work_; }
 
@@ -67,7 +74,7 @@ class FakeDevice::Event final : public DeviceEvent {
   explicit Event(FakeDevice& device) : device_(device) {}
   void synchronize() override {
     if (device_.fault_ == Fault::kHostDoesNotWait) return;
-    device_.run_until(place());
+    device_.host_waits(place());
   }
   // Whether the place of now is reached.
   std::function<bool()> place() const {
@@ -101,6 +108,7 @@ FakeDevice::~FakeDevice() = default;
 FakeDevice::FakeDevice(uint64_t seed, Fault fault) : random_(seed), fault_(fault) {}
 
 std::unique_ptr<DeviceBuffer> FakeDevice::allocate(size_t bytes) {
+  check_not_recording("allocating");
   allocated_ += bytes;
   return std::make_unique<Memory>(bytes);
 }
@@ -113,10 +121,12 @@ std::unique_ptr<DeviceStream> FakeDevice::make_stream(Track) {
 std::unique_ptr<DeviceEvent> FakeDevice::make_event() { return std::make_unique<Event>(*this); }
 
 void FakeDevice::record(DeviceStream& stream, DeviceEvent& event) {
+  check_not_recording("an event");
   queue(stream, static_cast<Event&>(event).next_place());
 }
 
 void FakeDevice::wait(DeviceStream& stream, DeviceEvent& event) {
+  check_not_recording("a wait");
   if (fault_ == Fault::kStreamsDoNotWait) return;
   queue(
       stream, [] {}, static_cast<Event&>(event).place());
@@ -162,14 +172,27 @@ void FakeDevice::run_until(const std::function<bool()>& done) {
   }
 }
 
+void FakeDevice::host_waits(const std::function<bool()>& done) {
+  check_not_recording("waiting");
+  if (waits_left_ <= 0) throw DeviceLost("the fake GPU was lost");
+  --waits_left_;
+  run_until(done);
+}
+
+void FakeDevice::check_not_recording(const char* what) const {
+  if (recording_) throw std::logic_error(what + std::string(" while ops are recorded"));
+}
+
 void FakeDevice::copy_in(DeviceStream& stream, std::byte* to,
                          std::span<const std::byte> from_host) {
+  check_not_recording("a copy");
   check_pinned(from_host);
   queue(stream, [=] { std::memcpy(to, from_host.data(), from_host.size()); });
 }
 
 void FakeDevice::copy_out(DeviceStream& stream, std::span<std::byte> to_host,
                           const std::byte* from) {
+  check_not_recording("a copy");
   check_pinned(to_host);
   queue(stream, [=] { std::memcpy(to_host.data(), from, to_host.size()); });
 }
@@ -206,13 +229,16 @@ std::unique_ptr<DevicePin> FakeDevice::pin(std::span<std::byte> host) {
   return std::make_unique<Pin>(*this, host);
 }
 
-void FakeDevice::check_pinned(std::span<const std::byte> host) const {
+void FakeDevice::check_pinned(std::span<const std::byte> host) {
+  bool is_pinned = host.empty();
   const std::byte *const begin = host.data(), *const end = begin + host.size();
   for (const auto& pinned : pinned_) {
     const std::byte *const first = pinned.data(), *const last = first + pinned.size();
     const bool overlaps = begin < last && first < end, is_inside = first <= begin && end <= last;
     if (overlaps && !is_inside) throw ResourceMissing("a copy of memory that is pinned in part");
+    is_pinned = is_pinned || is_inside;
   }
+  if (!is_pinned) unpinned_ += host.size();
 }
 
 void FakeDevice::normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
@@ -256,17 +282,19 @@ void FakeDevice::gate_panels(DeviceStream& stream, const float* x, int64_t rows,
 }
 
 void FakeDevice::store_kv(DeviceStream& stream, const KvPageShape& shape,
-                          const AttentionSequence* sequences, int64_t count, int64_t,
+                          const AttentionSequence* sequences, int64_t count, int64_t most_rows,
                           const float* k, const float* v) {
   queue(stream, [=, this] {
+    check_rows(sequences, count, most_rows);
     headrace::store_kv(cpu_, shape, {sequences, static_cast<size_t>(count)}, k, v);
   });
 }
 
 void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
-                           const AttentionSequence* sequences, int64_t count, int64_t, int heads,
-                           float scale, const float* q, float* out) {
+                           const AttentionSequence* sequences, int64_t count, int64_t most_rows,
+                           int heads, float scale, const float* q, float* out) {
   queue(stream, [=, this] {
+    check_rows(sequences, count, most_rows);
     headrace::attention(cpu_, shape, {sequences, static_cast<size_t>(count)}, heads, scale, q, out);
   });
 }
@@ -378,6 +406,7 @@ void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
                            const AttentionSequence* sequences, int64_t count, int64_t most_rows,
                            int heads, float scale, const float* q, Half* out) {
   queue(stream, [=, this] {
+    check_rows(sequences, count, most_rows);
     const std::span all(sequences, static_cast<size_t>(count));
     int64_t rows = 0;
     for (const AttentionSequence& s : all) rows = std::max(rows, s.first_row + s.rows);
@@ -389,7 +418,6 @@ void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
                      out + begin, headrace::to_half);
     }
   });
-  static_cast<void>(most_rows);
 }
 
 }  // namespace headrace::test

@@ -1,7 +1,10 @@
 // A device on the CPU that does what is queued as late or as early as streams and events allow, in
 // random order: who does not wait for what it needs reads poison, or what is not its own any more.
+// What CUDA does not allow throws std::logic_error: anything but ops while they are recorded, and
+// sequences with more rows than are said to be the most.
 #pragma once
 
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -23,6 +26,12 @@ class FakeDevice final : public Device {
 
   // Bytes of all that was allocated, of which nothing is taken off again.
   uint64_t allocated() const { return allocated_; }
+
+  // Bytes of all copies from and to host memory that is not pinned, which the host waits for.
+  uint64_t unpinned() const { return unpinned_; }
+
+  // After so many more waits of the host the device is lost.
+  void lose_after(int64_t waits) { waits_left_ = waits; }
 
   // What is queued in the stream from now on is not done until let_go(); who waits for it gets a
   // std::logic_error.
@@ -89,16 +98,20 @@ class FakeDevice final : public Device {
   // One piece of work that may go first; false if there is none.
   bool run_one();
   void run_until(const std::function<bool()>& done);
+  void host_waits(const std::function<bool()>& done);
 
   std::mt19937_64 random_;
   int64_t time_ = 0;  // ns; passes as work is done
   Fault fault_;
   bool held_ = false;
   uint64_t allocated_ = 0;
+  uint64_t unpinned_ = 0;
+  int64_t waits_left_ = INT64_MAX;
   std::unique_ptr<Recording> recording_;
   class Pin;
   // Throws ResourceMissing, as CUDA does, if only a part of it is pinned.
-  void check_pinned(std::span<const std::byte> host) const;
+  void check_pinned(std::span<const std::byte> host);
+  void check_not_recording(const char* what) const;
   std::vector<std::span<std::byte>> pinned_;
   std::vector<std::shared_ptr<Queue>> queues_;
   ThreadPool threads_{1, 0};

@@ -108,6 +108,17 @@ TEST_F(DevicePlanTest, AllOfASmallModelIsOnTheDevice) {
   EXPECT_EQ(all.device->sizes.kv_host_pages, 0);
   // Longer sequences than usual have what is left.
   EXPECT_GT(all.sizes.kv_pages, 16 * KvStore::pages_for(64));
+  EXPECT_EQ(all.placement.elsewhere, std::vector<bool>(layout_.units.size(), true));
+  build(all);
+}
+
+TEST_F(DevicePlanTest, TheHostKeepsWhatItProjectsWith) {
+  open("synthetic:opt-350m");
+  const WeightUnit& embedding = layout_.units.front();
+  ASSERT_NE(embedding.find(Role::kProjectIn), nullptr);
+  const StagePlan all = plan(uint64_t{8} << 30);
+  EXPECT_FALSE(all.placement.elsewhere.front());
+  EXPECT_GE(all.weights, embedding.image_bytes);
   build(all);
 }
 
@@ -422,6 +433,25 @@ TEST_F(HostAttentionPlanTest, LinkAndCpuTakeAboutAsLong) {
   const StagePlan weights = with_pages_read(0.5);
   EXPECT_GT(share(weights), share(half) + 0.02);
   build(weights);
+}
+
+TEST_F(HostAttentionPlanTest, LinkAndCpuShareTheHostsMemory) {
+  open_with_pages_on_the_host();
+  const StagePlan alone = with_pages_read(9);
+  rates_.host_memory = 12 * rates_.link;
+  EXPECT_EQ(share(with_pages_read(9)), share(alone));
+  // All pages are read there, by whom does not matter: then by the GPU, as far as its link goes.
+  rates_.host_memory = 1.5 * rates_.link;
+  const StagePlan shared = with_pages_read(9);
+  EXPECT_NEAR(share(shared), 1.0 / 3, 0.05);
+  EXPECT_NEAR(shared.host_s, alone.round_s * 10 / 1.5, 0.1 * shared.host_s);
+  build(shared);
+  // Of no account where the CPU attends to nothing.
+  most_share_ = 0;
+  rates_.host_memory = 0.1 * rates_.link;
+  const StagePlan without = with_pages_read(9);
+  EXPECT_EQ(without.host_s, 0.0);
+  EXPECT_DOUBLE_EQ(without.round_s, std::max(without.compute_s, without.link_s));
 }
 
 TEST_F(HostAttentionPlanTest, NothingForACpuThatIsSlowOrHasNoPages) {

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <string>
 
 #include "engine/device/cuda/check.h"
 
@@ -17,7 +18,14 @@ inline void use_device(int device) { check_cuda(cudaSetDevice(device), "choosing
 class DeviceMemory {
  public:
   explicit DeviceMemory(size_t bytes) : size_(bytes) {
-    check_cuda(cudaMalloc(&data_, bytes), "allocating device memory");
+    const cudaError_t code = cudaMalloc(&data_, bytes);
+    if (code == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // the next call must not report it again
+      throw DoesNotFit("the GPU has less than " + std::to_string(bytes) +
+                       " bytes of memory left; end what else runs on it, or give less "
+                       "--device-memory");
+    }
+    check_cuda(code, "allocating memory");
   }
   ~DeviceMemory() { cudaFree(data_); }
   DeviceMemory(const DeviceMemory&) = delete;

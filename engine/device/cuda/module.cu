@@ -22,6 +22,17 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
+std::string uuid_text(const cudaUUID_t& uuid) {
+  std::string text;
+  for (const char byte : uuid.bytes) {
+    constexpr char kDigits[] = "0123456789abcdef";
+    const auto value = static_cast<unsigned char>(byte);
+    text += kDigits[value / 16];
+    text += kDigits[value % 16];
+  }
+  return text;
+}
+
 double copy_rate(const CudaStream& stream, std::byte* to, const std::byte* from) {
   const auto copy = [&] {
     check_cuda(cudaMemcpyAsync(to, from, kCopyBytes, cudaMemcpyDefault, stream.get()), "copying");
@@ -54,7 +65,8 @@ class CudaModule final : public DeviceModule {
     check_cuda(cudaMemGetInfo(&free, &total), "asking for memory");
     char bus[32] = "";
     check_cuda(cudaDeviceGetPCIBusId(bus, sizeof bus, device), "asking for the bus");
-    return {properties.name, bus, properties.major, properties.minor, total, free};
+    return {properties.name, bus,  properties.major,          properties.minor,
+            total,           free, uuid_text(properties.uuid)};
   }
 
   DeviceLinkRates measure_link(int device) override {
