@@ -1,6 +1,7 @@
 #include "engine/stage_engine.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -365,7 +366,9 @@ void StageEngine::head_pass(const Operand* x, int64_t best_rows, int64_t logit_r
 // Brings the best tokens of rows x up to date with these panels.
 void StageEngine::best_of_panels(const Panels& panels, const Operand* x, int64_t first_row,
                                  int64_t rows) {
-  const int64_t at_once = block_floats_ / kPanelRows / rows;
+  // A power of two: a device tries out products of each new size.
+  const auto at_once = static_cast<int64_t>(
+      std::bit_floor(static_cast<uint64_t>(block_floats_ / kPanelRows / rows)));
   for (int64_t first = panels.first; first < panels.end; first += at_once) {
     const int64_t end = std::min(panels.end, first + at_once);
     const PackedMatrix part = panels.weight.of_panels(first, end);

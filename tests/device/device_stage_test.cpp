@@ -110,6 +110,8 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
         config_(checkpoint_->config()),
         range_{0, config_.n_layers, true, true},
         weights_(*checkpoint_, range_, budget_, threads_) {
+    hidden_.resize(static_cast<size_t>(kSlots * kMostRows * config_.d_model));
+    again_ = hidden_;
     std::mt19937_64 random(3);
     for (const int length : {40, 6, 33, 21}) {
       auto& tokens = sequences_.emplace_back();
@@ -139,15 +141,15 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
         last.push_back(std::ssize(tokens) - 1);
       }
       if (batch.empty()) return false;
-      std::vector<float> hidden(tokens.size() * static_cast<size_t>(config_.d_model), kNan);
-      engine.embed(batch, tokens, hidden.data());
-      engine.sweep(batch, hidden.data(), last);
+      std::fill(hidden_.begin(), hidden_.end(), kNan);
+      engine.embed(batch, tokens, hidden_.data());
+      engine.sweep(batch, hidden_.data(), last);
       std::vector<float> of_step(last.size() * static_cast<size_t>(config_.vocab_size), kNan);
-      std::vector<float> again = hidden;
-      test::logits_of(engine, again.data(), std::ssize(last), of_step);
+      std::copy(hidden_.begin(), hidden_.end(), again_.begin());
+      test::logits_of(engine, again_.data(), std::ssize(last), of_step);
       // What is found without logits in memory is the largest of them.
       std::vector<BestToken> best(last.size());
-      engine.head(hidden.data(), best, 0, {});
+      engine.head(hidden_.data(), best, 0, {});
       for (size_t i = 0; i < best.size(); ++i) {
         const auto begin = of_step.begin() + static_cast<int64_t>(i) * config_.vocab_size;
         const auto most = std::max_element(begin, begin + config_.vocab_size);
@@ -194,17 +196,23 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
       sizes.weights.resident[layout.layer_unit(l)] = l * 100 < run.resident * config_.n_layers;
     }
     sizes.weights.slots = run.resident == 100 ? 0 : 2;
-    auto device = std::make_unique<test::FakeDevice>(random_(), fault);
+    auto owner = std::make_unique<test::FakeDevice>(random_(), fault);
+    const test::FakeDevice& device = *owner;
     const KvDiskAccess disk{testing::TempDir(), [] { return make_io_queue(16); }, run.ahead};
-    DeviceStage stage(std::move(device), *checkpoint_, weights_, threads_, budget_, sizes, disk);
+    DeviceStage stage(std::move(owner), *checkpoint_, weights_, threads_, budget_, sizes, disk);
     KvStore kv(page(format), config_.n_layers, kSlots, stage.kv_on_device(), stage.kv_window());
     HostAttention host = stage.host_attention();
     CountedRows rows(host.rows);
     if (host.rows) host.rows = &rows;
     StageEngine engine(config_, weights_, stage.weights(), kv, stage.ops(), stage.scratch(), cpu_,
                        budget_, run.micro_batch_rows, host);
+    for (std::vector<float>* const buffer : {&hidden_, &again_}) {
+      stage.pin(std::as_writable_bytes(std::span(*buffer)));
+    }
+    const uint64_t unpinned = device.unpinned();
     logits(engine, run.chunk);  // nothing is left of it, but what can be repeated
     std::vector<float> all = logits(engine, run.chunk);
+    EXPECT_EQ(device.unpinned(), unpinned);  // the host waits for no copy
     const int64_t helped = rows.sent() / config_.n_layers / 2;
     if (run.helped >= 0) {
       EXPECT_EQ(helped, run.helped);
@@ -234,6 +242,8 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
   MemoryBudget budget_{"host memory", uint64_t{2} << 30};
   WeightStore weights_;
   std::vector<std::vector<int32_t>> sequences_;
+  // Of a step's rows, and of those whose logits are wanted.
+  std::vector<float> hidden_, again_;
 };
 
 TEST_P(DeviceStageTest, Float32HasTheBitsOfTheCpu) {

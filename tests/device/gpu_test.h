@@ -1,21 +1,36 @@
-// A test on this machine's first GPU; skipped where there is none.
+// Tests of a device's ops: on the fake one, and on this machine's first GPU, where they are skipped
+// if there is none.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/device/device_module.h"
 #include "engine/error.h"
 #include "tests/device/cuda_module.h"
+#include "tests/device/fake_device.h"
 
 namespace headrace::test {
 
-class GpuTest : public testing::Test {
+// The device that a test is for.
+enum class Kind { kFake, kGpu };
+
+inline std::string name_of(const testing::TestParamInfo<Kind>& info) {
+  return info.param == Kind::kFake ? "fake" : "gpu";
+}
+
+class DeviceTest : public testing::TestWithParam<Kind> {
  protected:
   void SetUp() override {
+    if (is_fake()) {
+      device_ = std::make_unique<FakeDevice>(3);
+      stream_ = device_->make_stream();
+      return;
+    }
     try {
       module_ = open_device_module(cuda_module());
       module_->count();
@@ -25,6 +40,8 @@ class GpuTest : public testing::Test {
     device_ = module_->open(0);
     stream_ = device_->make_stream();
   }
+
+  bool is_fake() const { return GetParam() == Kind::kFake; }
 
   std::unique_ptr<DeviceBuffer> put_bytes(std::span<const std::byte> bytes) {
     auto buffer = device_->allocate(bytes.size());
@@ -45,7 +62,7 @@ class GpuTest : public testing::Test {
     return values;
   }
 
-  std::unique_ptr<DeviceModule> module_;
+  std::unique_ptr<DeviceModule> module_;  // of a GPU
   std::unique_ptr<Device> device_;
   std::unique_ptr<DeviceStream> stream_;
 };

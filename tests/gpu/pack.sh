@@ -1,6 +1,7 @@
 #!/bin/bash
 # Packs what a machine with a GPU but no development packages needs to run the tests and a short
-# benchmark: pack.sh BUILD FOLDER. Left out is what such a machine has: libc, CUDA, MPI.
+# benchmark: pack.sh BUILD FOLDER. Left out is what such a machine has: libc, CUDA, MPI. Fails
+# where it becomes too large to be carried there.
 set -euo pipefail
 build=$(realpath "${1:?build folder}")
 folder=${2:?folder to fill}
@@ -17,4 +18,9 @@ cp -r "$source/tests/mp" "$source/tests/gpu" "$folder/tests/"
 mkdir -p "$folder/tests/data"
 cp -r "$source/tests/data/models" "$folder/tests/data/"
 cp "$source/tests/gpu/run.sh" "$source/tests/perf/trace_table.py" "$folder/"
-du -sh "$folder"
+megabytes=$(du -sm "$folder" | cut -f1)
+echo "$folder: $megabytes MiB"
+if ((megabytes > 60)); then
+  echo "pack.sh: more than 60 MiB" >&2
+  exit 1
+fi

@@ -1,7 +1,9 @@
 #!/bin/bash
 # In a folder that pack.sh made, on a machine with a GPU: all tests that need one, then a short
-# benchmark (the cells of tests/perf/gpu.md). Prints a table. run.sh [--tests | --bench]
+# benchmark (the cells of tests/perf/gpu.md). Prints each result as it comes, and a table.
+# run.sh [--tests | --bench]
 # HEADRACE_MODELS, HEADRACE_SHARED: as for the other tests, for the goldens of real models.
+# OUT: a folder for the logs. Exit code 77 where there is no GPU.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export LD_LIBRARY_PATH=$PWD/lib:${LD_LIBRARY_PATH:-/usr/local/cuda/lib64}
@@ -10,58 +12,88 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PYTHONDONTWRITE
 failed=0
 table=()
 parts=()
+if ! "$HEADRACE" bench --device cuda --model synthetic:tiny-llama --batch 1 --repeat 1 \
+  --generate-tokens 2 >log.start 2>&1; then
+  tail -n 5 log.start
+  echo "run.sh: there is no GPU to run on"
+  exit 77
+fi
 
-# check NAME COMMAND...
+# row NAME RESULT SECONDS
+row() {
+  table+=("$(printf '%-28s %-20s %4d s' "$@")")
+  echo "${table[-1]}"
+  if [[ -n ${OUT:-} ]]; then cp log.* "$OUT/"; fi
+}
+
+# check NAME SECONDS COMMAND...: no longer than that.
 check() {
-  local name=$1 begin=$SECONDS result=ok code=0
-  shift
-  "$@" >"log.$name" 2>&1 || code=$?
-  if [[ $code != 0 && $code != 77 ]]; then result=FAILED; fi  # 77: all were skipped
+  local name=$1 limit=$2 begin=$SECONDS result=ok code=0
+  shift 2
+  timeout -k 5 "$limit" "$@" >"log.$name" 2>&1 || code=$?
+  judge "$name" "$code" "$begin"
+}
+
+# judge NAME CODE BEGIN: what log.NAME says of a command that has ended.
+judge() {
+  local name=$1 code=$2 result=ok
+  case $code in
+    0 | 77) ;;  # 77: all were skipped
+    124 | 137) result="FAILED: too long" ;;
+    *) result=FAILED ;;
+  esac
   if grep -q "SKIPPED\|^skipped" "log.$name"; then result="$result, some skipped"; fi
   if [[ $result == FAILED* ]]; then
     tail -n 40 "log.$name"
     failed=1
   fi
-  table+=("$(printf '%-28s %-20s %4d s' "$name" "$result" $((SECONDS - begin)))")
-}
-
-# await NAME PROCESS: its exit code, with what it printed.
-await() {
-  local code=0
-  wait "$2" || code=$?
-  cat "log.part-$1"
-  return $code
+  row "$name" "$result" $((SECONDS - $3))
 }
 
 # bench NAME OPTIONS...: what the plan expects, then a line for each batch size.
 bench() {
-  local name=$1
+  local name=$1 code=0 begin=$SECONDS result=ok
   shift
-  "$HEADRACE" bench --device cuda "$@" >"out.$name" 2>"log.$name" || tail -n 5 "log.$name"
+  timeout -k 5 150 "$HEADRACE" bench --device cuda "$@" >"log.out-$name" 2>"log.$name" || code=$?
   sed -n "s/.*stage 1 expects, for /$name: /p" "log.$name"
-  tail -n +4 "out.$name" | sed "s/^/$name /;/rank/d"
+  tail -n +4 "log.out-$name" | sed "s/^/$name /;/rank/d"
+  if [[ $code != 0 ]]; then
+    tail -n 5 "log.$name"
+    failed=1 result="FAILED: $code"
+  fi
+  row "$name" "$result" $((SECONDS - begin))
 }
 
 if [[ ${1:-} != --bench ]]; then
-  check products bin/products_test --gtest_brief=1
-  check ops bin/device_ops_test --gtest_brief=1
-  check weights bin/device_weights_test --gtest_brief=1
+  check products 150 bin/products_test
+  grep tried log.products
+  check ops 120 bin/device_ops_test --gtest_brief=1 --gtest_filter='*/gpu'
+  check weights 60 bin/device_weights_test --gtest_brief=1
   # At once, each with a part of the GPU.
+  begin=$SECONDS
   for part in Float16 "Float32 BadInput" RealModels "SharedPrefixes Link" HostAttention; do
-    HEADRACE_GPU_MEMORY=10GiB python3 tests/gpu/gpu_test.py $part >"log.part-${part%% *}" 2>&1 &
+    HEADRACE_GPU_MEMORY=10GiB timeout -k 5 240 python3 tests/gpu/gpu_test.py $part \
+      >"log.runs-${part%% *}" 2>&1 &
     parts+=("${part%% *} $!")
   done
-  for part in "${parts[@]}"; do check "runs-${part% *}" await ${part}; done
-  if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
-      check "$tool" compute-sanitizer --tool $tool --error-exitcode 9 bin/device_ops_test \
-        --gtest_brief=1 --gtest_filter='DeviceHalf.Small*:DeviceHalf.PanelsBecomeRows:DeviceHalf.BestTokens:DeviceOps.Rope'
-    done
-  fi
+  for part in "${parts[@]}"; do
+    code=0
+    wait "${part#* }" || code=$?
+    judge "runs-${part% *}" "$code" "$begin"
+  done
+  small=$(printf '*/DeviceHalf.%s/gpu:' 'Small*' PanelsBecomeRows RowsOfTables BestTokens Activations)
+  for tool in memcheck racecheck; do
+    if command -v compute-sanitizer >/dev/null; then
+      check "$tool" 120 compute-sanitizer --tool $tool --error-exitcode 9 bin/device_ops_test \
+        --gtest_brief=1 --gtest_filter="$small*/DeviceOps.Rope/gpu:*/DeviceOps.Small*/gpu"
+    else
+      row "$tool" "not run: not there" 0
+    fi
+  done
 fi
 if [[ ${1:-} != --tests ]]; then
   echo "batch, prefill / decode / generated tokens per second, each min median max"
-  bin/device_bench bin/libheadrace_cuda.so attention
+  timeout -k 5 60 bin/device_bench bin/libheadrace_cuda.so attention
   bench qwen2.5-0.5b --model synthetic:qwen2.5-0.5b:bf16 --batch 1,4,16,64 --repeat 5
   opt=(--model synthetic:opt-6.7b --prompt-tokens 512 --generate-tokens 32 --prefill-chunk 512)
   bench opt-6.7b "${opt[@]}" --batch 32,192 --repeat 5
@@ -71,5 +103,6 @@ if [[ ${1:-} != --tests ]]; then
   bench opt-6.7b-with-the-cpu "${opt[@]}" "${host[@]}" --host-attention on
   bench opt-6.7b-from-host "${opt[@]}" --batch 256 --device-weights 450MiB
 fi
+echo "all of it, in $SECONDS s:"
 printf '%s\n' "${table[@]}"
 exit $failed

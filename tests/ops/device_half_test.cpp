@@ -1,5 +1,5 @@
-// Products and attention on the tensor cores of a GPU: close to the plain definitions, and a row's
-// bits the same in any batch. Skipped where there is no GPU.
+// Ops of a device with f16 operands: close to the plain definitions. On a GPU a row's bits are the
+// same in any batch.
 
 #include <algorithm>
 #include <cmath>
@@ -19,7 +19,11 @@ std::vector<Half> halves(const std::vector<float>& values) {
   return result;
 }
 
-class DeviceHalf : public test::GpuTest {
+std::vector<Half> not_numbers(int64_t count) {
+  return std::vector<Half>(static_cast<size_t>(count), Half{0xFFFF});
+}
+
+class DeviceHalf : public test::DeviceTest {
  protected:
   // Rows of a product into a poisoned result.
   std::vector<float> multiply(DeviceBuffer& x, int64_t first_row, int64_t rows, DeviceBuffer& w,
@@ -30,9 +34,8 @@ class DeviceHalf : public test::GpuTest {
   }
   std::vector<Half> multiply_relu(DeviceBuffer& x, int64_t first_row, int64_t rows, DeviceBuffer& w,
                                   int64_t outputs, int64_t inputs, const float* bias) {
-    return multiply(std::vector<Half>(static_cast<size_t>(rows * outputs)),
-                    HalfProduct::Result::kReluHalf, x, first_row, rows, w, 0, outputs, inputs,
-                    bias);
+    return multiply(not_numbers(rows * outputs), HalfProduct::Result::kReluHalf, x, first_row, rows,
+                    w, 0, outputs, inputs, bias);
   }
   // Into what was something before.
   template <typename T>
@@ -53,6 +56,7 @@ class DeviceHalf : public test::GpuTest {
   }
 
   void check_attention(int head_dim, int group, const std::vector<int64_t>& lengths);
+  void check_norms(int64_t rows, int64_t n);
 
   Random random_{11};
 };
@@ -66,8 +70,9 @@ float tolerance(int64_t inputs) {
   return 4.0f * static_cast<float>(inputs) * 0x1p-24f * std::sqrt(static_cast<float>(inputs));
 }
 
-TEST_F(DeviceHalf, ProductsAreRight) {
+TEST_P(DeviceHalf, ProductsAreRight) {
   for (const Shape& shape : {Shape{97, 64}, Shape{128, 896}, Shape{896, 4864}, Shape{50272, 256}}) {
+    if (is_fake() && shape.outputs * shape.inputs > 1 << 18) continue;  // slow
     const auto w = halves(random_.floats(shape.outputs * shape.inputs));
     const auto bias = random_.floats(shape.outputs);
     const auto device_w = put(w), device_bias = put(bias);
@@ -76,7 +81,7 @@ TEST_F(DeviceHalf, ProductsAreRight) {
       const auto x = halves(random_.floats(rows * shape.inputs));
       const auto device_x = put(x);
       const auto before = random_.floats(rows * shape.outputs);
-      const auto added = put(before), relu = put(std::vector<Half>(before.size()));
+      const auto added = put(before), relu = put(not_numbers(std::ssize(before)));
       HalfProduct product{.x = device_x->as<Half>(),
                           .rows = rows,
                           .w = device_w->as<Half>(),
@@ -118,7 +123,9 @@ TEST_F(DeviceHalf, ProductsAreRight) {
   }
 }
 
-TEST_F(DeviceHalf, ARowsBitsDoNotDependOnTheBatch) {
+class GpuProducts : public DeviceHalf {};
+
+TEST_P(GpuProducts, ARowsBitsDoNotDependOnTheBatch) {
   for (const Shape& shape :
        {Shape{4864, 896}, Shape{896, 4864}, Shape{4096, 4096}, Shape{16384, 4096},
         Shape{4096, 16384}, Shape{1024, 1024}, Shape{1024, 4096}, Shape{160, 64}}) {
@@ -168,7 +175,7 @@ TEST_F(DeviceHalf, ARowsBitsDoNotDependOnTheBatch) {
 }
 
 // Nor on what was computed before.
-TEST_F(DeviceHalf, ARowsBitsWhereOneRowComesFirst) {
+TEST_P(GpuProducts, ARowsBitsWhereOneRowComesFirst) {
   constexpr int64_t kRows = 300;
   using Result = HalfProduct::Result;
   for (const Shape& shape : {Shape{1024, 4096}, Shape{4096, 1024}, Shape{896, 4864}}) {
@@ -197,7 +204,7 @@ TEST_F(DeviceHalf, ARowsBitsWhereOneRowComesFirst) {
 }
 
 // As those of q, k and v, which have the bits of each alone.
-TEST_F(DeviceHalf, ProductsAtOnce) {
+TEST_P(GpuProducts, ProductsAtOnce) {
   constexpr int kCount = 3;
   constexpr int64_t kRows = 600, kBiasGap = 16;
   for (const Shape& shape : {Shape{4096, 4096}, Shape{768, 768}, Shape{97, 64}}) {
@@ -239,7 +246,7 @@ TEST_F(DeviceHalf, ProductsAtOnce) {
 }
 
 // As a head is that does not lie on the device.
-TEST_F(DeviceHalf, ATallMatrixInPieces) {
+TEST_P(GpuProducts, ATallMatrixInPieces) {
   constexpr int64_t kOutputs = 151936, kInputs = 896, kPiece = 16384;
   const auto w = put(halves(random_.floats(kOutputs * kInputs)));
   for (const int64_t rows : {1, 7, 64}) {
@@ -259,13 +266,13 @@ TEST_F(DeviceHalf, ATallMatrixInPieces) {
   }
 }
 
-TEST_F(DeviceHalf, PanelsBecomeRows) {
+TEST_P(DeviceHalf, PanelsBecomeRows) {
   for (const DType dtype : all_dtypes()) {
     const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512, outputs = 97;
     const Weights w = random_weights(dtype, outputs, cols, random_.bits());
     const auto panels = put(w.panels);
     const PackedMatrix matrix{dtype, outputs, cols, panels->data()};
-    const auto rows = put(std::vector<Half>(static_cast<size_t>((outputs - 32) * cols)));
+    const auto rows = put(not_numbers((outputs - 32) * cols));
     device_->unpack(*stream_, matrix, 1, 4, rows->as<Half>());
     const auto result = get<Half>(*rows);
     for (size_t i = 0; i < result.size(); ++i) {
@@ -275,7 +282,7 @@ TEST_F(DeviceHalf, PanelsBecomeRows) {
   }
 }
 
-TEST_F(DeviceHalf, RowsOfTables) {
+TEST_P(DeviceHalf, RowsOfTables) {
   constexpr int64_t kTokens = 97, kPositions = 40;
   const std::vector<int32_t> ids = {96, 0, 31, 32, 5, 5}, places = {2, 39, 0, 33, 7, 8};
   const auto device_ids = put(ids), device_places = put(places);
@@ -324,7 +331,7 @@ TEST_F(DeviceHalf, RowsOfTables) {
   }
 }
 
-TEST_F(DeviceHalf, BestTokens) {
+TEST_P(DeviceHalf, BestTokens) {
   constexpr int64_t kRows = 5, kWidth = 5000;
   auto logits = random_.floats(kRows * kWidth);
   logits[1 * kWidth + 77] = logits[1 * kWidth + 4000] = 100.0f;
@@ -355,6 +362,7 @@ TEST_F(DeviceHalf, BestTokens) {
 // A ragged batch against the plain definition in double, and row by row.
 void DeviceHalf::check_attention(int head_dim, int group, const std::vector<int64_t>& lengths) {
   constexpr int kKvHeads = 2;
+  constexpr int64_t kPiece = 39;
   SCOPED_TRACE(testing::Message() << head_dim << " wide, groups of " << group);
   const int heads = kKvHeads * group;
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
@@ -390,8 +398,7 @@ void DeviceHalf::check_attention(int head_dim, int group, const std::vector<int6
                     device_k->as<float>(), device_v->as<float>());
   const auto attend = [&](const std::vector<AttentionSequence>& some, int64_t most_rows) {
     const auto on_device = put(some);
-    const auto out =
-        put(std::vector<Half>(static_cast<size_t>(rows * heads * head_dim), Half{0xFFFF}));
+    const auto out = put(not_numbers(rows * heads * head_dim));
     device_->attention(*stream_, shape, on_device->as<AttentionSequence>(), std::ssize(some),
                        most_rows, heads, scale, device_q->as<float>(), out->as<Half>());
     return get<Half>(*out);
@@ -406,6 +413,16 @@ void DeviceHalf::check_attention(int head_dim, int group, const std::vector<int6
   }
   const auto alone = attend(single, 1);
   for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i].bits, alone[i].bits) << i;
+  // In pieces, as prompts are that do not fit in a step.
+  std::vector<AttentionSequence> pieces;
+  for (const AttentionSequence& s : sequences) {
+    for (int64_t i = 0; i < s.rows; i += kPiece) {
+      const int64_t count = std::min(kPiece, s.rows - i);
+      pieces.push_back({s.first_row + i, count, s.first_position + i, s.pages});
+    }
+  }
+  const auto cut = attend(pieces, kPiece);
+  for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i].bits, cut[i].bits) << i;
 
   const auto rounded = [](float value) {
     return static_cast<double>(f16_to_f32(to_half(value).bits));
@@ -441,39 +458,83 @@ void DeviceHalf::check_attention(int head_dim, int group, const std::vector<int6
   }
 }
 
-TEST_F(DeviceHalf, Attention) {
+TEST_P(DeviceHalf, Attention) {
   for (const int head_dim : {16, 64, 80, 128}) {
     for (const int group : {1, 3, 7}) check_attention(head_dim, group, {1, 16, 33, 130, 257});
   }
 }
 
 // For tools that look at every access.
-TEST_F(DeviceHalf, SmallAttention) { check_attention(64, 3, {1, 33, 70}); }
+TEST_P(DeviceHalf, SmallAttention) { check_attention(64, 3, {1, 33, 70}); }
 
-TEST_F(DeviceHalf, SmallNorms) {
-  constexpr int64_t kRows = 3;
-  for (const int64_t n : {17, 64, 896, 9000}) {
-    const auto x = random_.floats(kRows * n, 3.0f), weight = random_.floats(n),
-               bias = random_.floats(n);
-    const auto in = put(x), w = put(weight), b = put(bias);
-    const auto out = put(std::vector<Half>(static_cast<size_t>(kRows * n)));
-    for (const bool is_layer : {false, true}) {
-      device_->normalise(*stream_, {n, w->as<float>(), is_layer ? b->as<float>() : nullptr, 1e-5f},
-                         in->as<float>(), kRows, out->as<Half>());
-      const auto y = get<Half>(*out);
-      for (int64_t row = 0; row < kRows; ++row) {
-        const std::span from(x.data() + row * n, static_cast<size_t>(n));
-        const auto expected = is_layer ? reference::layer_norm(from, weight, bias, 1e-5f)
-                                       : reference::rms_norm(from, weight, 1e-5f);
-        for (int64_t i = 0; i < n; ++i) {
-          const float e = expected[static_cast<size_t>(i)];
-          ASSERT_NEAR(f16_to_f32(y[static_cast<size_t>(row * n + i)].bits), e,
-                      0x1p-10f * (1.0f + std::abs(e)));
-        }
+void DeviceHalf::check_norms(int64_t rows, int64_t n) {
+  SCOPED_TRACE(testing::Message() << rows << " x " << n);
+  const auto x = random_.floats(rows * n, 3.0f), weight = random_.floats(n),
+             bias = random_.floats(n);
+  const auto in = put(x), w = put(weight), b = put(bias);
+  for (const bool is_layer : {false, true}) {
+    const auto out = put(not_numbers(rows * n));
+    device_->normalise(*stream_, {n, w->as<float>(), is_layer ? b->as<float>() : nullptr, 1e-5f},
+                       in->as<float>(), rows, out->as<Half>());
+    const auto y = get<Half>(*out);
+    for (int64_t row = 0; row < rows; ++row) {
+      const std::span from(x.data() + row * n, static_cast<size_t>(n));
+      const auto expected = is_layer ? reference::layer_norm(from, weight, bias, 1e-5f)
+                                     : reference::rms_norm(from, weight, 1e-5f);
+      for (int64_t i = 0; i < n; ++i) {
+        const float e = expected[static_cast<size_t>(i)];
+        ASSERT_NEAR(f16_to_f32(y[static_cast<size_t>(row * n + i)].bits), e,
+                    0x1p-10f * (1.0f + std::abs(e)));
       }
     }
   }
 }
+
+TEST_P(DeviceHalf, Norms) {
+  for (const int64_t rows : {1, 7, 33, 257}) {
+    for (const int64_t n : {17, 64, 896}) check_norms(rows, n);
+  }
+}
+
+TEST_P(DeviceHalf, SmallNorms) {
+  for (const int64_t n : {17, 64, 896, 9000}) check_norms(3, n);
+}
+
+// Of a gate whose rows lie apart, and as they are.
+TEST_P(DeviceHalf, Activations) {
+  constexpr float kScale = 0.25f;
+  for (const int64_t rows : {1, 3, 7, 33}) {
+    for (const int64_t width : {1, 17, 64, 4864}) {
+      SCOPED_TRACE(testing::Message() << rows << " x " << width);
+      const int64_t stride = width + 8;
+      const auto gate = random_.floats(rows * stride, 4.0f), up = random_.floats(rows * width);
+      const auto g = put(gate), u = put(up), y = put(not_numbers(rows * stride));
+      device_->silu_multiply(*stream_, g->as<float>(), u->as<float>(), rows, width, stride, kScale,
+                             y->as<Half>());
+      const auto h = put(not_numbers(std::ssize(gate)));
+      device_->to_half(*stream_, g->as<float>(), std::ssize(gate), h->as<Half>());
+      const auto activated = get<Half>(*y), rounded = get<Half>(*h);
+      for (size_t i = 0; i < gate.size(); ++i) {
+        ASSERT_EQ(to_half(gate[i]).bits, rounded[i].bits) << i;
+        const int64_t row = static_cast<int64_t>(i) / stride, at = static_cast<int64_t>(i) % stride;
+        if (at >= width) {
+          ASSERT_EQ(activated[i].bits, 0xFFFF) << i;
+          continue;
+        }
+        const float factor = up[static_cast<size_t>(row * width + at)];
+        const float expected = kScale * reference::silu(gate[i]) * factor;
+        ASSERT_NEAR(f16_to_f32(activated[i].bits), expected,
+                    0x1p-10f * (0.01f + std::abs(expected)))
+            << i;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(On, DeviceHalf, testing::Values(test::Kind::kFake, test::Kind::kGpu),
+                         [](const auto& on) { return test::name_of(on); });
+INSTANTIATE_TEST_SUITE_P(On, GpuProducts, testing::Values(test::Kind::kGpu),
+                         [](const auto& on) { return test::name_of(on); });
 
 }  // namespace
 }  // namespace headrace

@@ -1,6 +1,5 @@
-// Ops on a GPU against the plain definitions: the same bits, in odd shapes, outputs poisoned
-// before. Skipped where there is no GPU; tests/ops/row_blocks_test.cpp runs the same programs on
-// the CPU.
+// Ops of a device against the plain definitions: the same bits, in odd shapes, outputs poisoned
+// before. tests/ops/row_blocks_test.cpp runs the GPU's programs on the CPU.
 
 #include <algorithm>
 #include <utility>
@@ -17,7 +16,7 @@ namespace {
 constexpr int64_t kWidths[] = {1, 17, 64, 576, 896, 4097, 13000};  // the last: more than 48 KiB
 constexpr int64_t kRows[] = {1, 3, 7, 33, 257};
 
-class DeviceOps : public test::GpuTest {
+class DeviceOps : public test::DeviceTest {
  protected:
   // Calls f(rows, n, x) for all shapes; every 7th element is -0.
   template <typename F>
@@ -42,10 +41,14 @@ class DeviceOps : public test::GpuTest {
     return y;
   }
 
+  void check_linear(DType dtype, int64_t rows);
+  void check_attention(KvFormat format, int head_dim, const std::vector<int64_t>& lengths,
+                       const std::vector<int64_t>& more);
+
   Random random_{7};
 };
 
-TEST_F(DeviceOps, RmsNorm) {
+TEST_P(DeviceOps, RmsNorm) {
   for_shapes([&](int64_t rows, int64_t n, const std::vector<float>& x) {
     const std::vector<float> weight = random_.floats(n, 2.0f);
     const auto in = put(x), w = put(weight), out = put(nans(rows * n));
@@ -57,7 +60,7 @@ TEST_F(DeviceOps, RmsNorm) {
   });
 }
 
-TEST_F(DeviceOps, LayerNorm) {
+TEST_P(DeviceOps, LayerNorm) {
   for_shapes([&](int64_t rows, int64_t n, const std::vector<float>& x) {
     const std::vector<float> weight = random_.floats(n, 2.0f), bias = random_.floats(n);
     const auto in = put(x), w = put(weight), b = put(bias), out = put(nans(rows * n));
@@ -69,7 +72,7 @@ TEST_F(DeviceOps, LayerNorm) {
   });
 }
 
-TEST_F(DeviceOps, Elements) {
+TEST_P(DeviceOps, Elements) {
   for_shapes([&](int64_t rows, int64_t n, const std::vector<float>& x) {
     const std::vector<float> y = random_.floats(rows * n);
     std::vector<float> sum = x, positive = x;
@@ -85,7 +88,7 @@ TEST_F(DeviceOps, Elements) {
   });
 }
 
-TEST_F(DeviceOps, Rope) {
+TEST_P(DeviceOps, Rope) {
   for (const int head_dim : {16, 64, 80, 128}) {
     for (const int heads : {1, 3, 14}) {
       for (const int64_t rows : kRows) {
@@ -110,105 +113,130 @@ TEST_F(DeviceOps, Rope) {
   }
 }
 
-// All formats, panels in two calls and in two places.
-TEST_F(DeviceOps, Linear) {
+// Panels in two calls and in two places.
+void DeviceOps::check_linear(DType dtype, int64_t rows) {
+  const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512, outputs = 97;
+  SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << rows << " rows");
+  const Weights w = random_weights(dtype, outputs, cols, random_.bits());
+  const size_t panel_bytes = w.view().panel_bytes();
+  const auto whole = put_bytes(w.panels);
+  const auto rest = put_bytes(std::span(w.panels).subspan(2 * panel_bytes));
+  const PackedMatrix matrix{dtype, outputs, cols, whole->data(), 2, rest->data()};
+  const auto x = random_.floats(rows * cols), bias = random_.floats(outputs);
+  const auto before = random_.floats(rows * outputs, 3.0f);
+  std::vector<float> expected = nans(rows * outputs), gated = expected;
+  reference::linear(x.data(), rows, cols, w.floats.data(), outputs, bias.data(), expected.data());
+  for (size_t i = 0; i < gated.size(); ++i) gated[i] = expected[i] * reference::silu(before[i]);
+  const auto in = put(x), b = put(bias), y = put(nans(rows * outputs)), gate = put(before);
+  for (const auto& [first, end] : {std::pair(0, 1), std::pair(1, 4)}) {
+    device_->linear_panels(*stream_, in->as<float>(), rows, matrix, b->as<float>(), first, end,
+                           y->as<float>());
+    device_->gate_panels(*stream_, in->as<float>(), rows, matrix, b->as<float>(), first, end,
+                         gate->as<float>());
+  }
+  ASSERT_TRUE(same_bits(expected, get(*y)));
+  ASSERT_TRUE(same_bits(gated, get(*gate)));
+}
+
+TEST_P(DeviceOps, Linear) {
   for (const DType dtype : all_dtypes()) {
-    const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512, outputs = 97;
-    const Weights w = random_weights(dtype, outputs, cols, random_.bits());
-    const size_t panel_bytes = w.view().panel_bytes();
-    const auto whole = put_bytes(w.panels);
-    const auto rest = put_bytes(std::span(w.panels).subspan(2 * panel_bytes));
-    const PackedMatrix matrix{dtype, outputs, cols, whole->data(), 2, rest->data()};
-    for (const int64_t rows : {1, 3, 7, 33, 257}) {
-      SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << rows << " rows");
-      const auto x = random_.floats(rows * cols), bias = random_.floats(outputs);
-      const auto before = random_.floats(rows * outputs, 3.0f);
-      std::vector<float> expected = nans(rows * outputs), gated = expected;
-      reference::linear(x.data(), rows, cols, w.floats.data(), outputs, bias.data(),
-                        expected.data());
-      for (size_t i = 0; i < gated.size(); ++i) {
-        gated[i] = expected[i] * reference::silu(before[i]);
-      }
-      const auto in = put(x), b = put(bias), y = put(nans(rows * outputs)), gate = put(before);
-      for (const auto& [first, end] : {std::pair(0, 1), std::pair(1, 4)}) {
-        device_->linear_panels(*stream_, in->as<float>(), rows, matrix, b->as<float>(), first, end,
-                               y->as<float>());
-        device_->gate_panels(*stream_, in->as<float>(), rows, matrix, b->as<float>(), first, end,
-                             gate->as<float>());
-      }
-      ASSERT_TRUE(same_bits(expected, get(*y)));
-      ASSERT_TRUE(same_bits(gated, get(*gate)));
-    }
+    for (const int64_t rows : kRows) check_linear(dtype, rows);
   }
 }
 
-// A ragged batch over pages in the memory of the GPU, and the same on the CPU.
-TEST_F(DeviceOps, Attention) {
+// For tools that look at every access.
+TEST_P(DeviceOps, SmallLinear) {
+  for (const DType dtype : all_dtypes()) check_linear(dtype, 3);
+}
+
+// A ragged batch over pages in the memory of the device, and the same on the CPU: prompts of these
+// lengths, then `more` tokens of each.
+void DeviceOps::check_attention(KvFormat format, int head_dim, const std::vector<int64_t>& lengths,
+                                const std::vector<int64_t>& more) {
   constexpr int kKvHeads = 2, kHeads = 6;
   constexpr float kScale = 0.125f;
+  SCOPED_TRACE(testing::Message() << kv_format_name(format) << ", " << head_dim << " wide");
   ThreadPool threads(1, 0);
   const Cpu cpu{threads, kernels(Target::kScalar)};
-  for (const KvFormat format : {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4}) {
+  const KvPageShape shape{kKvHeads, head_dim, format};
+  const size_t stride = shape.page_bytes();
+  std::vector<size_t> first_pages;
+  size_t pages = 0;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    first_pages.push_back(pages);
+    pages += static_cast<size_t>((lengths[i] + more[i] + kPageTokens - 1) / kPageTokens);
+  }
+  std::vector<std::byte> memory(pages * stride, std::byte{0xFF});
+  const auto device_memory = put_bytes(memory);
+  std::vector<std::byte*> table, device_table;
+  for (size_t i = 0; i < pages; ++i) {
+    table.push_back(memory.data() + i * stride);
+    device_table.push_back(device_memory->data() + i * stride);
+  }
+  const auto tables = put_bytes(std::as_bytes(std::span(device_table)));
+  for (const bool is_prompt : {true, false}) {
+    std::vector<AttentionSequence> sequences, device_sequences;
+    int64_t rows = 0;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      const int64_t count = is_prompt ? lengths[i] : more[i];
+      sequences.push_back({rows, count, is_prompt ? 0 : lengths[i], table.data() + first_pages[i]});
+      device_sequences.push_back(sequences.back());
+      device_sequences.back().pages = tables->as<std::byte*>() + first_pages[i];
+      rows += count;
+    }
+    const int64_t most_rows =
+        *std::max_element((is_prompt ? lengths : more).begin(), (is_prompt ? lengths : more).end());
+    const auto k = random_.floats(rows * kKvHeads * head_dim, 2.0f);
+    const auto v = random_.floats(rows * kKvHeads * head_dim, 2.0f);
+    const auto q = random_.floats(rows * kHeads * head_dim, 3.0f);
+    std::vector<float> expected = nans(std::ssize(q));
+    store_kv(cpu, shape, sequences, k.data(), v.data());
+    attention(cpu, shape, sequences, kHeads, kScale, q.data(), expected.data());
+    const auto list = put_bytes(std::as_bytes(std::span(device_sequences)));
+    const auto count = std::ssize(sequences);
+    const auto device_k = put(k), device_v = put(v), device_q = put(q);
+    const auto out = put(nans(std::ssize(q)));
+    device_->store_kv(*stream_, shape, list->as<AttentionSequence>(), count, most_rows,
+                      device_k->as<float>(), device_v->as<float>());
+    device_->attention(*stream_, shape, list->as<AttentionSequence>(), count, most_rows, kHeads,
+                       kScale, device_q->as<float>(), out->as<float>());
+    ASSERT_TRUE(same_bits(expected, get(*out))) << (is_prompt ? "prompt" : "more");
+    std::vector<std::byte> stored(memory.size());
+    device_->copy_out(*stream_, stored, device_memory->data());
+    stream_->synchronize();
+    ASSERT_EQ(memory, stored);
+  }
+}
+
+constexpr KvFormat kKvFormats[] = {KvFormat::kF16, KvFormat::kF32, KvFormat::kQ8, KvFormat::kQ4};
+
+TEST_P(DeviceOps, Attention) {
+  for (const KvFormat format : kKvFormats) {
     for (const int head_dim : {64, 80, 128}) {
-      SCOPED_TRACE(testing::Message() << kv_format_name(format) << ", " << head_dim << " wide");
-      const KvPageShape shape{kKvHeads, head_dim, format};
-      const size_t stride = shape.page_bytes();
-      const std::vector<int64_t> lengths = {1, 16, 33, 130, 257};
-      std::vector<AttentionSequence> sequences;
-      int64_t rows = 0, pages = 0, most_rows = 0;
-      for (const int64_t length : lengths) {
-        sequences.push_back({rows, length, 0, nullptr});
-        rows += length;
-        pages += (length + kPageTokens - 1) / kPageTokens;
-        most_rows = std::max(most_rows, length);
-      }
-      const auto k = random_.floats(rows * kKvHeads * head_dim, 2.0f);
-      const auto v = random_.floats(rows * kKvHeads * head_dim, 2.0f);
-      const auto q = random_.floats(rows * kHeads * head_dim, 3.0f);
-
-      std::vector<std::byte> memory(static_cast<size_t>(pages) * stride, std::byte{0xFF});
-      const auto device_memory = put_bytes(memory);
-      std::vector<std::byte*> table, device_table;
-      for (size_t i = 0; i < static_cast<size_t>(pages); ++i) {
-        table.push_back(memory.data() + i * stride);
-        device_table.push_back(device_memory->data() + i * stride);
-      }
-      const auto tables = put_bytes(std::as_bytes(std::span(device_table)));
-      std::vector<AttentionSequence> device_sequences = sequences;
-      size_t page = 0;
-      for (size_t i = 0; i < sequences.size(); ++i) {
-        sequences[i].pages = table.data() + page;
-        device_sequences[i].pages = tables->as<std::byte*>() + page;
-        page += static_cast<size_t>((lengths[i] + kPageTokens - 1) / kPageTokens);
-      }
-
-      std::vector<float> expected = nans(std::ssize(q));
-      store_kv(cpu, shape, sequences, k.data(), v.data());
-      attention(cpu, shape, sequences, kHeads, kScale, q.data(), expected.data());
-      const auto list = put_bytes(std::as_bytes(std::span(device_sequences)));
-      const auto count = std::ssize(sequences);
-      const auto device_k = put(k), device_v = put(v), device_q = put(q);
-      const auto out = put(nans(std::ssize(q)));
-      device_->store_kv(*stream_, shape, list->as<AttentionSequence>(), count, most_rows,
-                        device_k->as<float>(), device_v->as<float>());
-      device_->attention(*stream_, shape, list->as<AttentionSequence>(), count, most_rows, kHeads,
-                         kScale, device_q->as<float>(), out->as<float>());
-      ASSERT_TRUE(same_bits(expected, get(*out)));
-      std::vector<std::byte> stored(memory.size());
-      device_->copy_out(*stream_, stored, device_memory->data());
-      stream_->synchronize();
-      ASSERT_EQ(memory, stored);
+      check_attention(format, head_dim, {1, 15, 16, 33, 130, 257}, {1, 2, 1, 3, 40, 7});
     }
   }
 }
 
-TEST_F(DeviceOps, RowsThatAreTooLongAreRefused) {
+TEST_P(DeviceOps, SmallAttention) {
+  for (const KvFormat format : kKvFormats) check_attention(format, 64, {1, 16, 33}, {1, 1, 17});
+}
+
+INSTANTIATE_TEST_SUITE_P(On, DeviceOps, testing::Values(test::Kind::kFake, test::Kind::kGpu),
+                         [](const auto& on) { return test::name_of(on); });
+
+class GpuOps : public DeviceOps {};
+
+TEST_P(GpuOps, RowsThatAreTooLongAreRefused) {
   const int64_t n = 1 << 20;
   const auto x = put(std::vector<float>(n)), y = put(nans(n));
   EXPECT_THROW(device_->normalise(*stream_, {n, x->as<float>(), nullptr, 1e-5f}, x->as<float>(), 1,
                                   y->as<float>()),
                DoesNotFit);
 }
+
+INSTANTIATE_TEST_SUITE_P(On, GpuOps, testing::Values(test::Kind::kGpu),
+                         [](const auto& on) { return test::name_of(on); });
 
 }  // namespace
 }  // namespace headrace

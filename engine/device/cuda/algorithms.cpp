@@ -19,14 +19,13 @@ constexpr int64_t kUsual = 4096;             // rows, and outputs of a usual mat
 constexpr int64_t kMostTriedRows = 2048;
 constexpr int kAskedOfOneId = 64, kAskedToBeFast = 32;  // recommendations
 constexpr int64_t kCompared = 32;                       // rows, at least
+constexpr int kTimed = 3;                               // calls, the shortest of which counts
 // Another order changes a sum by an ulp of f32, which the rounding to f16 shows once in 2^13 times.
 constexpr int64_t kComparedHalves = 1 << 20;
 
-// As recommended for these numbers of rows.
-std::vector<Algorithm> recommended(const CublasLt& blas, HalfProduct product,
-                                   const Alignment& aligned, std::initializer_list<int64_t> rows,
-                                   int asked) {
-  std::vector<Algorithm> all;
+// Adds those recommended for these numbers of rows that are not there.
+void add_recommended(std::vector<Algorithm>& all, const CublasLt& blas, HalfProduct product,
+                     const Alignment& aligned, std::initializer_list<int64_t> rows, int asked) {
   for (const int64_t count : rows) {
     product.rows = count;
     product.y_apart = std::max(product.y_apart, count * product.stride);
@@ -37,7 +36,10 @@ std::vector<Algorithm> recommended(const CublasLt& blas, HalfProduct product,
       if (!known) all.push_back(one);
     }
   }
-  return all;
+}
+
+void keep_id(std::vector<Algorithm>& all, int32_t id) {
+  std::erase_if(all, [=](const Algorithm& algorithm) { return id_of(algorithm) != id; });
 }
 
 }  // namespace
@@ -123,38 +125,34 @@ Algorithms::Trial Algorithms::trial_of(cudaStream_t stream, const HalfProduct& p
   return trial;
 }
 
-// Those whose bits count, the best for many rows first.
-const std::vector<Algorithm>& Algorithms::references(const HalfProduct& product) {
-  const Shape shape = shape_of(product);
-  const auto found = references_.find(shape);
-  if (found != references_.end()) return found->second;
-  const Alignment& aligned = shape.aligned;
-  HalfProduct usual = product;
+// Those whose bits count, in the order in which they are tried.
+std::vector<Algorithm>& Algorithms::references(const HalfProduct& product) {
+  Shape shape = shape_of(product);  // of all that are done at once
+  shape.count = 1;
+  const auto [found, is_new] = references_.try_emplace(shape);
+  if (!is_new) return found->second;
+  HalfProduct one = part_of(product, 0), usual = one;
   usual.outputs = usual.stride = kUsual;
-  const auto of_usual = recommended(blas_, usual, aligned, {kUsual}, kAskedOfOneId);
-  auto all = recommended(blas_, product, aligned, {kUsual, kCompared, 1}, kAskedOfOneId);
-  const auto has = [&](int32_t id) {
-    return std::any_of(all.begin(), all.end(), [=](const Algorithm& a) { return id_of(a) == id; });
-  };
-  if (!all.empty()) {
-    const int32_t id = !of_usual.empty() && has(id_of(of_usual.front())) ? id_of(of_usual.front())
-                                                                         : id_of(all.front());
-    std::erase_if(all, [=](const Algorithm& algorithm) { return id_of(algorithm) != id; });
-  }
-  return references_.emplace(shape, std::move(all)).first->second;
+  std::vector<Algorithm>& all = found->second;
+  add_recommended(all, blas_, usual, shape.aligned, {kUsual}, kAskedOfOneId);
+  add_recommended(all, blas_, one, shape.aligned, {kUsual, kCompared, 1}, kAskedOfOneId);
+  return all;
 }
 
 // Computes what is expected, each product alone, and gives the algorithm that did it.
 std::optional<Algorithm> Algorithms::expect(cudaStream_t stream, const Trial& trial) {
   // What lies between rows is compared, too.
   check_cuda(cudaMemsetAsync(trial.expected, 0xff, trial.bytes(), stream), "clearing");
-  for (const Algorithm& algorithm : references(part_of(trial.product, 0))) {
+  std::vector<Algorithm>& all = references(trial.product);
+  for (const Algorithm algorithm : all) {
     bool done = true;
     for (int i = 0; i < trial.product.count && done; ++i) {
       done = fill(stream, trial, part_of(trial.product, i), trial.at_once, algorithm,
                   trial.expected, i);
     }
-    if (done) return algorithm;
+    if (!done) continue;
+    keep_id(all, id_of(algorithm));
+    return algorithm;
   }
   return std::nullopt;
 }
@@ -182,33 +180,36 @@ std::vector<Algorithm> Algorithms::by_time(cudaStream_t stream, const Trial& tri
   HalfProduct p = trial.product;
   const Alignment aligned = alignment_of(p);
   p.x = trial.x;
-  // What is good at many rows differs little from what is recommended for them.
-  auto all = p.rows < kUsual / 4
-                 ? recommended(blas_, p, aligned, {p.rows, 1, 16, 64, 256, kUsual}, kAskedToBeFast)
-                 : recommended(blas_, p, aligned, {p.rows}, kAskedToBeFast);
-  std::erase_if(all, [=](const Algorithm& algorithm) { return id_of(algorithm) != id; });
+  std::vector<Algorithm> all;
+  if (p.rows < kUsual / 4) {
+    add_recommended(all, blas_, p, aligned, {p.rows, 1, 16, 64, 256, kUsual}, kAskedToBeFast);
+  } else {  // what is good at many rows differs little from what is recommended for them
+    add_recommended(all, blas_, p, aligned, {p.rows}, kAskedToBeFast);
+  }
+  keep_id(all, id);
 
   p.y_apart = trial.rows * p.stride;
   ProductProblem problem(p);
   CudaEvent begin, end;
-  const auto seconds_of = [&](const Algorithm& algorithm, int calls) {
+  // With nothing in the GPU's caches, as in a step; what clears them hides how long a call takes.
+  const auto seconds_of = [&](const Algorithm& algorithm) {
+    check_cuda(cudaMemsetAsync(trial.got, 0xff, kTried, stream), "clearing");
     begin.record(stream);
-    for (int i = 0; i < calls; ++i) {
-      problem.run(blas_, stream, p, algorithm, trial.added, trial.got);
-    }
+    problem.run(blas_, stream, p, algorithm, trial.added, trial.got);
     end.record(stream);
     end.synchronize();
-    return end.seconds_since(begin) / calls;
+    return end.seconds_since(begin);
   };
   std::vector<std::pair<double, Algorithm>> timed;
   double best_s = 1e9;
   for (const Algorithm& algorithm : all) {
     if (!problem.run(blas_, stream, p, algorithm, trial.added, trial.got)) continue;
-    double seconds = seconds_of(algorithm, 1);
-    if (seconds > 2 * best_s) continue;
-    seconds = seconds_of(algorithm, seconds < 2e-4 ? 10 : 2);
+    double seconds = seconds_of(algorithm);
+    for (int i = 1; i < kTimed && seconds < 2 * best_s; ++i) {
+      seconds = std::min(seconds, seconds_of(algorithm));
+    }
     best_s = std::min(best_s, seconds);
-    timed.emplace_back(seconds, algorithm);
+    if (seconds <= 2 * best_s) timed.emplace_back(seconds, algorithm);
   }
   std::stable_sort(timed.begin(), timed.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });

@@ -44,7 +44,7 @@ class Algorithms {
   struct Trial;
 
   Trial trial_of(cudaStream_t stream, const HalfProduct& product);
-  const std::vector<Algorithm>& references(const HalfProduct& product);
+  std::vector<Algorithm>& references(const HalfProduct& product);
   std::optional<Algorithm> expect(cudaStream_t stream, const Trial& trial);
   std::vector<Algorithm> by_time(cudaStream_t stream, const Trial& trial, int32_t id) const;
   bool fill(cudaStream_t stream, const Trial& trial, HalfProduct product, int64_t at_once,
@@ -53,6 +53,7 @@ class Algorithms {
 
   const CublasLt& blas_;
   DeviceMemory memory_, differing_;
+  // By the shape of one product. Once one of them has done it, none of another id.
   std::map<Shape, std::vector<Algorithm>> references_;
 };
 

@@ -9,6 +9,7 @@ namespace headrace {
 namespace {
 
 constexpr size_t kWorkspace = size_t{32} << 20;
+constexpr uintptr_t kSomeAddress = uintptr_t{1} << 30;
 
 void check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -67,7 +68,7 @@ Alignment alignment_of(const HalfProduct& p) {
           .result = alignment_of(p.y, bytes * (p.stride | p.y_apart))};
 }
 
-ProductProblem::ProductProblem(const HalfProduct& p) {
+ProductProblem::ProductProblem(const HalfProduct& p) : has_bias_(p.bias != nullptr) {
   const bool relu = p.result == HalfProduct::Result::kReluHalf;
   const cudaDataType_t result = relu ? CUDA_R_16F : CUDA_R_32F;
   check(cublasLtMatmulDescInit(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
@@ -123,6 +124,11 @@ std::vector<ProductProblem::Algorithm> ProductProblem::recommended(const CublasL
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned.operands);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned.result);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned.result);
+
+  // How a bias is aligned it takes from the address, and reads nothing there.
+  if (has_bias_) {
+    set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, reinterpret_cast<void*>(kSomeAddress + aligned.bias));
+  }
 
   std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(asked));
   int found = 0;

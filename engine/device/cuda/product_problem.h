@@ -55,13 +55,15 @@ class ProductProblem {
   bool run(const CublasLt& blas, cudaStream_t stream, const HalfProduct& product,
            const Algorithm& algorithm, const void* added, void* y);
 
-  // Recommended ones that do not split the sum over k, the best first, from so many.
+  // Recommended ones that do not split the sum over k, the best first, from so many, for operands,
+  // bias and result that are no more aligned than that.
   std::vector<Algorithm> recommended(const CublasLt& blas, const Alignment& aligned, int asked);
 
  private:
   template <typename T>
   void set(cublasLtMatmulDescAttributes_t attribute, T value);
 
+  const bool has_bias_;
   cublasLtMatmulDescOpaque_t operation_;
   // In cuBLASLt's order by columns: y is [outputs][rows], w transposed and x not.
   cublasLtMatrixLayoutOpaque_t w_, x_, y_;

@@ -1,0 +1,267 @@
+// Which algorithms products take, on a cuBLASLt whose algorithms are made up: the fastest of those
+// that give a row the same bits in any batch and however a matrix is cut.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <vector>
+
+#include "engine/device/cuda/products.h"
+#include "tests/device/fake_cublas.h"
+#include "tests/ops/op_test.h"
+
+namespace headrace {
+namespace {
+
+using test::FakeAlgorithm;
+using test::FakeProduct;
+using Order = FakeAlgorithm::Order;
+using Result = HalfProduct::Result;
+
+constexpr int64_t kInputs = 48, kOutputs = 96, kMostRows = 80;
+
+class ProductChoice : public testing::TestWithParam<Result> {
+ protected:
+  ProductChoice() {
+    test::fake_blas() = {};
+    for (const float value : random_.floats(kMostRows * kInputs)) x_.push_back(to_half(value));
+    for (const float value : random_.floats(3 * kOutputs * kInputs)) w_.push_back(to_half(value));
+  }
+  ~ProductChoice() override { EXPECT_EQ(test::fake_blas().faults, std::vector<std::string>{}); }
+
+  static std::vector<FakeAlgorithm>& algorithms() { return test::fake_blas().algorithms; }
+
+  HalfProduct product(int64_t rows) {
+    y_.assign(before_.begin(), before_.end());
+    return {.x = x_.data(),
+            .rows = rows,
+            .w = w_.data(),
+            .outputs = kOutputs,
+            .inputs = kInputs,
+            .bias = bias_.data(),
+            .scale = 0.5f,
+            .result = GetParam(),
+            .y = y_.data(),
+            .stride = kOutputs};
+  }
+
+  // What becomes of y.
+  std::vector<float> done(Products& products, HalfProduct p) {
+    products.multiply(nullptr, p);
+    return y_;
+  }
+  // The algorithm that the last product had.
+  static size_t taken() { return test::fake_blas().calls.back(); }
+
+  // Each row of y as by itself, whatever else is in the batch.
+  void expect_rows_alone(Products& products) {
+    const auto bytes = static_cast<size_t>(kOutputs) *
+                       (GetParam() == Result::kReluHalf ? sizeof(Half) : sizeof(float));
+    std::vector<std::byte> alone(kMostRows * bytes);
+    for (int64_t row = 0; row < kMostRows; ++row) {
+      HalfProduct one = product(1);
+      one.x += row * kInputs;
+      const auto at = static_cast<size_t>(row) * bytes;
+      // What it is added to is that row's.
+      std::memcpy(y_.data(), reinterpret_cast<const std::byte*>(before_.data()) + at, bytes);
+      done(products, one);
+      std::memcpy(alone.data() + at, y_.data(), bytes);
+    }
+    for (int64_t rows = 1; rows <= kMostRows; ++rows) {
+      done(products, product(rows));
+      EXPECT_EQ(std::memcmp(alone.data(), y_.data(), static_cast<size_t>(rows) * bytes), 0) << rows;
+    }
+  }
+
+  Random random_{5};
+  std::vector<Half> x_, w_;
+  std::vector<float> bias_ = random_.floats(3 * kOutputs + 8);
+  std::vector<float> before_ = random_.floats(3 * kMostRows * kOutputs), y_;
+};
+
+TEST_P(ProductChoice, TheFastestOfTheFirstOnesId) {
+  algorithms() = {{.id = 66, .seconds = 3},
+                  {.id = 66, .seconds = 2},
+                  {.id = 71, .seconds = 1, .order = Order::kDown}};
+  Products products;
+  expect_rows_alone(products);
+  EXPECT_EQ(taken(), 1U);
+}
+
+TEST_P(ProductChoice, NoneWhoseBitsDependOnTheBatch) {
+  algorithms() = {{.id = 66, .seconds = 3},
+                  {.id = 66, .seconds = 1, .order = Order::kBySizeOfBatch},
+                  {.id = 66, .seconds = 2}};
+  Products products;
+  expect_rows_alone(products);
+  EXPECT_EQ(taken(), 2U);
+}
+
+TEST_P(ProductChoice, NoneThatSplitsItsSums) {
+  algorithms() = {{.id = 66, .seconds = 1, .order = Order::kDown, .split_k = 4},
+                  {.id = 66, .seconds = 3}};
+  Products products;
+  expect_rows_alone(products);
+  EXPECT_EQ(taken(), 1U);
+}
+
+TEST_P(ProductChoice, AnotherOneWhereTheFastestDoesNotDoIt) {
+  const auto not_33 = [](const FakeProduct& p) { return p.rows != 33; };
+  const auto few = [](const FakeProduct& p) { return p.rows <= 32; };
+  const auto all = [](const FakeProduct&) { return true; };
+  algorithms() = {
+      {.id = 66, .seconds = 3},
+      {.id = 66, .seconds = 1, .is_recommended = all, .works = not_33},
+      {.id = 66, .seconds = 0.5, .is_recommended = all, .works = few},
+  };
+  Products products;
+  done(products, product(64));  // as a run does first
+  expect_rows_alone(products);
+  done(products, product(33));
+  EXPECT_EQ(taken(), 0U);
+  done(products, product(34));
+  EXPECT_EQ(taken(), 1U);
+  done(products, product(32));
+  EXPECT_EQ(taken(), 2U);
+}
+
+TEST_P(ProductChoice, TheNextIdWhereTheFirstCannotDoIt) {
+  const auto none = [](const FakeProduct&) { return false; };
+  const auto all = [](const FakeProduct&) { return true; };
+  algorithms() = {{.id = 66, .seconds = 1, .is_recommended = all, .works = none},
+                  {.id = 35, .seconds = 2}};
+  Products products;
+  expect_rows_alone(products);
+  EXPECT_EQ(taken(), 1U);
+}
+
+// cuBLASLt recommends another id for pieces, and yet another for a few rows of them.
+TEST_P(ProductChoice, PiecesHaveTheBitsOfTheWhole) {
+  constexpr int64_t kPiece = 32;
+  const auto small = [](const FakeProduct& p) { return p.outputs == kPiece; };
+  const auto tiny = [](const FakeProduct& p) { return p.outputs == kPiece && p.rows < 8; };
+  const auto usual = [](const FakeProduct& p) { return p.outputs > kPiece; };
+  algorithms() = {{.id = 21, .seconds = 1, .order = Order::kDown, .is_recommended = tiny},
+                  {.id = 35, .seconds = 2, .order = Order::kBySizeOfBatch, .is_recommended = small},
+                  {.id = 66, .seconds = 3, .is_recommended = usual}};
+  const size_t element = GetParam() == Result::kReluHalf ? sizeof(Half) : sizeof(float);
+  for (const bool pieces_first : {false, true}) {
+    Products products;
+    const auto whole = [&](int64_t rows) { return done(products, product(rows)); };
+    for (const int64_t rows : {1, 5, 16, 80}) {
+      if (!pieces_first) whole(rows);
+      std::vector<std::byte> together(static_cast<size_t>(rows * kOutputs) * element);
+      for (int64_t first = 0; first < kOutputs; first += kPiece) {
+        HalfProduct piece = product(rows);
+        piece.w += first * kInputs;
+        piece.bias += first;
+        piece.outputs = kPiece;
+        piece.y = reinterpret_cast<std::byte*>(y_.data()) + static_cast<size_t>(first) * element;
+        products.multiply(nullptr, piece);
+        for (int64_t row = 0; row < rows; ++row) {
+          const auto at = static_cast<size_t>(row * kOutputs + first) * element;
+          std::memcpy(together.data() + at, reinterpret_cast<std::byte*>(y_.data()) + at,
+                      kPiece * element);
+        }
+      }
+      EXPECT_EQ(std::memcmp(whole(rows).data(), together.data(), together.size()), 0) << rows;
+    }
+  }
+}
+
+TEST_P(ProductChoice, AddressesAreAsAlignedAsAnAlgorithmWants) {
+  algorithms() = {{.id = 66, .seconds = 1, .aligned = 16}, {.id = 66, .seconds = 2, .aligned = 4}};
+  Products products;
+  done(products, product(7));
+  EXPECT_EQ(taken(), 0U);
+  HalfProduct p = product(7);
+  p.w += 2 * 3;
+  done(products, p);
+  EXPECT_EQ(taken(), 1U);
+}
+
+TEST_P(ProductChoice, WhatNoneCanDoIsAnError) {
+  const auto none = [](const FakeProduct&) { return false; };
+  for (const bool are_there : {false, true}) {
+    algorithms().clear();
+    if (are_there)
+      algorithms() = {{.id = 66, .is_recommended = [](auto&) { return true; }, .works = none}};
+    Products products;
+    try {
+      done(products, product(7));
+      ADD_FAILURE();
+    } catch (const ResourceMissing& e) {
+      const std::string text = e.what();
+      EXPECT_NE(text.find("7 rows through a matrix of 96 x 48"), std::string::npos) << text;
+      EXPECT_NE(text.find("--math f32"), std::string::npos) << text;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Results, ProductChoice,
+                         testing::Values(Result::kFloat, Result::kAdded, Result::kReluHalf),
+                         [](const auto& result) {
+                           return std::string(result.param == Result::kFloat   ? "float"
+                                              : result.param == Result::kAdded ? "added"
+                                                                               : "relu");
+                         });
+
+// Three at once, as q, k and v are.
+class ProductsAtOnce : public ProductChoice {
+ protected:
+  HalfProduct three(int64_t rows, int64_t bias_apart) {
+    HalfProduct p = product(rows);
+    p.count = 3;
+    p.w_apart = kOutputs * kInputs;
+    p.bias_apart = bias_apart;
+    p.y_apart = kMostRows * kOutputs;
+    return p;
+  }
+  // Each as by itself.
+  void expect_each_alone(Products& products, int64_t bias_apart) {
+    for (const int64_t rows : {1, 7, 33}) {
+      const std::vector<float> together = done(products, three(rows, bias_apart));
+      const HalfProduct p = three(rows, bias_apart);
+      for (int i = 0; i < p.count; ++i) products.multiply(nullptr, part_of(p, i));
+      EXPECT_EQ(std::memcmp(together.data(), y_.data(), y_.size() * sizeof(float)), 0) << rows;
+    }
+  }
+};
+
+TEST_P(ProductsAtOnce, HaveTheBitsOfEachAlone) {
+  algorithms() = {{.id = 66, .seconds = 2},
+                  {.id = 66, .seconds = 1, .order = Order::kBySizeOfBatch}};
+  Products products;
+  expect_each_alone(products, kOutputs);
+  done(products, three(7, kOutputs));
+  EXPECT_EQ(test::fake_blas().calls.back(), 0U);
+}
+
+TEST_P(ProductsAtOnce, AreDoneOneByOneWhereNoneDoesSeveral) {
+  const auto one = [](const FakeProduct& p) { return p.count == 1; };
+  const auto all = [](const FakeProduct&) { return true; };
+  algorithms() = {{.id = 66, .seconds = 2, .is_recommended = all, .works = one},
+                  {.id = 71, .seconds = 1, .order = Order::kDown}};
+  Products products;
+  expect_each_alone(products, kOutputs);
+  const size_t before = test::fake_blas().calls.size();
+  done(products, three(7, kOutputs));
+  EXPECT_EQ(test::fake_blas().calls.size(), before + 3);
+}
+
+TEST_P(ProductsAtOnce, ABiasThatIsAlignedByChanceOnly) {
+  algorithms() = {{.id = 66, .seconds = 1, .aligned = 16}, {.id = 66, .seconds = 2, .aligned = 4}};
+  Products products;
+  done(products, three(7, kOutputs));
+  EXPECT_EQ(taken(), 0U);
+  expect_each_alone(products, kOutputs + 1);
+  done(products, three(7, kOutputs + 1));
+  EXPECT_EQ(taken(), 1U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Results, ProductsAtOnce, testing::Values(Result::kFloat, Result::kAdded),
+                         [](const auto& result) {
+                           return std::string(result.param == Result::kFloat ? "float" : "added");
+                         });
+
+}  // namespace
+}  // namespace headrace
