@@ -252,7 +252,7 @@ class BadInput(Gpu):
         job.await_lines(output, 2)
         os.kill(job.rank_process(1), signal.SIGKILL)
         self.assertNotEqual(job.wait(60), harness.DONE)
-        time.sleep(0.5)
+        job.await_no_process()
         self.run_program(*arguments, "--resume", ranks=2)
         expected = self.generate(model, requests, *CUDA)
         self.assert_same_results(expected, harness.read_results(output))
@@ -378,6 +378,63 @@ class Link(Gpu):
     def test_a_rank_that_is_stopped(self):
         """NCCL never says so: the deadline does."""
         self.lose_a_rank(lambda job: os.kill(job.rank_process(1), signal.SIGSTOP))
+
+
+@unittest.skipUnless("HEADRACE_FAKE_GPUS" in os.environ, "GPUs are real")
+class FakeGpus(harness.ProgramTest):
+    """Machines with other GPUs than this one."""
+
+    def with_gpus(self, count):
+        patch = unittest.mock.patch.dict(os.environ, HEADRACE_FAKE_GPUS=str(count))
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def test_ranks_take_gpus_in_turn(self):
+        self.with_gpus(2)
+        expected = self.generate(TINY[0], requests_of(300), "--device", "cpu")
+        for ranks in (2, 3):
+            results = self.generate(TINY[0], requests_of(300), "--math", "f32", "--device-memory", "1GiB", ranks=ranks,
+                                    limit=120)
+            self.assert_same_results(expected, results)
+            log = self.jobs[-1].log()
+            self.assertEqual(log.count("fake GPU, f32"), ranks, log)
+            self.assertEqual(log.count("over MPI: "), ranks - 1, log)
+
+    def test_more_than_a_gpu_has(self):
+        model = ("--model", "synthetic:tiny-llama")
+        self.with_gpus(1)
+        for memory, ranks, says in (("15.5GiB", None, "given        15.5 GiB\n"),
+                                    ("9GiB", 2, "given        9.0 GiB, with the other ranks that share it 18.0 GiB\n")):
+            job = self.run_program("plan", *model, "--device", "cuda", "--device-memory", memory, ranks=ranks,
+                                   expect=harness.DOES_NOT_FIT)
+            self.assertIn("--device-memory is more than the GPU (fake GPU) has free", job.log())
+            self.assertIn(says, job.log())
+            self.assertIn("free         15.0 GiB of 16.0 GiB", job.log())
+        self.with_gpus(2)
+        self.run_program("plan", *model, "--device", "cuda", "--device-memory", "9GiB", ranks=2)
+
+    def test_numbers(self):
+        self.with_gpus(3)
+        job = self.run_program("plan", "--model", "synthetic:tiny-llama", "--device", "cuda:3", expect=RESOURCE_MISSING)
+        self.assertIn("--device cuda:3: there are 3 GPUs, numbered from 0", job.log())
+        self.run_program("plan", "--model", "synthetic:tiny-llama", "--device", "cuda:2")
+
+    def test_doctor(self):
+        self.with_gpus(2)
+        found = self.run_program("doctor", ranks=2).stdout()
+        for says in ("fake GPU (9.0): 15.0 GiB free of 16.0 GiB, 50.0 GB/s to it and 40.0 GB/s from it", "no CUDA, ",
+                     "no NCCL: fake GPUs have no NCCL"):
+            self.assertGreaterEqual(found.count(says), 2, found)
+        self.with_gpus(0)
+        self.assertIn("gpu      none to use: there is no fake GPU", self.run_program("doctor").stdout())
+
+    def test_without_a_gpu(self):
+        self.with_gpus(0)
+        requests = requests_of(300, 3)
+        self.assert_same_results(self.generate(TINY[0], requests, "--device", "cpu"), self.generate(TINY[0], requests))
+        self.assertIn("computes on its CPU: there is no fake GPU", self.jobs[-1].log())
+        job = self.run_program("plan", "--model", "synthetic:tiny-llama", "--device", "cuda", expect=RESOURCE_MISSING)
+        self.assertIn("there is no fake GPU; use --device cpu, or see headrace doctor", job.log())
 
 
 if __name__ == "__main__":

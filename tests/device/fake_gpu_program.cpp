@@ -1,0 +1,42 @@
+// What the module of a program with fake GPUs calls back: the whole of headrace, in real processes,
+// on machines without a GPU. HEADRACE_FAKE_GPUS: how many there are.
+#include <cstdlib>
+#include <string>
+
+#include "comm/device_wire.h"
+#include "comm/error.h"
+#include "engine/device/device_module.h"
+#include "engine/error.h"
+#include "tests/device/fake_device.h"
+
+namespace headrace {
+namespace {
+
+constexpr uint64_t kMemory = uint64_t{16} << 30;
+
+class FakeModule final : public DeviceModule {
+ public:
+  int count() override {
+    const char* const given = std::getenv("HEADRACE_FAKE_GPUS");
+    const int devices = given ? std::atoi(given) : 1;
+    if (devices == 0) throw ResourceMissing("there is no fake GPU");
+    return devices;
+  }
+  DeviceFacts facts(int device) override {
+    const std::string number = std::to_string(device);
+    return {"fake GPU", "bus " + number, 9, 0, kMemory, kMemory - (uint64_t{1} << 30)};
+  }
+  DeviceLinkRates measure_link(int) override { return {50e9, 40e9, 3e12}; }
+  std::unique_ptr<Device> open(int device) override {
+    return std::make_unique<test::FakeDevice>(static_cast<uint64_t>(device) + 1);
+  }
+  std::string software() override { return "no CUDA"; }
+};
+
+}  // namespace
+}  // namespace headrace
+
+extern "C" headrace::DeviceModule* headrace_test_open_module() { return new headrace::FakeModule; }
+extern "C" headrace::DeviceWires* headrace_test_open_wires() {
+  throw headrace::CommError("fake GPUs have no NCCL");
+}
