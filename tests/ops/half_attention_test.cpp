@@ -53,6 +53,8 @@ class Attention {
         return run<96>(first, rows, together, seed);
       case 128:
         return run<128>(first, rows, together, seed);
+      case 256:
+        return run<256>(first, rows, together, seed);
     }
     return {};
   }
@@ -96,21 +98,21 @@ class Attention {
 
  private:
   static constexpr float kScale = 0.11f;
+  static constexpr int64_t kOthers = 3;
 
   template <int kDim>
   std::vector<Half> run(int64_t first, int64_t rows, bool together, uint64_t seed) {
-    const AttentionSequence sequence{0, rows, first, table_.data()};
+    // Behind rows of another sequence, which are not looked at and stay as they are.
+    const AttentionSequence sequence{kOthers, rows, first, table_.data()};
+    std::vector<float> q = nans(kOthers * row_width());
+    q.insert(q.end(), q_.begin() + first * row_width(), q_.begin() + (first + rows) * row_width());
     // With an even seed where whole pieces of 16 bytes cannot be written.
     const size_t skipped = seed % 2 == 0 ? 2 : 0;
-    std::vector<Half> out(skipped + static_cast<size_t>(rows * row_width()), Half{0x7E00});
+    const auto others = static_cast<int64_t>(skipped) + kOthers * row_width();
+    std::vector<Half> out(static_cast<size_t>(others + rows * row_width()), Half{0x7E00});
     const int group = case_.heads / case_.kv_heads;
-    Work work{shape_,
-              &sequence,
-              0,
-              case_.heads,
-              kScale * 1.4426950408889634f,
-              q_.data() + first * row_width(),
-              out.data() + skipped};
+    Work work{shape_,   &sequence,           0, case_.heads, kScale * 1.4426950408889634f,
+              q.data(), out.data() + skipped};
     constexpr int64_t kQueries = cuda::kWarps * cuda::kWarpQueries;
     work.tiles = static_cast<int>((rows * group + kQueries - 1) / kQueries);
     const auto bytes =
@@ -124,7 +126,9 @@ class Attention {
         });
       }
     }
-    out.erase(out.begin(), out.begin() + static_cast<int64_t>(skipped));
+    EXPECT_TRUE(std::all_of(out.begin(), out.begin() + others,
+                            [](const Half& half) { return half.bits == 0x7E00; }));
+    out.erase(out.begin(), out.begin() + others);
     return out;
   }
 
@@ -140,9 +144,28 @@ bool same(std::span<const Half> a, std::span<const Half> b) {
 }
 
 constexpr Case kCases[] = {
-    {64, 4, 2, 1, 1},    {64, 14, 2, 33, 7},   {128, 2, 2, 64, 64}, {128, 2, 2, 65, 65},
-    {128, 2, 1, 150, 9}, {80, 2, 2, 130, 3},   {64, 2, 1, 200, 70}, {96, 2, 2, 17, 17},
-    {12, 2, 1, 40, 20},  {16, 4, 1, 257, 100}, {72, 2, 1, 130, 34}, {128, 8, 1, 49, 40},
+    {64, 4, 2, 1, 1},
+    {64, 14, 2, 33, 7},
+    {128, 2, 2, 64, 64},
+    {128, 2, 2, 65, 65},
+    {128, 2, 1, 150, 9},
+    {80, 2, 2, 130, 3},
+    {64, 2, 1, 200, 70},
+    {96, 2, 2, 17, 17},
+    {12, 2, 1, 40, 20},
+    {16, 4, 1, 257, 100},
+    {72, 2, 1, 130, 34},
+    {128, 8, 1, 49, 40},
+    // Where pages, tiles and steps end.
+    {64, 2, 2, 15, 15},
+    {64, 2, 2, 16, 16},
+    {64, 4, 2, 48, 5},
+    {128, 2, 2, 63, 3},
+    {128, 4, 2, 128, 10},
+    {80, 2, 1, 129, 33},
+    // Widths that no usual model has.
+    {24, 2, 1, 33, 20},
+    {256, 2, 1, 70, 20},
 };
 
 TEST(HalfAttention, IsNearAttentionInFloat64) {
