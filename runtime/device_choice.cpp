@@ -13,7 +13,6 @@ namespace headrace {
 namespace {
 
 constexpr uint64_t kLeastMargin = 512 << 20;
-constexpr int kLeastMajor = 8;  // compute capability that engine/device/cuda is built for
 
 }  // namespace
 
@@ -43,11 +42,11 @@ ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
                             ", numbered from 0");
     }
     const DeviceFacts facts = module->facts(chosen.number);
-    if (facts.major < kLeastMajor) {
+    if (facts.major < kLeastComputeCapability) {
       throw ResourceMissing("GPU " + std::to_string(chosen.number) + " (" + facts.name +
                             ") has compute capability " + std::to_string(facts.major) + "." +
                             std::to_string(facts.minor) + ", headrace needs " +
-                            std::to_string(kLeastMajor) + ".0 or newer");
+                            std::to_string(kLeastComputeCapability) + ".0 or newer");
     }
     chosen.module = std::move(module);
   } catch (const ResourceMissing& e) {

@@ -10,6 +10,8 @@
 
 namespace headrace {
 
+inline constexpr int kLeastComputeCapability = 8;  // that engine/device/cuda is built for
+
 struct ChosenDevice {
   std::unique_ptr<DeviceModule> module;
   int number = 0;

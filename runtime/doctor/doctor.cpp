@@ -6,8 +6,10 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <set>
 
 #include "engine/memory/budget.h"
+#include "runtime/device_choice.h"
 #include "runtime/json_bytes.h"
 
 namespace headrace {
@@ -19,11 +21,13 @@ constexpr double kSlowStep = 0.1;       // seconds that such a step may take on 
 constexpr double kSlowLatency = 0.002;  // seconds
 constexpr double kSlowDisk = 200e6;     // bytes per second
 constexpr double kUneven = 1.5;
+constexpr double kSlowGpuLink = 10e9;  // bytes per second; PCIe 4.0 x16 does 25e9
+constexpr double kFreeOfGpu = 0.75;    // of its memory, with nothing else on it and some ranks
 
 }  // namespace
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GpuFacts, name, capability, memory_free, memory_total,
-                                   to_device_rate, from_device_rate)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GpuFacts, name, capability, uuid, is_too_old, memory_free,
+                                   memory_total, to_device_rate, from_device_rate)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MachineFacts, host, cpu, version, mpi, target, int8, cores,
                                    usable_cores, bound, threads, memory_free, memory_total,
                                    memory_rate, gpus, gpu_software, gpu_missing, nccl, nccl_missing,
@@ -102,6 +106,29 @@ std::string name(const Examination& found, size_t rank) {
   return fmt::format("rank {} on {}", rank, found.ranks[rank].host);
 }
 
+void warn_of_gpu(const std::string& who, const GpuFacts& gpu, std::vector<std::string>& all) {
+  if (gpu.is_too_old) {
+    all.push_back(fmt::format(
+        "{} has {} of compute capability {}, headrace uses those of {}.0 and newer: it will "
+        "compute on its CPU",
+        who, gpu.name, gpu.capability, kLeastComputeCapability));
+    return;
+  }
+  const auto free = static_cast<double>(gpu.memory_free);
+  if (free < kFreeOfGpu * static_cast<double>(gpu.memory_total)) {
+    all.push_back(fmt::format(
+        "{} has {} free of the {} of its {}: end what else runs there (nvidia-smi shows it)", who,
+        format_bytes(gpu.memory_free), format_bytes(gpu.memory_total), gpu.name));
+  }
+  if (const double slower = std::min(gpu.to_device_rate, gpu.from_device_rate);
+      slower < kSlowGpuLink) {
+    all.push_back(fmt::format(
+        "{} has a link to its {} of {}: what has no room there passes at that rate; see that the "
+        "card has all its PCIe lanes (nvidia-smi -q), and no other rank measured at the same time",
+        who, gpu.name, rate(slower)));
+  }
+}
+
 void warn_of_machine(const Examination& found, size_t r, std::vector<std::string>& all) {
   const MachineFacts& m = found.ranks[r];
   const std::string who = name(found, r);
@@ -118,6 +145,7 @@ void warn_of_machine(const Examination& found, size_t r, std::vector<std::string
                   " computes without vector instructions, many times slower than with AVX2: "
                   "leave it out, or give it few layers with --split");
   }
+  for (const GpuFacts& gpu : m.gpus) warn_of_gpu(who, gpu, all);
   if (!m.disk_error.empty()) {
     all.push_back(who + ": " + m.disk_error);
     return;
@@ -188,6 +216,23 @@ void warn_of_uneven_machines(const Examination& found, std::vector<std::string>&
       name(found, static_cast<size_t>(most - found.ranks.begin())), rate(most->memory_rate)));
 }
 
+// Of hosts that have some.
+void warn_of_few_gpus(const Examination& found, std::vector<std::string>& all) {
+  for (const auto& [host, ranks] : by_host(found)) {
+    std::set<std::string> gpus;
+    for (const size_t r : ranks) {
+      for (const GpuFacts& gpu : found.ranks[r].gpus) {
+        if (!gpu.is_too_old) gpus.insert(gpu.uuid);
+      }
+    }
+    if (gpus.empty() || gpus.size() >= ranks.size()) continue;
+    all.push_back(fmt::format(
+        "{} has {} GPU{} for {} ranks, which share memory and time: start as many ranks as GPUs "
+        "(mpirun --map-by ppr:{}:node), or give some --device cpu",
+        host, gpus.size(), gpus.size() == 1 ? "" : "s", ranks.size(), gpus.size()));
+  }
+}
+
 // Of neighbours that both have a GPU.
 void warn_of_nccl(const Examination& found, std::vector<std::string>& all) {
   for (size_t r = 0; r + 1 < found.ranks.size(); ++r) {
@@ -231,6 +276,7 @@ std::vector<std::string> warnings(const Examination& found) {
   for (size_t r = 0; r < found.ranks.size(); ++r) warn_of_machine(found, r, all);
   warn_of_cores(found, all);
   warn_of_uneven_machines(found, all);
+  warn_of_few_gpus(found, all);
   warn_of_nccl(found, all);
   warn_of_links(found, all);
   return all;

@@ -16,6 +16,7 @@
 #include "engine/ops/cpu/kernels.h"
 #include "engine/thread_pool.h"
 #include "headrace/version.h"
+#include "runtime/device_choice.h"
 #include "runtime/plan/host_memory.h"
 #include "runtime/plan/rates.h"
 #include "runtime/report/host_facts.h"
@@ -82,6 +83,7 @@ void check_gpus(const std::string& file, MachineFacts& facts) {
       const DeviceFacts found = module->facts(device);
       const DeviceLinkRates link = module->measure_link(device);
       facts.gpus.push_back({found.name, fmt::format("{}.{}", found.major, found.minor),
+                            found.bus + " " + found.uuid, found.major < kLeastComputeCapability,
                             found.memory_free, found.memory_total, link.to_device,
                             link.from_device});
     }

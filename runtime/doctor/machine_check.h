@@ -11,6 +11,8 @@ namespace headrace {
 struct GpuFacts {
   std::string name;
   std::string capability;                           // "9.0"
+  std::string uuid;                                 // ranks that share it have the same
+  bool is_too_old = false;                          // headrace does not use it
   uint64_t memory_free = 0, memory_total = 0;       // bytes
   double to_device_rate = 0, from_device_rate = 0;  // bytes per second, pinned memory
 };

@@ -424,7 +424,10 @@ class FakeGpus(harness.ProgramTest):
         found = self.run_program("doctor", ranks=2).stdout()
         for says in ("fake GPU (9.0): 15.0 GiB free of 16.0 GiB, 50.0 GB/s to it and 40.0 GB/s from it", "no CUDA, ",
                      "no NCCL: fake GPUs have no NCCL"):
-            self.assertGreaterEqual(found.count(says), 2, found)
+            self.assertEqual(found.count(says), 4, found)  # each rank sees both
+        self.assertNotIn("GPUs for", found)
+        self.with_gpus(1)
+        self.assertIn("has 1 GPU for 2 ranks, which share memory and time", self.run_program("doctor", ranks=2).stdout())
         self.with_gpus(0)
         self.assertIn("gpu      none to use: there is no fake GPU", self.run_program("doctor").stdout())
 

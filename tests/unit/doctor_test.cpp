@@ -32,6 +32,10 @@ MachineFacts machine(const std::string& host) {
   return m;
 }
 
+GpuFacts gpu(const std::string& uuid) {
+  return {"a GPU", "9.0", uuid, false, uint64_t{79} << 30, uint64_t{80} << 30, 54e9, 55e9};
+}
+
 Examination two_nodes() { return {{machine("node1"), machine("node2")}, {{50e-6, 1.1e9}}}; }
 
 // The only warning, or all of them.
@@ -59,8 +63,7 @@ TEST(Doctor, NamesGpusOrWhyThereIsNone) {
   found.ranks[0].gpu_missing = "there is no driver";
   found.ranks[1].gpu_software = "CUDA 13.0";
   found.ranks[1].nccl = "NCCL 2.28.9";
-  found.ranks[1].gpus.push_back(
-      {"a GPU", "9.0", uint64_t{79} << 30, uint64_t{80} << 30, 54e9, 55e9});
+  found.ranks[1].gpus.push_back(gpu("1"));
   expect_words(describe(found), {"none to use: there is no driver",
                                  "a GPU (9.0): 79.0 GiB free of 80.0 GiB, 54.0 GB/s to it and "
                                  "55.0 GB/s from it, CUDA 13.0, NCCL 2.28.9"});
@@ -71,7 +74,18 @@ TEST(Doctor, NamesGpusOrWhyThereIsNone) {
   expect_words(describe(found), {"a GPU (9.0)", "no other: out of memory"});
 }
 
-TEST(Doctor, HasNothingToSayOfAGoodCluster) { EXPECT_EQ(warning(two_nodes()), ""); }
+TEST(Doctor, HasNothingToSayOfAGoodCluster) {
+  Examination good = two_nodes();
+  EXPECT_EQ(warning(good), "");
+  // Two ranks that see one GPU each, or both.
+  good.ranks[1].host = "node1";
+  for (MachineFacts& m : good.ranks) m.threads = 4;
+  good.ranks[0].gpus = {gpu("1")};
+  good.ranks[1].gpus = {gpu("2")};
+  EXPECT_EQ(warning(good), "");
+  good.ranks[0].gpus = good.ranks[1].gpus = {gpu("1"), gpu("2")};
+  EXPECT_EQ(warning(good), "");
+}
 
 TEST(Doctor, OneWarningForEachFault) {
   struct Case {
@@ -121,14 +135,42 @@ TEST(Doctor, OneWarningForEachFault) {
        {"rank 1 on node2 reads memory at 10.0 GB/s", "rank 0 on node1 at 20.0 GB/s", "--split"}},
       {"nccl",
        [](Examination& e) {
-         for (MachineFacts& m : e.ranks) m.gpus.emplace_back();
+         for (MachineFacts& m : e.ranks) m.gpus.push_back(gpu(m.host));
          e.ranks[0].nccl = "NCCL 2.28.9";
          e.ranks[1].nccl = "NCCL 2.27.3";
        },
        {"node1 has NCCL 2.28.9", "node2 has NCCL 2.27.3", "install the same"}},
+      {"old gpu",
+       [](Examination& e) {
+         e.ranks[1].gpus = {gpu("1")};
+         e.ranks[1].gpus[0].is_too_old = true;
+         e.ranks[1].gpus[0].capability = "7.5";
+       },
+       {"rank 1 on node2 has a GPU of compute capability 7.5", "8.0 and newer", "its CPU"}},
+      {"busy gpu",
+       [](Examination& e) {
+         e.ranks[1].gpus = {gpu("1")};
+         e.ranks[1].gpus[0].memory_free = uint64_t{20} << 30;
+       },
+       {"rank 1 on node2 has 20.0 GiB free of the 80.0 GiB", "nvidia-smi"}},
+      {"slow gpu link",
+       [](Examination& e) {
+         e.ranks[1].gpus = {gpu("1")};
+         e.ranks[1].gpus[0].from_device_rate = 3e9;
+       },
+       {"rank 1 on node2", "3.0 GB/s", "PCIe lanes"}},
+      {"few gpus",
+       [](Examination& e) {
+         e.ranks[1].host = "node1";
+         for (MachineFacts& m : e.ranks) {
+           m.gpus = {gpu("1")};
+           m.threads = 4;
+         }
+       },
+       {"node1 has 1 GPU for 2 ranks", "ppr:1:node"}},
       {"no nccl",
        [](Examination& e) {
-         for (MachineFacts& m : e.ranks) m.gpus.emplace_back();
+         for (MachineFacts& m : e.ranks) m.gpus.push_back(gpu(m.host));
          e.ranks[1].nccl = "NCCL 2.28.9";
        },
        {"node1 has no NCCL", "node2 has NCCL 2.28.9", "install the same"}},
