@@ -38,6 +38,9 @@ void handle_signals() {
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESETHAND;
   for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+  // What mpirun passes on of its own; see launch/mpirun.sh, which sends it more than once.
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGUSR1, &action, nullptr);
   for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
 }
 
