@@ -185,6 +185,22 @@ class Scripts(harness.ProgramTest):
                            SLURM_JOB_ID="12", expect=75, **environment)
         self.assertIn("scontrol requeue 12", done.stdout)
 
+    def test_slurm_job_ends_with_headraces_codes(self):
+        """srun --kill-on-bad-exit gives 137 for a rank that was killed, and 143 for those it ends."""
+        srun = self.folder / "srun"
+        srun.write_text('#!/bin/sh\nexit $SRUN_CODE\n')
+        srun.chmod(0o755)
+        environment = dict(PATH=f"{self.folder}:{os.environ['PATH']}", HEADRACE=harness.program())
+        for code in (137, 143, 3, 255):
+            done = self.script("bash", LAUNCH / "slurm.sbatch", "--model", "m", SRUN_CODE=str(code),
+                               SLURM_JOB_ID="12", expect=75, **environment)
+            self.assertIn(f"exit code {code} is srun's", done.stdout)
+            self.assertIn("scontrol requeue 12", done.stdout)
+        for code in (0, 1, 2, 65, 69, 70, 73, 74, 75):
+            done = self.script("bash", LAUNCH / "slurm.sbatch", "--model", "m", SRUN_CODE=str(code),
+                               expect=code, **environment)
+            self.assertNotIn("srun's", done.stdout)
+
     def test_quickstart_batch_has_one_bad_line_and_its_table_fits(self):
         model = harness.real_model(harness.SMOL)
         output = self.folder / "out.jsonl"
