@@ -44,9 +44,9 @@ void set_up_logging() {
 }
 
 bool is_first_of_job() {
-  // mpirun; srun --mpi=pmix; srun. The first that is set counts: the batch script sets the last,
-  // too.
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
+  // mpirun; srun --mpi=pmix; another mpirun, which is refused; srun. The first that is set counts:
+  // the batch script sets the last, too.
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"}) {
     if (const char* rank = std::getenv(name)) return std::string_view(rank) == "0";
   }
   return true;

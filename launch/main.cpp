@@ -44,10 +44,8 @@ int main(int argc, char** argv) {
     if (is_help && !first) return headrace::kExitDone;
     if (!first) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout);
     return app.exit(e) == 0 ? headrace::kExitDone : headrace::kExitUsage;
-  } catch (const headrace::UsageError&) {
-    if (!headrace::is_first_of_job()) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout);
-    return headrace::report_error();
   } catch (...) {
+    if (!headrace::is_first_of_job()) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout);
     return headrace::report_error();
   }
   return exit_code;

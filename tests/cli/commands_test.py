@@ -411,6 +411,37 @@ class Stages(CommandTest):
         self.assertEqual(1, log.count("--bogus"))
 
 
+class Launchers(CommandTest):
+    """Which launchers make ranks of a run is known by what they put into the environment."""
+
+    def plan(self, code, says="", **environment):
+        done = subprocess.run([harness.program(), "plan", "--model", TINY], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
+        self.assertEqual(code, done.returncode, done.stderr)
+        self.assertIn(says, done.stdout if code == 0 else done.stderr)
+        return done.stderr
+
+    def test_another_mpi(self):
+        """Its ranks would each take the whole batch."""
+        for rank in "01":
+            log = self.plan(69, "start headrace with Open MPI's mpirun", PMI_RANK=rank, PMI_SIZE="2", PMI_FD="9")
+            self.assertIn("MPICH", log)
+
+    def test_ranks_that_mpi_does_not_find(self):
+        for size in ({"OMPI_COMM_WORLD_SIZE": "2"}, {"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "2"}):
+            self.plan(69, "the launcher started 2 ranks, but MPI (Open MPI", **size)
+
+    def test_srun_without_pmix(self):
+        self.plan(harness.USAGE, "srun --mpi=pmix", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID="0")
+
+    def test_one_task_and_shells_of_jobs_run_alone(self):
+        for environment in ({"PMI_RANK": "0", "PMI_SIZE": "1"},
+                            {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"},
+                            {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
+                            {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "SLURM_STEP_NUM_TASKS": "1"}):
+            self.plan(0, "stage 1 of 1", **environment)
+
+
 class Config(CommandTest):
     def run_config(self, text, *arguments, **options):
         return self.run_program("generate", "--config", self.config(text), "--input", self.batch(),
