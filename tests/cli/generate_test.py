@@ -2,8 +2,10 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import unittest
 
 import harness
 
@@ -118,6 +120,27 @@ class Streams(harness.ProgramTest):
         self.assertRegex(shown[1], r"^\d+ of 500 requests, ")
         self.assertLessEqual(max(map(len, shown[1:-1])), 79)
         self.assertIn("requests: 500 done", shown[-1])
+
+
+@unittest.skipUnless(shutil.which("taskset") and (os.cpu_count() or 0) > 1, "one core, or no taskset")
+class Binding(harness.ProgramTest):
+    def log(self, *arguments, **options):
+        return self.run_program("generate", "--model", TINY, "--input", os.devnull, "--output", "-",
+                                *arguments, **options).log()
+
+    def test_a_rank_bound_to_few_cores_says_so(self):
+        """As Slurm and mpirun bind one that says nothing of its cores."""
+        one, cores = ("taskset", "-c", "0"), os.cpu_count()
+        says = f"bound to 1 of the machine's {cores} cores; start with mpirun --bind-to none"
+        for ranks in (None, 1):
+            self.assertIn(says, self.log(ranks=ranks, prefix=one))
+        self.assertNotIn("bound", self.log("--threads", 1, prefix=one))
+        self.assertNotIn("bound", self.log())
+
+    def test_ranks_that_share_a_machine_may_be_bound(self):
+        cores = os.cpu_count()
+        parts = [["taskset", "-c", f"{rank * cores // 2}-{(rank + 1) * cores // 2 - 1}"] for rank in range(2)]
+        self.assertNotIn("bound", self.log(ranks=[[], []], prefix=parts))
 
 
 class Scripts(harness.ProgramTest):
