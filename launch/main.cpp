@@ -42,10 +42,12 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     const bool is_help = e.get_exit_code() == 0, first = headrace::is_first_of_job();
     if (is_help && !first) return headrace::kExitDone;
-    if (!first) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout);
+    if (!first) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout, headrace::kExitUsage);
     return app.exit(e) == 0 ? headrace::kExitDone : headrace::kExitUsage;
   } catch (...) {
-    if (!headrace::is_first_of_job()) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout);
+    if (!headrace::is_first_of_job()) {
+      headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout, headrace::error_code());
+    }
     return headrace::report_error();
   }
   return exit_code;

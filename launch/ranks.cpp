@@ -89,7 +89,7 @@ int run_as_rank(double peer_timeout, const std::function<int(const Wires&)>& ran
     return rank_main({transport, transport});
   } catch (...) {
     // Where all ranks find the same (a wrong option, a lost peer), rank 0 says it and ends the job.
-    if (transport.rank() != 0) wait_for_rank_0(peer_timeout);
+    if (transport.rank() != 0) wait_for_rank_0(peer_timeout, error_code());
     const int code = report_error();
     transport.abort(code);
     return code;

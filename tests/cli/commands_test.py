@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import time
 
 import harness
 import wide_models
@@ -440,6 +441,20 @@ class Launchers(CommandTest):
                             {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
                             {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "SLURM_STEP_NUM_TASKS": "1"}):
             self.plan(0, "stage 1 of 1", **environment)
+
+
+    def test_a_mistake_is_a_mistake_where_srun_ends_the_other_ranks(self):
+        """They wait for rank 0 to say it; then srun sends them a SIGTERM, and takes the largest code."""
+        wrong = self.config("bogus = 1\n")
+        for arguments in (["--bogus"], ["--config", wrong]):
+            job = subprocess.Popen([harness.program(), "plan", "--model", TINY, *arguments],
+                                   env={**os.environ, "SLURM_PROCID": "1", "PMIX_RANK": "1"},
+                                   stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            self.addCleanup(job.kill)
+            time.sleep(0.5)
+            job.terminate()
+            self.assertEqual(b"", job.communicate(timeout=2)[1], "rank 0 says it")
+            self.assertEqual(harness.USAGE, job.returncode)
 
 
 class Config(CommandTest):
