@@ -487,7 +487,20 @@ class Config(CommandTest):
     def test_mistakes(self):
         for text, says in (("bogus = 1\n", ["bogus is not an option"]),
                            ("[node]\nthreads = 1\n", ["[node]", "remove"]),
-                           ("threads = 1\nkv = \"f16\"\nthreads = 2\n", ["threads stands twice"]),
+                           ("threads = 1\nkv = \"f16\"\nthreads = 2\n",
+                            ["line 3: threads stands twice, also in line 1"]),
+                           ("input = \"a\"\ninput = \"b\"\n", ["line 2: input stands twice"]),
+                           ("\nprompt = two words\n", ["line 2: prompt has more", "in quotes"]),
+                           ("prompt = \"two\" words\n", ["line 1: prompt has more", "in quotes"]),
+                           ("threads = 1 kv = 2\n", ["line 1: threads has more"]),
+                           ("prompt = \"open\nthreads = 1\n", ["line 1: the text of prompt has no end"]),
+                           ("prompt = \"\\q\"\n", ["line 1: \\q is no escape", "single quotes"]),
+                           ("split = [1, 2\n", ["list of split has no end"]),
+                           ("split = [1 2]\n", ["line 1: the list of split wants a comma"]),
+                           ("resume\n", ["line 1: write name = value"]),
+                           ("resume = \n", ["line 1: resume has no value"]),
+                           ("prompt = \"\"\n", ["line 1: prompt has no value"]),
+                           ("a.b = 1\n", ["a.b is not an option"]),
                            ("resume = 3\n", ["resume is a switch"]),
                            ("threads =\n", ["threads has no value"])):
             with self.subTest(text=text):
@@ -496,6 +509,17 @@ class Config(CommandTest):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--config",
                      self.config("threads = 0\n"), says=["--threads: 0 is not"])
         self.refused(harness.USAGE, "generate", "--config", "/nowhere.toml", says=["/nowhere.toml"])
+
+    def test_text(self):
+        """The model's name comes back in the message that it is not there."""
+        for value, meant in (('"/no # comment, two words"  # but this', "/no # comment, two words"),
+                             ("'/single \\n \"quotes\"'", '/single \\n "quotes"'),
+                             (r'"/escaped \"\\ \u00e4\U0001F600"', '/escaped "\\ ä😀'),
+                             ("/bare#comment", "/bare"),
+                             ("[\n  '/in', # a list\n  'lines' ,\n]", "/in,lines")):
+            with self.subTest(value=value):
+                self.refused(BAD_MODEL, "generate", "--config",
+                             self.config(f"\tmodel={value}\r\n\n# end"), "--prompt", "x", says=[meant])
 
     def test_shipped_files(self):
         names = [path.name for path in CONFIGS.glob("*.toml")]
