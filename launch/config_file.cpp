@@ -5,6 +5,7 @@
 #include <map>
 
 #include "launch/config_lines.h"
+#include "launch/default_paths.h"
 #include "runtime/error.h"
 
 namespace headrace {
@@ -70,6 +71,7 @@ void add_config_option(CLI::App& sub) {
          kName, [&sub](const std::string& path) { take(sub, path); },
          "TOML file with any of these options; the command line wins")
       ->type_name("FILE")
+      ->transform(home_path())
       ->trigger_on_parse();
 }
 

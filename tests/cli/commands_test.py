@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import unittest
 
 import harness
 import wide_models
@@ -410,6 +411,62 @@ class Stages(CommandTest):
         log = self.refused(harness.USAGE, "generate", "--model", TINY, "--bogus", ranks=3,
                            says=["--bogus"])
         self.assertEqual(1, log.count("--bogus"))
+
+
+class Home(CommandTest):
+    """~/ in paths, where no shell has replaced it."""
+
+    def run_at_home(self, *arguments, code=0, home=None, **environment):
+        environment = {**os.environ, "HOME": str(home or self.folder), **environment}
+        done = subprocess.run([harness.program(), *map(str, arguments)], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, env=environment)
+        self.assertEqual(code, done.returncode, done.stderr)
+        return done
+
+    def test_every_path(self):
+        (self.folder / "model").symlink_to(TINY)
+        self.batch()
+        self.config('model = "~/model"\ntrace = "~/trace.json"\n')
+        self.run_at_home("generate", "--config=~/options.toml", "--input=~/in.jsonl", "--output", "~/out.jsonl",
+                         "--report=~/report.json", "--disk=~/disk")
+        for name in ("out.jsonl", "trace.json", "report.json"):
+            self.assertTrue((self.folder / name).is_file(), name)
+        self.run_at_home("bench", "--model=~/model", "--batch", 1, "--prompt-tokens", 3, "--generate-tokens", 2,
+                         "--json=~/bench.json")
+        self.assertTrue((self.folder / "bench.json").is_file())
+        self.assertIn(f"{self.folder}/model", self.run_at_home("inspect", "~/model").stdout)
+        self.run_at_home("doctor", "--disk=~/disk")
+        self.assertTrue((self.folder / "disk").is_dir())
+        self.run_at_home("clean", "--disk=~/disk")
+        self.run_at_home("synthesize", "tiny-llama", "f32", "~/made.gguf")
+        self.assertTrue((self.folder / "made.gguf").is_file())
+        for arguments in (["perplexity", "--model=~/model", "--text=~/in.jsonl"], ["tokenize", "--model=~/model", "x"]):
+            self.assertIn("no tokenizer", self.run_at_home(*arguments, code=harness.USAGE).stderr)
+
+    def test_what_is_no_home(self):
+        for path in ("~other/model", "/~/model"):
+            self.assertIn(f"{path}: ", self.run_at_home("inspect", path, code=BAD_MODEL).stderr)
+
+    @unittest.skipUnless(shutil.which("setpriv") and os.geteuid() == 0, "no setpriv, or not root")
+    def test_none_at_all(self):
+        """A user without a home: what fits in memory runs, and what needs the directory says so."""
+        self.folder.chmod(0o755)
+
+        def homeless(*arguments, code=0):
+            done = subprocess.run(["setpriv", "--reuid=54321", "--clear-groups", "env", "-u", "HOME", "-u",
+                                   "XDG_CACHE_HOME", harness.program(), *map(str, arguments)],
+                                  stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+            if "ermission denied" in done.stderr:
+                self.skipTest(done.stderr)
+            self.assertEqual(code, done.returncode, done.stderr)
+            return done
+
+        log = homeless("plan", "--model", "synthetic:tiny-opt").stderr
+        self.assertIn("no home directory", log)
+        self.assertIn("--disk", log)
+        homeless("doctor")
+        self.assertIn("--disk", homeless("clean", code=harness.USAGE).stderr)
+        self.assertIn("write the path in full", homeless("inspect", "~/model", code=harness.USAGE).stderr)
 
 
 class Launchers(CommandTest):
