@@ -169,6 +169,25 @@ class Mistakes(CommandTest):
                 self.assertEqual(IO, done.returncode, done.stderr)
                 self.assertIn("No space left", done.stderr)
 
+    def test_full_output_of_every_command(self):
+        smol = harness.real_model(harness.SMOL)
+        for command in (["--version"], ["--help"], ["plan", "--help"], ["plan", "--model", TINY],
+                        ["inspect", TINY], ["inspect", TINY_GGUF, "--tensors"],
+                        ["tokenize", "--model", smol, "Hello"], ["tokenize", "--model", smol, "Hello " * 3000],
+                        ["doctor", "--disk", self.folder], ["clean", "--disk", self.folder]):
+            for ranks in ([], ["mpirun", "-np", "2", "--bind-to", "none", "--oversubscribe"]):
+                if ranks and command[0] != "plan":
+                    continue
+                with self.subTest(command=command, ranks=ranks), open("/dev/full", "w") as full:
+                    # Of mpirun, only rank 0's own.
+                    own = ["sh", "-c", 'exec "$@" > /dev/full', "sh"] if ranks else []
+                    done = subprocess.run([*ranks, *own, harness.program(), *map(str, command)],
+                                          stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                          stdout=None if ranks else full, timeout=60,
+                                          env={**os.environ, "TMPDIR": str(self.folder)})
+                    self.assertEqual(IO, done.returncode, done.stderr)
+                    self.assertIn("writing to standard output failed", done.stderr)
+
     def test_output_of_another_run(self):
         output = self.folder / "out.jsonl"
         self.generate(TINY, [REQUEST], output=output)
