@@ -188,6 +188,36 @@ class Mistakes(CommandTest):
                     self.assertEqual(IO, done.returncode, done.stderr)
                     self.assertIn("writing to standard output failed", done.stderr)
 
+    def test_what_is_refused_has_done_nothing(self):
+        """No offload file is built for it, and the files of the run before are as they were."""
+        model, disk = wide_models.write(self.folder / "llama", "llama"), self.folder / "disk"
+        kept = {name: self.folder / name for name in ("out.jsonl", "report.json", "trace.json")}
+        for path in kept.values():
+            path.write_text(f"the {path.name} of yesterday")
+        common = ["generate", "--model", model, "--input", self.batch(), "--host-memory", "24MiB",
+                  "--disk", disk, "--report", kept["report.json"], "--trace", kept["trace.json"]]
+        new, no_folder = self.folder / "new.jsonl", self.folder / "no" / "x"
+        for wrong, says in ((["--output", kept["out.jsonl"]], "already holds data"),
+                            (["--output", kept["out.jsonl"], "--resume"], "manifest.json is not there"),
+                            (["--output", no_folder], "its directory does not exist"),
+                            (["--output", new, "--trace", no_folder], "Make its directory"),
+                            (["--output", new, "--report", no_folder], "Make its directory"),
+                            (["--output", new, "--chat-template", "none"], "--chat-template none")):
+            for ranks in (None, 2):
+                with self.subTest(wrong=wrong, ranks=ranks):
+                    self.refused(harness.USAGE, *common, *wrong, says=[says], ranks=ranks)
+                    self.assertEqual([], list(disk.iterdir()) if disk.exists() else [])
+                    self.assertFalse(new.exists())
+        fresh = self.folder / "fresh.json"
+        self.refused(DOES_NOT_FIT, *common, "--output", new, "--host-memory", "1MiB", "--trace", fresh, says=[""])
+        self.assertFalse(fresh.exists() or new.exists())
+        for path in kept.values():
+            self.assertEqual(f"the {path.name} of yesterday", path.read_text())
+        self.run_program(*common, "--output", new)
+        self.assertTrue(list(disk.iterdir()), "a run that is not refused builds one")
+        for name in ("report.json", "trace.json"):
+            json.loads(kept[name].read_text())
+
     def test_output_of_another_run(self):
         output = self.folder / "out.jsonl"
         self.generate(TINY, [REQUEST], output=output)
