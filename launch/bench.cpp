@@ -12,6 +12,7 @@
 
 #include "engine/error.h"
 #include "launch/config_file.h"
+#include "launch/default_paths.h"
 #include "launch/exit_code.h"
 #include "launch/options.h"
 #include "launch/ranks.h"
@@ -107,7 +108,8 @@ void add_bench(CLI::App& app, int& exit_code) {
   sub->add_option("--seed", shape.seed, "Of the random prompts")
       ->check(number_from_0())
       ->capture_default_str();
-  sub->add_option("--json", a->json, "File for all figures; the table goes to standard output");
+  add_path_option(*sub, "--json", a->json,
+                  "File for all figures; the table goes to standard output");
   add_run_options(*sub, a->bench, a->shared);
   add_config_option(*sub);
   sub->footer(

@@ -66,7 +66,7 @@ void clean(const std::string& directory, bool dry_run) {
 void add_clean(CLI::App& app, int& exit_code) {
   auto a = std::make_shared<CleanArguments>();
   CLI::App* sub = app.add_subcommand("clean", "Remove offload files that no running process uses");
-  sub->add_option("--disk", a->disk,
+  add_path_option(*sub, "--disk", a->disk,
                   "Directory of the offload files; default $XDG_CACHE_HOME/headrace/offload or "
                   "~/.cache/headrace/offload");
   sub->add_flag("--dry-run", a->dry_run, "List what would be removed, and remove nothing");
@@ -74,6 +74,9 @@ void add_clean(CLI::App& app, int& exit_code) {
   sub->callback([a, &exit_code] {
     const bool given = !a->disk.empty();
     const std::string directory = given ? a->disk : default_offload_directory();
+    if (directory.empty()) {
+      throw UsageError("there is no home directory where offload files would be: give --disk DIR");
+    }
     std::error_code error;
     if (std::filesystem::is_directory(directory, error)) {
       clean(directory, a->dry_run);

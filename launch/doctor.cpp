@@ -45,7 +45,7 @@ void add_doctor(CLI::App& app, int& exit_code) {
   sub->add_option("--threads", a->machine.threads,
                   "Compute threads per rank (default: the node's cores over its ranks)")
       ->check(positive_number());
-  sub->add_option("--disk", a->machine.disk,
+  add_path_option(*sub, "--disk", a->machine.disk,
                   "Directory on a local disk for what does not fit in memory (default: the user's "
                   "cache directory)");
   add_target_option(*sub, a->machine.target);

@@ -5,6 +5,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "comm/error.h"
 #include "engine/error.h"
@@ -21,39 +22,45 @@ std::string cut(std::string text) {
   return text;
 }
 
-}  // namespace
-
-int report_error() {
-  const auto say = [](const std::exception& e, ExitCode code) {
-    spdlog::error("{}", cut(e.what()));
-    return code;
+// What the exception being handled is, and what is said of it.
+std::pair<ExitCode, std::string> outcome() {
+  const auto as = [](const std::exception& e, ExitCode code) {
+    return std::pair(code, cut(e.what()));
   };
   try {
     throw;
   } catch (const UsageError& e) {
-    return say(e, kExitUsage);
+    return as(e, kExitUsage);
   } catch (const ModelError& e) {
-    return say(e, kExitBadModel);
+    return as(e, kExitBadModel);
   } catch (const DeviceLost& e) {
-    return say(e, kExitTryAgain);
+    return as(e, kExitTryAgain);
   } catch (const ResourceMissing& e) {
-    return say(e, kExitResourceMissing);
+    return as(e, kExitResourceMissing);
   } catch (const CommError& e) {
-    return say(e, kExitResourceMissing);
+    return as(e, kExitResourceMissing);
   } catch (const DoesNotFit& e) {
-    return say(e, kExitDoesNotFit);
+    return as(e, kExitDoesNotFit);
   } catch (const IoError& e) {
-    return say(e, kExitIo);
+    return as(e, kExitIo);
   } catch (const PeerLost& e) {
-    return say(e, kExitTryAgain);
+    return as(e, kExitTryAgain);
   } catch (const std::bad_alloc&) {
-    spdlog::error("out of memory; give a smaller --host-memory, or use more ranks");
-    return kExitDoesNotFit;
+    return {kExitDoesNotFit, "out of memory; give a smaller --host-memory, or use more ranks"};
   } catch (const std::exception& e) {
-    spdlog::error("internal error: {}; please report it with the command line and the model",
-                  cut(e.what()));
-    return kExitInternal;
+    return {kExitInternal, "internal error: " + cut(e.what()) +
+                               "; please report it with the command line and the model"};
   }
+}
+
+}  // namespace
+
+int error_code() { return outcome().first; }
+
+int report_error() {
+  const auto [code, text] = outcome();
+  spdlog::error("{}", text);
+  return code;
 }
 
 }  // namespace headrace

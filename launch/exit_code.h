@@ -15,7 +15,9 @@ enum ExitCode : int {
   kExitTryAgain = 75,  // a peer was lost, or interrupted: continue with --resume
 };
 
-// Logs the exception being handled and returns its code. Call in a catch block.
+// The code of the exception being handled. Call in a catch block, as report_error.
+int error_code();
+// Logs the exception being handled and returns its code.
 int report_error();
 
 }  // namespace headrace

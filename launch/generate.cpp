@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "launch/config_file.h"
+#include "launch/default_paths.h"
 #include "launch/exit_code.h"
 #include "launch/options.h"
 #include "launch/ranks.h"
@@ -86,13 +87,13 @@ void add_generate(CLI::App& app, int& exit_code) {
                        fraction = number_from_0_to_1();
 
   add_model_option(*sub, run);
-  sub->add_option("--input", run.input,
+  add_path_option(*sub, "--input", run.input,
                   "Batch file (JSON lines, OpenAI batch or short form); - reads stdin");
   CLI::Option* prompt =
       sub->add_option("--prompt", a->prompt, "One prompt instead of a batch file; prints its text");
   sub->add_flag("--chat", run.chat,
                 "Put --prompt into the model's chat template as a user's message");
-  sub->add_option("--output", run.output, "Results file (JSON lines); - writes to stdout");
+  add_path_option(*sub, "--output", run.output, "Results file (JSON lines); - writes to stdout");
   sub->add_flag("--resume", run.resume, "Continue the results file of an earlier run");
   sub->add_flag("--token-ids", run.token_ids, "Add the generated token ids to each choice");
   sub->add_option("--chat-template", run.chat_template, "Use this chat template: chatml or llama3");
@@ -134,9 +135,9 @@ void add_generate(CLI::App& app, int& exit_code) {
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
   add_run_options(*sub, run, a->shared);
-  sub->add_option("--trace", run.trace,
+  add_path_option(*sub, "--trace", run.trace,
                   "Write what every rank did when, for ui.perfetto.dev (Chrome trace JSON)");
-  sub->add_option("--report", run.report, "Write the summary of the run as JSON");
+  add_path_option(*sub, "--report", run.report, "Write the summary of the run as JSON");
   sub->add_option("--progress", a->progress,
                   "auto, line (rewritten in place), log, or none; auto is a line on a terminal")
       ->check(CLI::IsMember({"auto", "line", "log", "none"}))

@@ -6,6 +6,7 @@
 
 #include "engine/memory/kv_store.h"
 #include "engine/memory/weight_store.h"
+#include "launch/default_paths.h"
 #include "launch/exit_code.h"
 #include "launch/options.h"
 #include "launch/shown.h"
@@ -118,7 +119,7 @@ void add_inspect(CLI::App& app, int& exit_code) {
   auto a = std::make_shared<Arguments>();
   CLI::App* sub = app.add_subcommand(
       "inspect", "Show a model's configuration, tensors, memory, tokenizer and template");
-  sub->add_option("model,--model", a->model,
+  add_path_option(*sub, "model,--model", a->model,
                   "Hugging Face directory, GGUF file, or synthetic:<shape>")
       ->required();
   sub->add_flag("--tensors", a->tensors, "List every tensor");

@@ -3,9 +3,11 @@
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -36,6 +38,8 @@ void set_pattern(const std::string& pattern) {
   spdlog::set_formatter(std::move(formatter));
 }
 
+volatile std::sig_atomic_t code_when_ended = 0;
+
 }  // namespace
 
 void set_up_logging() {
@@ -44,9 +48,9 @@ void set_up_logging() {
 }
 
 bool is_first_of_job() {
-  // mpirun; srun --mpi=pmix; srun. The first that is set counts: the batch script sets the last,
-  // too.
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
+  // mpirun; srun --mpi=pmix; another mpirun, which is refused; srun. The first that is set counts:
+  // the batch script sets the last, too.
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"}) {
     if (const char* rank = std::getenv(name)) return std::string_view(rank) == "0";
   }
   return true;
@@ -58,7 +62,9 @@ void log_as_rank(const Communicator& communicator) {
               communicator.host(communicator.rank()) + "] %*");
 }
 
-void wait_for_rank_0(double peer_timeout) {
+void wait_for_rank_0(double peer_timeout, int exit_code) {
+  code_when_ended = exit_code;
+  std::signal(SIGTERM, [](int) { _exit(code_when_ended); });
   std::this_thread::sleep_for(std::chrono::duration<double>(std::min(3.0, peer_timeout / 2)));
 }
 

@@ -1,7 +1,12 @@
 // The headrace program. The only place, with the other files of this room, that reads the command
 // line and the environment.
 
-#include <iostream>
+#include <spdlog/spdlog.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <string>
 
 #include "headrace/version.h"
 #include "launch/exit_code.h"
@@ -10,8 +15,9 @@
 #include "launch/subcommands.h"
 #include "runtime/error.h"
 
-int main(int argc, char** argv) {
-  headrace::set_up_logging();
+namespace {
+
+int run(int argc, char** argv) {
   int exit_code = headrace::kExitDone;
   CLI::App app("headrace: batch text generation with language models too big for one machine",
                "headrace");
@@ -42,13 +48,31 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     const bool is_help = e.get_exit_code() == 0, first = headrace::is_first_of_job();
     if (is_help && !first) return headrace::kExitDone;
-    if (!first) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout);
+    if (!first) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout, headrace::kExitUsage);
     return app.exit(e) == 0 ? headrace::kExitDone : headrace::kExitUsage;
-  } catch (const headrace::UsageError&) {
-    if (!headrace::is_first_of_job()) headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout);
-    return headrace::report_error();
   } catch (...) {
+    if (!headrace::is_first_of_job()) {
+      headrace::wait_for_rank_0(headrace::kDefaultPeerTimeout, headrace::error_code());
+    }
     return headrace::report_error();
   }
   return exit_code;
+}
+
+// What was printed has gone out, or this was not done.
+int after_output(int exit_code) {
+  errno = 0;
+  const bool flushed = std::fflush(stdout) == 0;
+  const int error = errno;
+  if ((flushed && std::ferror(stdout) == 0) || exit_code != headrace::kExitDone) return exit_code;
+  spdlog::error("writing to standard output failed{}; see to its space or to who reads it",
+                error == 0 ? "" : std::string(": ") + std::strerror(error));
+  return headrace::kExitIo;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  headrace::set_up_logging();
+  return after_output(run(argc, argv));
 }

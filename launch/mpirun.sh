@@ -7,7 +7,9 @@
 # What stands before the command goes to mpirun, the rest to headrace. On several machines the
 # program and the model have the same path everywhere, and ssh needs no password.
 # HEADRACE names another program than build/release/headrace. OMPI_MCA_... variables that are
-# already set are kept.
+# already set are kept. Ctrl-C or SIGTERM lets the ranks write what is done and ends with 75, once
+# more ends them at once. The exit code is headrace's: where mpirun has one of its own (137 after a
+# rank was killed, 205 after a machine was lost), 75.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=${HEADRACE:-$repository/build/release/headrace}
@@ -49,6 +51,47 @@ fi
 progress=()
 if [[ $command == generate && -t 2 ]]; then progress=(--progress line); fi
 
+# An interrupt is handed to the ranks as SIGUSR1, which mpirun passes on: they end by themselves and
+# give 75. An INT or TERM of its own, which a terminal's Ctrl-C and timeout(1) send to all processes
+# of the group, makes mpirun kill them after a second; a second interrupt does that.
+mpirun=0 interrupts=0
+interrupt() {
+  interrupts=$((interrupts + 1))
+  if [[ $mpirun == 0 ]]; then
+    return
+  elif [[ $interrupts == 1 ]]; then
+    echo "mpirun.sh: interrupted; the ranks write what is done and end. Once more ends them at once" >&2
+    hand_on
+  else
+    kill -HUP "$mpirun" 2>/dev/null || true
+  fi
+}
+# Again and again, for ranks may only be starting.
+hand_on() {
+  while kill -USR1 "$mpirun" 2>/dev/null && sleep 1; do :; done &
+}
+trap interrupt INT TERM
+
 # A rank has several threads, so it is not bound to one core.
-exec mpirun --bind-to none --oversubscribe "${for_mpirun[@]}" \
-  "$program" "$command" "${progress[@]}" "$@"
+env --default-signal=INT,QUIT --block-signal=INT,TERM \
+  mpirun --bind-to none --oversubscribe "${for_mpirun[@]}" \
+  "$program" "$command" "${progress[@]}" "$@" <&0 &
+mpirun=$!
+if [[ $interrupts != 0 ]]; then hand_on; fi
+code=0
+while
+  before=$interrupts code=0
+  wait "$mpirun" || code=$?
+  [[ $interrupts != "$before" ]]  # else it has ended
+do :; done
+
+case $code in
+  0 | 2 | 65 | 69 | 70 | 73 | 74 | 75) ;;
+  1) if [[ $interrupts -gt 1 ]]; then code=75; fi ;;
+  *)
+    echo "mpirun.sh: mpirun ended with exit code $code, which is not headrace's own: a rank or its" \
+      "machine was lost, or did not start; see above, and run again with --resume" >&2
+    code=75
+    ;;
+esac
+exit "$code"

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "engine/error.h"
+#include "launch/default_paths.h"
 #include "launch/exit_code.h"
 #include "launch/options.h"
 #include "launch/subcommands.h"
@@ -31,8 +32,9 @@ void add_perplexity(CLI::App& app, int& exit_code) {
   auto a = std::make_shared<Arguments>();
   PerplexityOptions& options = a->options;
   CLI::App* sub = app.add_subcommand("perplexity", "Measure how well a model predicts a text");
-  sub->add_option("--model", options.model, "Hugging Face directory or GGUF file")->required();
-  sub->add_option("--text", a->text, "The text, a UTF-8 file")->required();
+  add_path_option(*sub, "--model", options.model, "Hugging Face directory or GGUF file")
+      ->required();
+  add_path_option(*sub, "--text", a->text, "The text, a UTF-8 file")->required();
   sub->add_option("--window", options.window, "Tokens a prediction can look back on")
       ->check(positive_number())
       ->capture_default_str();

@@ -8,7 +8,8 @@
 
 namespace headrace {
 
-// Set by the first SIGINT or SIGTERM after handle_signals; a second one ends the process at once.
+// Set by the first SIGINT, SIGTERM or SIGUSR1 after handle_signals; a second SIGINT or SIGTERM ends
+// the process at once.
 extern std::atomic<bool> interrupted;
 // Also turns writes past a limit or to a closed pipe into error codes.
 void handle_signals();

@@ -1,5 +1,7 @@
 #include "launch/run_options.h"
 
+#include <spdlog/spdlog.h>
+
 #include "engine/device/device_module.h"
 #include "launch/default_paths.h"
 #include "launch/options.h"
@@ -8,8 +10,8 @@
 namespace headrace {
 
 void add_model_option(CLI::App& sub, RunOptions& run) {
-  sub.add_option("--model", run.model,
-                 "Hugging Face directory, GGUF file, or synthetic:<shape>[:bf16|q8|...]")
+  add_path_option(sub, "--model", run.model,
+                  "Hugging Face directory, GGUF file, or synthetic:<shape>[:bf16|q8|...]")
       ->required();
 }
 
@@ -26,9 +28,9 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
                  "Memory budget per rank, as 8GiB (default: what is free, but a margin)");
   sub.add_option("--kv-memory", arguments.kv_memory,
                  "Part of it for the KV cache, as 2GiB (default: what is fastest)");
-  sub.add_option("--disk", run.disk,
-                 "Directory on a local disk for what does not fit in memory (default: the user's "
-                 "cache directory)");
+  add_path_option(sub, "--disk", run.disk,
+                  "Directory on a local disk for what does not fit in memory (default: the user's "
+                  "cache directory)");
   sub.add_option("--disk-budget", arguments.disk_budget,
                  "Disk that a rank may take, as 100GiB; 0 for none (default: what is free)");
   sub.add_option("--schedule", arguments.schedule,
@@ -98,7 +100,12 @@ void finish_run_options(RunOptions& run, const RunArguments& arguments) {
   }
   if (!arguments.kv_memory.empty()) run.kv_memory = parse_size("--kv-memory", arguments.kv_memory);
   part("--disk-budget", arguments.disk_budget, run.disk_budget);
-  if (run.disk.empty() && run.disk_budget > 0) run.disk = default_offload_directory();
+  if (run.disk.empty() && run.disk_budget > 0) {
+    run.disk = default_offload_directory();
+    if (run.disk.empty()) {
+      spdlog::info("there is no home directory, so nothing goes to disk; --disk DIR names a place");
+    }
+  }
   run.serial = arguments.schedule == "serial";
   if (arguments.prefill_chunk == "all") {
     run.prefill_chunk = 0;

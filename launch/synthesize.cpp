@@ -13,6 +13,7 @@
 #include "engine/error.h"
 #include "engine/memory/budget.h"
 #include "engine/model/shapes.h"
+#include "launch/default_paths.h"
 #include "launch/exit_code.h"
 #include "launch/options.h"
 #include "launch/ranks.h"
@@ -100,7 +101,8 @@ void add_synthesize(CLI::App& app, int& exit_code) {
   sub->add_option("shape", a->shape, "One of " + shapes)->required();
   sub->add_option("format", a->format, "Of the matrices: f32, f16, bf16; GGUF also q8_0, q4_0")
       ->required();
-  sub->add_option("out", a->out, "A GGUF file if it ends in .gguf, else a Hugging Face directory")
+  add_path_option(*sub, "out", a->out,
+                  "A GGUF file if it ends in .gguf, else a Hugging Face directory")
       ->required();
   sub->add_option("--seed", a->seed, "Other weights of the same shape")
       ->check(number_from_0())

@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "launch/default_paths.h"
 #include "launch/exit_code.h"
 #include "launch/subcommands.h"
 #include "runtime/error.h"
@@ -64,7 +65,7 @@ void tokenize(const TokenizeArguments& a, bool has_text) {
 void add_tokenize(CLI::App& app, int& exit_code) {
   auto a = std::make_shared<TokenizeArguments>();
   CLI::App* sub = app.add_subcommand("tokenize", "Turn text into token ids, or ids into text");
-  sub->add_option("--model", a->model, "Hugging Face directory or GGUF file")->required();
+  add_path_option(*sub, "--model", a->model, "Hugging Face directory or GGUF file")->required();
   CLI::Option* text = sub->add_option("text,--text", a->text, "The text (default: standard input)");
   sub->add_option("--decode", a->decode, "Token ids to turn into text")->delimiter(',');
   sub->add_flag("--chat", a->chat, "Put the text into the model's chat template first");

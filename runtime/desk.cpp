@@ -35,6 +35,15 @@ Desk::Desk(const GenerateOptions& options, const Rank& rank, Communicator& commu
   }
 }
 
+void Desk::check(const GenerateOptions& options) {
+  const std::string& name = options.chat_template;
+  if (!name.empty() && !ChatTemplate::named(name, "")) {
+    throw UsageError("--chat-template " + name + " is not known; use " +
+                     ChatTemplate::known_names());
+  }
+  ResultsFile::check_path(options.output, options.resume);
+}
+
 // Opened before the results file, which a wrong --input would leave behind empty.
 std::optional<RequestReader> Desk::open_input(const GenerateOptions& options) {
   if (options.prompt) return std::nullopt;
@@ -72,12 +81,7 @@ Manifest Desk::manifest(const Rank& rank) const {
 
 std::optional<ChatTemplate> Desk::chat_template() const {
   const std::string bos = tokenizer_ ? tokenizer_->bos_token() : "";
-  if (!options_.chat_template.empty()) {
-    auto named = ChatTemplate::named(options_.chat_template, bos);
-    if (named) return named;
-    throw UsageError("--chat-template " + options_.chat_template + " is not known; use " +
-                     ChatTemplate::known_names());
-  }
+  if (!options_.chat_template.empty()) return ChatTemplate::named(options_.chat_template, bos);
   return tokenizer_ ? ChatTemplate::recognise(tokenizer_->chat_template(), bos) : std::nullopt;
 }
 

@@ -25,9 +25,13 @@ namespace headrace {
 // finishes. One thread uses it.
 class Desk {
  public:
-  // Opens tokenizer, input and results file. The arguments must outlive the desk. `lines`: of the
+  // Opens tokenizer, input and results file, of options that check() has let pass. The arguments
+  // must outlive the desk. `lines`: of the
   // input, for the progress; negative: not known. Throws UsageError, ModelError, IoError.
   Desk(const GenerateOptions& options, const Rank& rank, Communicator& communicator, int64_t lines);
+
+  // Refuses what needs no model to be refused. Throws UsageError, IoError.
+  static void check(const GenerateOptions& options);
 
   Coordinator& coordinator() { return coordinator_; }
   void show_progress() { progress_.update(coordinator_.counts(), failed_); }

@@ -408,6 +408,13 @@ void Rank::say_plan() const {
         "--weights q8 or q4, too",
         ranks.rank() + 1);
   }
+  const Cores cores = cores_of_this_process();
+  if (options_.threads == 0 && cores.bound_to_few(ranks.ranks_on_host())) {
+    spdlog::warn(
+        "stage {} is bound to {} of the machine's {} cores; start with mpirun --bind-to none, or "
+        "under Slurm with --exclusive or --cpus-per-task (--threads {} if it is meant to be so)",
+        ranks.rank() + 1, cores.usable, cores.machine, cores.usable);
+  }
   if (options_.host_memory > available_host_memory() + budget_.used()) {
     spdlog::warn(
         "--host-memory {} is more than the {} that this machine or its cgroup has left; "

@@ -13,13 +13,14 @@ RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
   RunReport report(options, wires.communicator);
   RequestSizes sizes;
   if (wires.is_first()) {
+    report.open_files();
+    Desk::check(options);
     sizes = options.prompt ? sizes_of_prompt(*options.prompt, options.defaults)
                            : sizes_of_requests(options.input, options.defaults);
   }
   Rank rank(options, wires, sizes);
   std::optional<Desk> desk;
   if (wires.is_first()) {
-    report.open_files();
     const Communicator::Idle reading_back(wires.communicator);  // a long results file takes time
     desk.emplace(options, rank, wires.communicator, sizes.lines);
   }

@@ -18,6 +18,10 @@ struct Cores {
   int for_one_of(int ranks_on_host) const {
     return bound() ? usable : std::max(1, machine / ranks_on_host);
   }
+  // Bound to at most half of what would be a rank's part: a launcher's default, most likely.
+  bool bound_to_few(int ranks_on_host) const {
+    return bound() && usable * ranks_on_host <= machine / 2;
+  }
 };
 Cores cores_of_this_process();
 

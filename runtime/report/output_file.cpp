@@ -1,6 +1,7 @@
 #include "runtime/report/output_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,10 +13,20 @@
 
 namespace headrace {
 
+namespace {
+
+bool is_there(const std::string& path) {
+  struct stat status {};
+  return ::lstat(path.c_str(), &status) == 0;
+}
+
+}  // namespace
+
 OutputFile::OutputFile(std::string option, const std::string& path)
     : option_(std::move(option)),
       path_(path),
-      fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
+      is_new_(!is_there(path)),
+      fd_(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666)) {
   if (fd_ < 0) {
     const int error = errno;
     const std::string what = option_ + " " + path_ + " cannot be opened: " + std::strerror(error);
@@ -26,9 +37,14 @@ OutputFile::OutputFile(std::string option, const std::string& path)
     throw IoError(what + ". Choose a path that this user may write");
   }
   seekable_ = ::lseek(fd_, 0, SEEK_CUR) >= 0;
+  struct stat status {};
+  if (::fstat(fd_, &status) == 0 && S_ISREG(status.st_mode)) end_ = status.st_size;
 }
 
-OutputFile::~OutputFile() { ::close(fd_); }
+OutputFile::~OutputFile() {
+  if (is_new_ && !written_) ::unlink(path_.c_str());
+  ::close(fd_);
+}
 
 void OutputFile::fail(const char* what, int error_number) const {
   throw IoError(option_ + " " + path_ + ": " + what + " failed: " + std::strerror(error_number) +
@@ -36,6 +52,7 @@ void OutputFile::fail(const char* what, int error_number) const {
 }
 
 void OutputFile::write_end(int64_t offset, std::string_view bytes) {
+  written_ = true;
   if (seekable_ && ::lseek(fd_, offset, SEEK_SET) < 0) fail("seeking", errno);
   const int64_t end = offset + static_cast<int64_t>(bytes.size());
   while (!bytes.empty()) {

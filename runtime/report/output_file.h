@@ -10,8 +10,9 @@ namespace headrace {
 // One thread.
 class OutputFile {
  public:
-  // Makes or empties the file. `option` is what messages call it by, as "--trace". Throws
-  // UsageError for a path that cannot be right, IoError for the rest.
+  // Makes the file where there is none; what one holds stays until the first write, and one that
+  // this made and nothing was written to is removed again. `option` is what messages call it by, as
+  // "--trace". Throws UsageError for a path that cannot be right, IoError for the rest.
   OutputFile(std::string option, const std::string& path);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
@@ -26,6 +27,7 @@ class OutputFile {
   [[noreturn]] void fail(const char* what, int error_number) const;
 
   std::string option_, path_;
+  bool is_new_, written_ = false;
   int fd_;
   bool seekable_;
   int64_t end_ = 0;

@@ -54,14 +54,13 @@ void RunReport::guarded(Write write) {
 void RunReport::open_files() {
   refuse_shared_files(options_);
   if (!options_.report.empty()) report_.emplace("--report", options_.report);
-  if (options_.trace.empty()) return;
-  trace_.emplace(options_.trace);
-  guarded([this] { trace_->begin(trace_facts(false)); });
-  if (!failure_.empty()) trace_.reset();
+  if (!options_.trace.empty()) trace_.emplace(options_.trace);
 }
 
 void RunReport::begin(const StageFacts& facts) {
   mine_.facts = facts;
+  if (trace_) guarded([this] { trace_->begin(trace_facts(false)); });
+  if (!failure_.empty()) trace_.reset();
   mine_.load_s = static_cast<double>(Timeline::now() - created_) * 1e-9;
   observe();  // before any rank can send a step
   if (timeline_.tracing()) clocks_ = sample_clocks(communicator_, Timeline::now);

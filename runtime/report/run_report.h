@@ -17,7 +17,8 @@
 namespace headrace {
 
 // Every rank makes one and calls, in this order, on the thread that runs the stage:
-//   open_files   (rank 0)  before the work, so that a wrong path is refused early
+//   open_files   (rank 0)  before anything else, so that a wrong path is refused early; what the
+//                files hold stays until there is something to write
 //   begin        when the stage is loaded; returns when all are
 //   end          when the stage's loop is over
 //   finish       after the results are closed

@@ -55,7 +55,32 @@ int64_t size_of(const OpenFile& file) {
   return status.st_size;
 }
 
+// Locked, and with nothing in it that a run must not add to.
+std::unique_ptr<OpenFile> open_results(const std::string& path, bool resume) {
+  auto file = std::make_unique<OpenFile>(path, O_RDWR | O_CREAT | O_APPEND, "write");
+  lock_file(*file);
+  const int64_t size = size_of(*file);
+  if (size > 0 && !resume) {
+    throw UsageError("the output file " + path +
+                     " already holds data: continue that run with --resume, or move the file away");
+  }
+  if (size > 0 && !manifest_exists(path)) {
+    throw UsageError("cannot resume " + path + ": " + manifest_path(path) +
+                     " is not there, so nothing says which model made these results. Put it back, "
+                     "or move the results away and run without --resume");
+  }
+  return file;
+}
+
 }  // namespace
+
+void ResultsFile::check_path(const std::string& path, bool resume) {
+  if (path == "-") return;
+  struct stat status {};
+  const bool is_new = ::lstat(path.c_str(), &status) != 0 && errno == ENOENT;
+  const auto file = open_results(path, resume);
+  if (is_new) ::unlink(path.c_str());
+}
 
 struct ResultsFile::Impl {
   explicit Impl(Options given) : options(std::move(given)) {}
@@ -89,20 +114,9 @@ void ResultsFile::Impl::open_stdout() {
 
 void ResultsFile::Impl::open_file(const Manifest& manifest) {
   const std::string& path = options.path;
-  file = std::make_unique<OpenFile>(path, O_RDWR | O_CREAT | O_APPEND, "write");
-  lock_file(*file);
+  file = open_results(path, options.resume);
   const int64_t size = size_of(*file);
-  if (size > 0 && !options.resume) {
-    throw UsageError("the output file " + path +
-                     " already holds data: continue that run with --resume, or move the file away");
-  }
-  const bool described = manifest_exists(path);
-  if (size > 0 && !described) {
-    throw UsageError("cannot resume " + path + ": " + manifest_path(path) +
-                     " is not there, so nothing says which model made these results. Put it back, "
-                     "or move the results away and run without --resume");
-  }
-  if (options.resume && described) {
+  if (options.resume && manifest_exists(path)) {
     check_manifest(path, manifest);
   } else {
     write_manifest(path, manifest);

@@ -18,7 +18,7 @@ struct Manifest {
   std::string model_name;
   std::string model_fingerprint;
   RequestDefaults defaults;
-  std::string numerics;  // what else decides the bits: "weights=native kv=f16 math=f32 wire=f32"
+  std::string numerics;     // what else decides the bits: "weights=native kv=f16 math=f32 wire=f32"
   std::string tokenizer;    // its fingerprint; empty: the model has none
   std::string chat_prompt;  // what the chat template makes of kSampleMessage; empty: there is none
   bool token_ids = false;   // records have them
@@ -30,6 +30,10 @@ inline constexpr const char* kSampleMessage = "Hello";
 // if the program ignores SIGXFSZ and SIGPIPE.
 class ResultsFile {
  public:
+  // Refuses what the constructor would refuse whatever the manifest says, before a model is opened.
+  // Leaves everything as it was. Throws UsageError, IoError.
+  static void check_path(const std::string& path, bool resume);
+
   struct Options {
     std::string path;  // "-": standard output, no journal, no manifest, no lock
     bool resume = false;

@@ -5,6 +5,8 @@ import pathlib
 import re
 import shutil
 import subprocess
+import time
+import unittest
 
 import harness
 import wide_models
@@ -166,6 +168,55 @@ class Mistakes(CommandTest):
                                       stderr=subprocess.PIPE, text=True, timeout=60)
                 self.assertEqual(IO, done.returncode, done.stderr)
                 self.assertIn("No space left", done.stderr)
+
+    def test_full_output_of_every_command(self):
+        smol = harness.real_model(harness.SMOL)
+        for command in (["--version"], ["--help"], ["plan", "--help"], ["plan", "--model", TINY],
+                        ["inspect", TINY], ["inspect", TINY_GGUF, "--tensors"],
+                        ["tokenize", "--model", smol, "Hello"], ["tokenize", "--model", smol, "Hello " * 3000],
+                        ["doctor", "--disk", self.folder], ["clean", "--disk", self.folder]):
+            for ranks in ([], ["mpirun", "-np", "2", "--bind-to", "none", "--oversubscribe"]):
+                if ranks and command[0] != "plan":
+                    continue
+                with self.subTest(command=command, ranks=ranks), open("/dev/full", "w") as full:
+                    # Of mpirun, only rank 0's own.
+                    own = ["sh", "-c", 'exec "$@" > /dev/full', "sh"] if ranks else []
+                    done = subprocess.run([*ranks, *own, harness.program(), *map(str, command)],
+                                          stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                          stdout=None if ranks else full, timeout=60,
+                                          env={**os.environ, "TMPDIR": str(self.folder)})
+                    self.assertEqual(IO, done.returncode, done.stderr)
+                    self.assertIn("writing to standard output failed", done.stderr)
+
+    def test_what_is_refused_has_done_nothing(self):
+        """No offload file is built for it, and the files of the run before are as they were."""
+        model, disk = wide_models.write(self.folder / "llama", "llama"), self.folder / "disk"
+        kept = {name: self.folder / name for name in ("out.jsonl", "report.json", "trace.json")}
+        for path in kept.values():
+            path.write_text(f"the {path.name} of yesterday")
+        common = ["generate", "--model", model, "--input", self.batch(), "--host-memory", "24MiB",
+                  "--disk", disk, "--report", kept["report.json"], "--trace", kept["trace.json"]]
+        new, no_folder = self.folder / "new.jsonl", self.folder / "no" / "x"
+        for wrong, says in ((["--output", kept["out.jsonl"]], "already holds data"),
+                            (["--output", kept["out.jsonl"], "--resume"], "manifest.json is not there"),
+                            (["--output", no_folder], "its directory does not exist"),
+                            (["--output", new, "--trace", no_folder], "Make its directory"),
+                            (["--output", new, "--report", no_folder], "Make its directory"),
+                            (["--output", new, "--chat-template", "none"], "--chat-template none")):
+            for ranks in (None, 2):
+                with self.subTest(wrong=wrong, ranks=ranks):
+                    self.refused(harness.USAGE, *common, *wrong, says=[says], ranks=ranks)
+                    self.assertEqual([], list(disk.iterdir()) if disk.exists() else [])
+                    self.assertFalse(new.exists())
+        fresh = self.folder / "fresh.json"
+        self.refused(DOES_NOT_FIT, *common, "--output", new, "--host-memory", "1MiB", "--trace", fresh, says=[""])
+        self.assertFalse(fresh.exists() or new.exists())
+        for path in kept.values():
+            self.assertEqual(f"the {path.name} of yesterday", path.read_text())
+        self.run_program(*common, "--output", new)
+        self.assertTrue(list(disk.iterdir()), "a run that is not refused builds one")
+        for name in ("report.json", "trace.json"):
+            json.loads(kept[name].read_text())
 
     def test_output_of_another_run(self):
         output = self.folder / "out.jsonl"
@@ -411,6 +462,107 @@ class Stages(CommandTest):
         self.assertEqual(1, log.count("--bogus"))
 
 
+class Home(CommandTest):
+    """~/ in paths, where no shell has replaced it."""
+
+    def run_at_home(self, *arguments, code=0, home=None, **environment):
+        environment = {**os.environ, "HOME": str(home or self.folder), **environment}
+        done = subprocess.run([harness.program(), *map(str, arguments)], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, env=environment)
+        self.assertEqual(code, done.returncode, done.stderr)
+        return done
+
+    def test_every_path(self):
+        (self.folder / "model").symlink_to(TINY)
+        self.batch()
+        self.config('model = "~/model"\ntrace = "~/trace.json"\n')
+        self.run_at_home("generate", "--config=~/options.toml", "--input=~/in.jsonl", "--output", "~/out.jsonl",
+                         "--report=~/report.json", "--disk=~/disk")
+        for name in ("out.jsonl", "trace.json", "report.json"):
+            self.assertTrue((self.folder / name).is_file(), name)
+        self.run_at_home("bench", "--model=~/model", "--batch", 1, "--prompt-tokens", 3, "--generate-tokens", 2,
+                         "--json=~/bench.json")
+        self.assertTrue((self.folder / "bench.json").is_file())
+        self.assertIn(f"{self.folder}/model", self.run_at_home("inspect", "~/model").stdout)
+        self.run_at_home("doctor", "--disk=~/disk")
+        self.assertTrue((self.folder / "disk").is_dir())
+        self.run_at_home("clean", "--disk=~/disk")
+        self.run_at_home("synthesize", "tiny-llama", "f32", "~/made.gguf")
+        self.assertTrue((self.folder / "made.gguf").is_file())
+        for arguments in (["perplexity", "--model=~/model", "--text=~/in.jsonl"], ["tokenize", "--model=~/model", "x"]):
+            self.assertIn("no tokenizer", self.run_at_home(*arguments, code=harness.USAGE).stderr)
+
+    def test_what_is_no_home(self):
+        for path in ("~other/model", "/~/model"):
+            self.assertIn(f"{path}: ", self.run_at_home("inspect", path, code=BAD_MODEL).stderr)
+
+    @unittest.skipUnless(shutil.which("setpriv") and os.geteuid() == 0, "no setpriv, or not root")
+    def test_none_at_all(self):
+        """A user without a home: what fits in memory runs, and what needs the directory says so."""
+        self.folder.chmod(0o755)
+
+        def homeless(*arguments, code=0):
+            done = subprocess.run(["setpriv", "--reuid=54321", "--clear-groups", "env", "-u", "HOME", "-u",
+                                   "XDG_CACHE_HOME", harness.program(), *map(str, arguments)],
+                                  stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+            if "ermission denied" in done.stderr:
+                self.skipTest(done.stderr)
+            self.assertEqual(code, done.returncode, done.stderr)
+            return done
+
+        log = homeless("plan", "--model", "synthetic:tiny-opt").stderr
+        self.assertIn("no home directory", log)
+        self.assertIn("--disk", log)
+        homeless("doctor")
+        self.assertIn("--disk", homeless("clean", code=harness.USAGE).stderr)
+        self.assertIn("write the path in full", homeless("inspect", "~/model", code=harness.USAGE).stderr)
+
+
+class Launchers(CommandTest):
+    """Which launchers make ranks of a run is known by what they put into the environment."""
+
+    def plan(self, code, says="", **environment):
+        done = subprocess.run([harness.program(), "plan", "--model", TINY], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
+        self.assertEqual(code, done.returncode, done.stderr)
+        self.assertIn(says, done.stdout if code == 0 else done.stderr)
+        return done.stderr
+
+    def test_another_mpi(self):
+        """Its ranks would each take the whole batch."""
+        for rank in "01":
+            log = self.plan(69, "start headrace with Open MPI's mpirun", PMI_RANK=rank, PMI_SIZE="2", PMI_FD="9")
+            self.assertIn("MPICH", log)
+
+    def test_ranks_that_mpi_does_not_find(self):
+        for size in ({"OMPI_COMM_WORLD_SIZE": "2"}, {"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "2"}):
+            self.plan(69, "the launcher started 2 ranks, but MPI (Open MPI", **size)
+
+    def test_srun_without_pmix(self):
+        self.plan(harness.USAGE, "srun --mpi=pmix", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID="0")
+
+    def test_one_task_and_shells_of_jobs_run_alone(self):
+        for environment in ({"PMI_RANK": "0", "PMI_SIZE": "1"},
+                            {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"},
+                            {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
+                            {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "SLURM_STEP_NUM_TASKS": "1"}):
+            self.plan(0, "stage 1 of 1", **environment)
+
+
+    def test_a_mistake_is_a_mistake_where_srun_ends_the_other_ranks(self):
+        """They wait for rank 0 to say it; then srun sends them a SIGTERM, and takes the largest code."""
+        wrong = self.config("bogus = 1\n")
+        for arguments in (["--bogus"], ["--config", wrong]):
+            job = subprocess.Popen([harness.program(), "plan", "--model", TINY, *arguments],
+                                   env={**os.environ, "SLURM_PROCID": "1", "PMIX_RANK": "1"},
+                                   stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            self.addCleanup(job.kill)
+            time.sleep(0.5)
+            job.terminate()
+            self.assertEqual(b"", job.communicate(timeout=2)[1], "rank 0 says it")
+            self.assertEqual(harness.USAGE, job.returncode)
+
+
 class Config(CommandTest):
     def run_config(self, text, *arguments, **options):
         return self.run_program("generate", "--config", self.config(text), "--input", self.batch(),
@@ -441,7 +593,20 @@ class Config(CommandTest):
     def test_mistakes(self):
         for text, says in (("bogus = 1\n", ["bogus is not an option"]),
                            ("[node]\nthreads = 1\n", ["[node]", "remove"]),
-                           ("threads = 1\nkv = \"f16\"\nthreads = 2\n", ["threads stands twice"]),
+                           ("threads = 1\nkv = \"f16\"\nthreads = 2\n",
+                            ["line 3: threads stands twice, also in line 1"]),
+                           ("input = \"a\"\ninput = \"b\"\n", ["line 2: input stands twice"]),
+                           ("\nprompt = two words\n", ["line 2: prompt has more", "in quotes"]),
+                           ("prompt = \"two\" words\n", ["line 1: prompt has more", "in quotes"]),
+                           ("threads = 1 kv = 2\n", ["line 1: threads has more"]),
+                           ("prompt = \"open\nthreads = 1\n", ["line 1: the text of prompt has no end"]),
+                           ("prompt = \"\\q\"\n", ["line 1: \\q is no escape", "single quotes"]),
+                           ("split = [1, 2\n", ["list of split has no end"]),
+                           ("split = [1 2]\n", ["line 1: the list of split wants a comma"]),
+                           ("resume\n", ["line 1: write name = value"]),
+                           ("resume = \n", ["line 1: resume has no value"]),
+                           ("prompt = \"\"\n", ["line 1: prompt has no value"]),
+                           ("a.b = 1\n", ["a.b is not an option"]),
                            ("resume = 3\n", ["resume is a switch"]),
                            ("threads =\n", ["threads has no value"])):
             with self.subTest(text=text):
@@ -450,6 +615,17 @@ class Config(CommandTest):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--config",
                      self.config("threads = 0\n"), says=["--threads: 0 is not"])
         self.refused(harness.USAGE, "generate", "--config", "/nowhere.toml", says=["/nowhere.toml"])
+
+    def test_text(self):
+        """The model's name comes back in the message that it is not there."""
+        for value, meant in (('"/no # comment, two words"  # but this', "/no # comment, two words"),
+                             ("'/single \\n \"quotes\"'", '/single \\n "quotes"'),
+                             (r'"/escaped \"\\ \u00e4\U0001F600"', '/escaped "\\ ä😀'),
+                             ("/bare#comment", "/bare"),
+                             ("[\n  '/in', # a list\n  'lines' ,\n]", "/in,lines")):
+            with self.subTest(value=value):
+                self.refused(BAD_MODEL, "generate", "--config",
+                             self.config(f"\tmodel={value}\r\n\n# end"), "--prompt", "x", says=[meant])
 
     def test_shipped_files(self):
         names = [path.name for path in CONFIGS.glob("*.toml")]

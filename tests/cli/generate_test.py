@@ -2,8 +2,10 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import unittest
 
 import harness
 
@@ -120,6 +122,27 @@ class Streams(harness.ProgramTest):
         self.assertIn("requests: 500 done", shown[-1])
 
 
+@unittest.skipUnless(shutil.which("taskset") and (os.cpu_count() or 0) > 1, "one core, or no taskset")
+class Binding(harness.ProgramTest):
+    def log(self, *arguments, **options):
+        return self.run_program("generate", "--model", TINY, "--input", os.devnull, "--output", "-",
+                                *arguments, **options).log()
+
+    def test_a_rank_bound_to_few_cores_says_so(self):
+        """As Slurm and mpirun bind one that says nothing of its cores."""
+        one, cores = ("taskset", "-c", "0"), os.cpu_count()
+        says = f"bound to 1 of the machine's {cores} cores; start with mpirun --bind-to none"
+        for ranks in (None, 1):
+            self.assertIn(says, self.log(ranks=ranks, prefix=one))
+        self.assertNotIn("bound", self.log("--threads", 1, prefix=one))
+        self.assertNotIn("bound", self.log())
+
+    def test_ranks_that_share_a_machine_may_be_bound(self):
+        cores = os.cpu_count()
+        parts = [["taskset", "-c", f"{rank * cores // 2}-{(rank + 1) * cores // 2 - 1}"] for rank in range(2)]
+        self.assertNotIn("bound", self.log(ranks=[[], []], prefix=parts))
+
+
 class Scripts(harness.ProgramTest):
     def script(self, *command, expect=0, **environment):
         done = subprocess.run([str(part) for part in command], env={**os.environ, **environment},
@@ -184,6 +207,22 @@ class Scripts(harness.ProgramTest):
         done = self.script("bash", LAUNCH / "slurm.sbatch", "--model", "m", SRUN_CODE="75",
                            SLURM_JOB_ID="12", expect=75, **environment)
         self.assertIn("scontrol requeue 12", done.stdout)
+
+    def test_slurm_job_ends_with_headraces_codes(self):
+        """srun --kill-on-bad-exit gives 137 for a rank that was killed, and 143 for those it ends."""
+        srun = self.folder / "srun"
+        srun.write_text('#!/bin/sh\nexit $SRUN_CODE\n')
+        srun.chmod(0o755)
+        environment = dict(PATH=f"{self.folder}:{os.environ['PATH']}", HEADRACE=harness.program())
+        for code in (137, 143, 3, 255):
+            done = self.script("bash", LAUNCH / "slurm.sbatch", "--model", "m", SRUN_CODE=str(code),
+                               SLURM_JOB_ID="12", expect=75, **environment)
+            self.assertIn(f"exit code {code} is srun's", done.stdout)
+            self.assertIn("scontrol requeue 12", done.stdout)
+        for code in (0, 1, 2, 65, 69, 70, 73, 74, 75):
+            done = self.script("bash", LAUNCH / "slurm.sbatch", "--model", "m", SRUN_CODE=str(code),
+                               expect=code, **environment)
+            self.assertNotIn("srun's", done.stdout)
 
     def test_quickstart_batch_has_one_bad_line_and_its_table_fits(self):
         model = harness.real_model(harness.SMOL)

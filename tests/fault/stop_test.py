@@ -3,8 +3,10 @@
 Under Open MPI's mpirun a run that lost a rank ends with the 75 its ranks gave. A SIGINT or SIGTERM to
 mpirun is another matter: it passes on a signal, gives the ranks about a second and then ends them,
 with an exit code of its own that is not 0. The results written by then are whole; --resume goes on.
+launch/mpirun.sh makes 75 of all that.
 """
 import os
+import pty
 import random
 import signal
 import socket
@@ -173,12 +175,124 @@ class Stop(harness.ProgramTest):
     def test_sigterm_to_mpirun(self):
         self.check_interrupt(signal.SIGTERM, RANKS)
 
+    def test_sigusr1_to_mpirun(self):
+        """mpirun passes it on, and the ranks end by themselves."""
+        job = self.start(*self.options("--input", self.input), ranks=RANKS)
+        job.await_lines(self.output, 10)
+        job.process.send_signal(signal.SIGUSR1)
+        self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
+        self.assertIn("run again with --resume", job.log())
+        job.await_no_process()
+        self.resume_and_compare(RANKS)
+
     def test_sigterm_to_rank_0(self):
         job = self.start(*self.options("--input", self.input), ranks=RANKS)
         job.await_lines(self.output, 10)
         os.kill(job.rank_process(0), signal.SIGTERM)
         self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
         self.resume_and_compare(RANKS)
+
+    # ---- launch/mpirun.sh ----
+
+    def start_script(self, *arguments, **options):
+        return self.start(*self.options(*arguments), ranks=RANKS, script=True, **options)
+
+    def check_script(self, interrupt):
+        """However mpirun.sh is interrupted, the ranks end by themselves, and the code is theirs."""
+        job = self.start_script("--input", self.input)
+        job.await_lines(self.output, 10)
+        interrupt(job.process.pid)
+        self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
+        self.assertIn("interrupted; what was finished is written, run again with --resume", job.log())
+        job.await_no_process()
+        self.resume_and_compare(RANKS)
+
+    def test_script_sigterm(self):
+        self.check_script(lambda process: os.kill(process, signal.SIGTERM))
+
+    def test_script_sigint(self):
+        self.check_script(lambda process: os.kill(process, signal.SIGINT))
+
+    def test_script_sigterm_to_all(self):
+        """As timeout(1) sends it."""
+        self.check_script(lambda process: os.killpg(process, signal.SIGTERM))
+
+    def test_script_ctrl_c(self):
+        """On a terminal, which sends a SIGINT to mpirun, too."""
+        process, terminal = pty.fork()
+        if process == 0:
+            os.environ.update(HEADRACE=harness.program(), TMPDIR=str(self.folder))
+            os.execv(harness.MPIRUN_SH, [str(harness.MPIRUN_SH), "-np", str(RANKS),
+                                         *map(str, self.options("--input", self.input))])
+        end = time.monotonic() + 30
+        shown = b""
+        os.set_blocking(terminal, False)
+        sent = False
+        while True:
+            try:
+                shown += os.read(terminal, 65536)
+            except BlockingIOError:
+                pass
+            except OSError:  # the end
+                break
+            if not sent and self.output.exists() and self.output.read_bytes().count(b"\n") >= 10:
+                os.write(terminal, b"\x03")
+                sent = True
+            if time.monotonic() > end:
+                os.killpg(process, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        _, status = os.waitpid(process, 0)
+        os.close(terminal)
+        self.assertTrue(sent, shown)
+        self.assertEqual(harness.TRY_AGAIN, os.waitstatus_to_exitcode(status), shown)
+        self.assertIn(b"what was finished is written", shown)
+        self.resume_and_compare(RANKS)
+
+    def test_script_interrupted_while_it_starts(self):
+        """Whenever it comes, it is not lost."""
+        for seconds in (0, 0.05, 0.1, 0.2, 0.4):
+            with self.subTest(seconds=seconds):
+                job = self.start_script("--input", self.input, "--resume")
+                time.sleep(seconds)
+                os.killpg(job.process.pid, signal.SIGTERM)
+                begin = time.monotonic()
+                code = job.wait(MARGIN)
+                # Before the script can take it, the signal ends the script.
+                self.assertIn(code, (harness.TRY_AGAIN, -signal.SIGTERM), job.log())
+                self.assertLess(time.monotonic() - begin, MARGIN)
+                job.await_no_process()
+
+    def test_script_interrupted_twice(self):
+        """A rank that does not end, for it is stopped: the second signal ends it."""
+        job = self.start_script("--input", self.input, "--peer-timeout", 600)
+        job.await_lines(self.output, 10)
+        os.kill(job.rank_process(1), signal.SIGSTOP)
+        os.kill(job.process.pid, signal.SIGTERM)
+        job.await_log("Once more ends them at once")
+        time.sleep(1)
+        self.assertIsNone(job.process.poll())
+        os.kill(job.process.pid, signal.SIGTERM)
+        self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
+        job.await_no_process()
+        self.resume_and_compare(RANKS)
+
+    def test_script_loses_a_rank(self):
+        """mpirun's own exit code is 137."""
+        job = self.start_script("--input", self.input)
+        job.await_lines(self.output, 10)
+        os.kill(job.rank_process(1), signal.SIGKILL)
+        self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
+        self.assertRegex(job.log(), "exit code 137, which is not headrace's own.*--resume")
+        job.await_no_process()
+        self.resume_and_compare(RANKS)
+
+    def test_script_reads_standard_input(self):
+        job = self.start_script("--input", "-", stdin=subprocess.PIPE)
+        job.process.stdin.write(self.input.read_bytes())
+        job.process.stdin.close()
+        self.assertEqual(job.wait(), harness.DONE, job.log())
+        self.assert_same_results(self.expected(), harness.read_results(self.output))
 
 
 if __name__ == "__main__":

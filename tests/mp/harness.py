@@ -17,6 +17,7 @@ import unittest
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
 TINY = DATA / "models"
+MPIRUN_SH = DATA.parents[1] / "launch" / "mpirun.sh"
 SMOL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 QWEN = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 
@@ -82,15 +83,18 @@ class Job:
     """One start of the program. Standard error goes to a file, so nothing waits for a reader.
 
     ranks: how many under mpirun, or a list of what each rank gets as further arguments. prefix: a
-    command that runs the program with some limit, or one for each rank.
+    command that runs the program with some limit, or one for each rank. script: start that many
+    ranks by launch/mpirun.sh.
     """
 
-    def __init__(self, arguments, ranks=None, stdin=subprocess.DEVNULL, folder=None, prefix=()):
+    def __init__(self, arguments, ranks=None, stdin=subprocess.DEVNULL, folder=None, prefix=(), script=False):
         self.ranks = ranks
         self.folder = pathlib.Path(folder or tempfile.gettempdir())
         arguments = for_cpu(arguments)
         command = [*prefix, program(), *map(str, arguments)]
-        if ranks is not None:
+        if script:
+            command = [str(MPIRUN_SH), "-np", str(ranks), *map(str, arguments)]
+        elif ranks is not None:
             each = ranks if isinstance(ranks, list) else None
             command = ["mpirun", "--bind-to", "none", "--oversubscribe", "--mca", "mpi_yield_when_idle",
                        "1", "-np", "1" if each else str(ranks)]
@@ -99,7 +103,7 @@ class Job:
                 command += prefix[rank] if prefix and not isinstance(prefix[0], str) else prefix
                 command += [program(), *map(str, arguments), *map(str, more)]
         environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                           TMPDIR=str(self.folder))
+                           HEADRACE=program(), TMPDIR=str(self.folder))
         handle, self._log = tempfile.mkstemp(prefix="log.", dir=self.folder)
         out, self._out = tempfile.mkstemp(prefix="out.", dir=self.folder)
         self.process = subprocess.Popen(command, stdin=stdin, stdout=out, stderr=handle,
@@ -234,8 +238,8 @@ class ProgramTest(unittest.TestCase):
         self.jobs = []
         self.addCleanup(lambda: [job.kill() for job in self.jobs])
 
-    def start(self, *arguments, ranks=None, stdin=subprocess.DEVNULL, prefix=()):
-        job = Job(arguments, ranks, stdin, self.folder, prefix)
+    def start(self, *arguments, ranks=None, stdin=subprocess.DEVNULL, prefix=(), script=False):
+        job = Job(arguments, ranks, stdin, self.folder, prefix, script)
         self.jobs.append(job)
         return job
 
