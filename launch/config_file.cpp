@@ -1,10 +1,12 @@
 #include "launch/config_file.h"
 
+#include <toml++/toml.h>
+#include <array>
+#include <charconv>
 #include <filesystem>
 #include <fstream>
-#include <map>
+#include <iterator>
 
-#include "launch/config_lines.h"
 #include "launch/default_paths.h"
 #include "runtime/error.h"
 
@@ -13,13 +15,11 @@ namespace {
 
 constexpr const char* kName = "--config";
 
-std::string joined(const std::vector<std::string>& values) {
-  std::string text;
-  for (const std::string& value : values) text += (text.empty() ? "" : ",") + value;
-  return text;
+std::string line_of(const std::string& path, const toml::source_region& source) {
+  return path + ": line " + std::to_string(source.begin.line) + ": ";
 }
 
-std::vector<ConfigLine> read(const std::string& path) {
+toml::table read(const std::string& path) {
   std::error_code ignored;
   if (!std::filesystem::is_regular_file(path, ignored)) {
     throw UsageError("--config " + path + ": no such file; give a TOML file of options");
@@ -28,14 +28,40 @@ std::vector<ConfigLine> read(const std::string& path) {
   if (!file) {
     throw UsageError("--config " + path + ": the file cannot be read; check its permissions");
   }
-  return read_config_lines(file, path);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  try {
+    return toml::parse(text);
+  } catch (const toml::parse_error& e) {
+    throw UsageError(line_of(path, e.source()) + std::string(e.description()) +
+                     "; write each name once, as name = value, with text in quotes");
+  }
 }
 
-// A switch is on, off or wrong; a list may stand as [10, 14] or as "10,14".
-void set(CLI::Option& option, const ConfigLine& line, const std::string& place) {
+// As it would stand on the command line: a list may be [10, 14] or "10,14".
+std::string text_of(const toml::node& node, const std::string& place) {
+  if (const auto* text = node.as_string()) return text->get();
+  if (const auto* number = node.as_integer()) return std::to_string(number->get());
+  if (const auto* flag = node.as_boolean()) return flag->get() ? "true" : "false";
+  if (const auto* number = node.as_floating_point()) {
+    std::array<char, 32> digits;
+    const auto end = std::to_chars(digits.begin(), digits.end(), number->get()).ptr;
+    return {digits.begin(), end};
+  }
+  if (const auto* list = node.as_array()) {
+    std::string text;
+    for (const toml::node& one : *list) text += (text.empty() ? "" : ",") + text_of(one, place);
+    return text;
+  }
+  if (node.is_table()) {
+    throw UsageError(place +
+                     " is a table; headrace reads plain name = value lines, remove its heading");
+  }
+  throw UsageError(place + " is a date or a time; write text in quotes");
+}
+
+void set(CLI::Option& option, const std::string& value, const std::string& place) {
+  if (value.empty()) throw UsageError(place + " has no value; give it one, or take it out");
   const bool is_switch = option.get_expected_min() == 0;
-  const std::string value = joined(line.values);
-  if (value.empty()) throw UsageError(place + " has no value; write " + line.name + " = ...");
   if (is_switch && value != "true" && value != "false") {
     throw UsageError(place + " is a switch; write true or false, not " + value);
   }
@@ -43,20 +69,15 @@ void set(CLI::Option& option, const ConfigLine& line, const std::string& place) 
 }
 
 void take(CLI::App& sub, const std::string& path) {
-  std::map<std::string, int> seen;
-  for (const ConfigLine& line : read(path)) {
-    const std::string place = path + ": line " + std::to_string(line.line) + ": " + line.name;
-    CLI::Option* option = sub.get_option_no_throw("--" + line.name);
-    if (!option || line.name == "config" || line.name == "help") {
+  for (const auto& [key, node] : read(path)) {
+    const std::string name(key.str()), place = line_of(path, node.source()) + name;
+    const std::string value = text_of(node, place);
+    CLI::Option* option = sub.get_option_no_throw("--" + name);
+    if (!option || name == "config" || name == "help") {
       throw UsageError(place + " is not an option of headrace " + sub.get_name() +
                        "; see headrace " + sub.get_name() + " --help");
     }
-    const auto [first, is_new] = seen.emplace(line.name, line.line);
-    if (!is_new) {
-      throw UsageError(place + " stands twice, also in line " + std::to_string(first->second) +
-                       "; keep one");
-    }
-    if (option->empty()) set(*option, line, place);
+    if (option->empty()) set(*option, value, place);
   }
 }
 

@@ -8,7 +8,7 @@ namespace headrace {
 
 // Adds --config FILE to `sub`. Each "name = value" of the file stands for --name value; the command
 // line wins, wherever on it --config stands. Call it after the other options are added. Parsing
-// throws UsageError naming the file and the key.
+// throws UsageError naming the file, the line and the key.
 void add_config_option(CLI::App& sub);
 
 }  // namespace headrace

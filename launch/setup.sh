@@ -7,7 +7,7 @@ packages=(
   # build
   g++ cmake ninja-build pkg-config git
   libopenmpi-dev libhwy-dev libpcre2-dev libutf8proc-dev libxxhash-dev
-  liburing-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libgtest-dev
+  liburing-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libgtest-dev
   # run
   openmpi-bin
   # fetch-model.py, the tests
