@@ -363,15 +363,20 @@ void StageEngine::head_pass(const Operand* x, int64_t best_rows, int64_t logit_r
   weights_.release_head();
 }
 
-// Brings the best tokens of rows x up to date with these panels.
+// Brings the best tokens of rows x up to date with these panels. However the head is cut, rows of
+// logits begin at whole 16 bytes, on which a device's products depend: what of a vocabulary is no
+// multiple of four floats goes by itself.
 void StageEngine::best_of_panels(const Panels& panels, const Operand* x, int64_t first_row,
                                  int64_t rows) {
   // A power of two: a device tries out products of each new size.
   const auto at_once = static_cast<int64_t>(
       std::bit_floor(static_cast<uint64_t>(block_floats_ / kPanelRows / rows)));
-  for (int64_t first = panels.first; first < panels.end; first += at_once) {
-    const int64_t end = std::min(panels.end, first + at_once);
-    const PackedMatrix part = panels.weight.of_panels(first, end);
+  const PackedMatrix& head = panels.weight;
+  const int64_t odd = head.rows % 4 != 0 ? head.panel_count() - 1 : head.panel_count();
+  for (int64_t first = panels.first, end = first; first < panels.end; first = end) {
+    end = std::min(panels.end, first + at_once);
+    if (first < odd) end = std::min(end, odd);
+    const PackedMatrix part = head.of_panels(first, end);
     ops_.linear_panels(x, rows, part, nullptr, 0, part.panel_count(), scratch_.data());
     ops_.find_best(scratch_.data(), first_row, rows, part.rows, first * kPanelRows);
   }

@@ -184,7 +184,9 @@ class Mistakes(CommandTest):
                     done = subprocess.run([*ranks, *own, harness.program(), *map(str, command)],
                                           stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                           stdout=None if ranks else full, timeout=60,
-                                          env={**os.environ, "TMPDIR": str(self.folder)})
+                                          env={**os.environ, "TMPDIR": str(self.folder),
+                                               "OMPI_ALLOW_RUN_AS_ROOT": "1",
+                                               "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"})
                     self.assertEqual(IO, done.returncode, done.stderr)
                     self.assertIn("writing to standard output failed", done.stderr)
 

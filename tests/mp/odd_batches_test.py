@@ -125,6 +125,7 @@ class OddBatches(harness.ProgramTest):
         harness.write_requests(batch, [{"prompt": [5, 6], "max_tokens": 3}])
         common = ["generate", "--model", MODEL, "--input", batch, "--output", output]
         self.run_program(*common)
+        new = [*common[3:6], self.folder / "new.jsonl"]
         cases = [
             (common, harness.USAGE, "--resume"),  # the output is there already
             ([*common, "--resume", "--temperature", "0.5"], harness.USAGE, "temperature"),
@@ -133,11 +134,11 @@ class OddBatches(harness.ProgramTest):
             ([*common, "--resume", "--kv", "q4"], harness.USAGE, "kv=q4"),
             ([*common, "--resume", "--weights", "q8"], harness.USAGE, "weights=q8"),
             ([*common, "--resume", "--math", "int8"], harness.USAGE, "math=int8"),
-            ([*common[:2], "synthetic:tiny-opt:q8", *common[3:], "--weights", "q4"], harness.USAGE, "Q8_0"),
+            ([*common[:2], "synthetic:tiny-opt:q8", *new, "--weights", "q4"], harness.USAGE, "Q8_0"),
             ([*common[:2], "synthetic:tiny-opt:q8", *common[3:], "--resume"], harness.USAGE, "fingerprint"),
             ([*common, "--resume", "--split", "1,1"], harness.USAGE, "--split"),
-            ([*common[:2], "synthetic:none", *common[3:]], 65, "tiny-opt"),
-            ([*common[:2], self.folder / "none.gguf", *common[3:]], 65, "none.gguf"),
+            ([*common[:2], "synthetic:none", *new], 65, "tiny-opt"),
+            ([*common[:2], self.folder / "none.gguf", *new], 65, "none.gguf"),
             ([*common[:4], self.folder / "none.jsonl", *common[5:6], self.folder / "new.jsonl"],
              harness.USAGE, "none.jsonl"),
         ]

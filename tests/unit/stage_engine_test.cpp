@@ -28,13 +28,14 @@ using test::RunShape;
 
 // What the last of two stages is made of, with a large vocabulary.
 struct LastStage {
-  static ModelConfig config() {
+  static ModelConfig config(int vocabulary) {
     ModelConfig config = test::small_llama();
-    config.vocab_size = 70000;
+    config.vocab_size = vocabulary;
     return config;
   }
+  explicit LastStage(int vocabulary = 70000) : checkpoint(config(vocabulary), {}) {}
 
-  const MemoryCheckpoint checkpoint{config(), {}};
+  const MemoryCheckpoint checkpoint;
   const StageRange range{1, 2, false, true};
   ThreadPool threads{2, 0};
   const Cpu cpu{threads, kernels("auto")};
@@ -43,8 +44,10 @@ struct LastStage {
 
 // The best tokens and the logits of one call, from as many passes as the scratch memory makes it,
 // are those of plain logits.
-TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
-  LastStage last;
+class Head : public testing::TestWithParam<int> {};
+
+TEST_P(Head, TellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
+  LastStage last(GetParam());
   const ModelConfig& config = last.checkpoint.config();
   std::vector<RunShape> runs = {{.logit_rows = 1}, {.logit_rows = 1, .device_slots = 2}};
   for (const int memory : {0, 99}) {
@@ -101,6 +104,47 @@ TEST(StageEngine, TheHeadTellsTheBestOfSomeRowsAndTheLogitsOfOthers) {
         EXPECT_EQ(best[0].token, 0);
         EXPECT_TRUE(best[1].has_nan);
       }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Vocabularies, Head, testing::Values(70000, 70001),
+                         [](const auto& of) { return std::to_string(of.param); });
+
+// Takes down how wide rows of logits are.
+class WidthsOfLogits final : public CpuOps {
+ public:
+  using CpuOps::CpuOps;
+  void find_best(const float* logits, int64_t first_row, int64_t rows, int64_t width,
+                 int64_t id) override {
+    widths.push_back(width);
+    CpuOps::find_best(logits, first_row, rows, width, id);
+  }
+  std::vector<int64_t> widths;
+};
+
+TEST(StageEngine, WideRowsOfLogitsAreWholeSixteenBytesHoweverTheHeadIsCut) {
+  for (const int vocabulary : {69985, 70001, 70004, 70016}) {
+    LastStage last(vocabulary);
+    const ModelConfig& config = last.checkpoint.config();
+    WeightStore weights(last.checkpoint, last.range, last.budget, last.threads);
+    KvStore kv({config.n_kv_heads, config.head_dim, KvFormat::kF16}, 1, 1, 1, last.budget);
+    WidthsOfLogits ops(last.cpu);
+    std::vector<float> scratch(StageEngine::scratch_bytes(config, last.range, 64, 1) /
+                               sizeof(float));
+    StageEngine engine(config, weights, weights, kv, ops, scratch, last.cpu, last.budget, 64);
+    for (const int64_t rows : {1, 3, 7, 64}) {
+      SCOPED_TRACE(testing::Message() << vocabulary << ", " << rows << " rows");
+      ops.widths.clear();
+      std::vector<float> hidden(static_cast<size_t>(rows * config.d_model), 0.5f);
+      std::vector<BestToken> best(static_cast<size_t>(rows));
+      engine.head(hidden.data(), best, 0, [](int64_t, int64_t, const float*) {});
+      int64_t sum = 0;
+      for (const int64_t width : ops.widths) {
+        EXPECT_TRUE(width % 4 == 0 || width == vocabulary % kPanelRows) << width;
+        sum += width;
+      }
+      EXPECT_EQ(sum, vocabulary);
     }
   }
 }
