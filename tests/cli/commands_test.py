@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import time
@@ -110,6 +111,15 @@ class Mistakes(CommandTest):
     def test_resume_of_standard_output(self):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--input", self.batch(),
                      "--output", "-", "--resume", says=["--resume", "--output"])
+
+    def test_more_threads_than_the_system_has(self):
+        for command in (["generate", "--input", self.batch(), "--output", "-"], ["plan"]):
+            done = subprocess.run(
+                [harness.program(), *map(str, command), "--model", TINY, "--threads", "5000"],
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)))
+            self.assertEqual(69, done.returncode, done.stderr)
+            self.assertRegex(done.stderr, "of 5000 compute threads only [0-9]+ .*--threads")
 
     def test_size(self):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--prompt", "x", "--host-memory",
