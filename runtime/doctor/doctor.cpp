@@ -25,7 +25,7 @@ constexpr double kUneven = 1.5;
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GpuFacts, name, capability, memory_free, memory_total,
                                    to_device_rate, from_device_rate)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MachineFacts, host, cpu, version, mpi, target, int8, cores,
-                                   usable_cores, bound, threads, memory_free, memory_total,
+                                   usable_cores, quota, bound, threads, memory_free, memory_total,
                                    memory_rate, gpus, gpu_software, gpu_missing, nccl, nccl_missing,
                                    disk, file_system, disk_shared, disk_in_memory, disk_free,
                                    disk_rate, scattered_rate, disk_error, io)
@@ -166,11 +166,15 @@ void warn_of_cores(const Examination& found, std::vector<std::string>& all) {
           "ranks",
           host, threads, cores, std::max<size_t>(1, static_cast<size_t>(cores) / ranks.size())));
     } else if (threads < cores) {
-      const bool bound = found.ranks[ranks.front()].bound;
-      all.push_back(fmt::format("{} computes with {} of its {} cores: {}", host, threads, cores,
-                                bound ? "start with mpirun --bind-to none, or srun "
-                                        "--cpus-per-task, or more ranks"
-                                      : "give more --threads or ranks"));
+      const MachineFacts& first = found.ranks[ranks.front()];
+      const char* const cure =
+          first.bound ? "start with mpirun --bind-to none, or srun --cpus-per-task, or more ranks"
+          : first.quota <= threads
+              ? "its control group or container has no more CPU time (cpu.max); "
+                "start it with more"
+              : "give more --threads or ranks";
+      all.push_back(
+          fmt::format("{} computes with {} of its {} cores: {}", host, threads, cores, cure));
     }
   }
 }

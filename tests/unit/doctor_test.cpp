@@ -19,7 +19,7 @@ MachineFacts machine(const std::string& host) {
   m.version = "1.0 (abc)";
   m.mpi = "Open MPI v4.1.4";
   m.target = m.int8 = "avx2";
-  m.cores = m.usable_cores = m.threads = 8;
+  m.cores = m.usable_cores = m.quota = m.threads = 8;
   m.memory_free = uint64_t{12} << 30;
   m.memory_total = uint64_t{16} << 30;
   m.memory_rate = 20e9;
@@ -94,6 +94,9 @@ TEST(Doctor, OneWarningForEachFault) {
       {"few threads",
        [](Examination& e) { e.ranks[1].threads = 2; },
        {"node2 computes with 2 of its 8 cores", "--threads"}},
+      {"quota",
+       [](Examination& e) { e.ranks[1].usable_cores = e.ranks[1].quota = e.ranks[1].threads = 2; },
+       {"node2 computes with 2 of its 8 cores", "cpu.max"}},
       {"many threads",
        [](Examination& e) { e.ranks[1].threads = 16; },
        {"node2", "16 threads on 8 cores", "--threads 8"}},
