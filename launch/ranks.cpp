@@ -85,6 +85,7 @@ int run_as_rank(double peer_timeout, const std::function<int(const Wires&)>& ran
   });
   refuse_to_be_alone(transport);
   log_as_rank(transport);
+  transport.share(interrupted);  // a SIGTERM to any rank ends the run as one to rank 0
   try {
     return rank_main({transport, transport});
   } catch (...) {

@@ -9,7 +9,7 @@
 namespace headrace {
 
 // Set by the first SIGINT, SIGTERM or SIGUSR1 after handle_signals; a second SIGINT or SIGTERM ends
-// the process at once.
+// the process at once. Ranks tell each other.
 extern std::atomic<bool> interrupted;
 // Also turns writes past a limit or to a closed pipe into error codes.
 void handle_signals();
