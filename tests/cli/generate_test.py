@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -245,6 +246,33 @@ class Scripts(harness.ProgramTest):
         path = self.folder / "x.jsonl"
         path.write_text("{}\n")
         self.assertIn(f"{path}: line 1", self.script(LAUNCH / "show-results.py", path, expect=1).stderr)
+
+    def test_show_results_takes_every_line_that_generate_takes(self):
+        batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
+        lines = [b'{"body":"text"}', b'{"body":[1]}', b'{"messages":[]}', b'{"messages":["x"]}',
+                 b'{"messages":[{"role":"user","content":null}]}', b'{"custom_id":[5]}', b'{"custom_id":7}',
+                 b'{"prompt":{}}', b"7", b"null", b"not json", b'{"prompt":"\xff"}', b"[" * 100000, b"",
+                 b'{"prompt":"a\\u0000b"}', b'{"prompt":"x\ry"}',
+                 b'{"custom_id":"a","prompt":[1,2],"max_tokens":2}', b'{"custom_id":"a","prompt":[3],"max_tokens":2}']
+        batch.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+        self.run_program("generate", "--model", TINY, "--input", batch, "--output", output,
+                         expect=harness.SOME_FAILED)
+        records = harness.read_results(output)
+        shown = self.script(LAUNCH / "show-results.py", output, "--input", batch).stdout
+        for name in records:
+            self.assertIn(f"\n{name} ", shown)
+        self.assertIn(f"{len(records)} requests, ", shown)
+        self.assertIn("> token ids 1 2", shown)
+        order = [line.split()[0] for line in shown.splitlines() if re.match(r"(line-\d+|a) ", line)]
+        self.assertEqual([f"line-{n}" for n in range(1, 17) if n != 14] + ["a", "line-18"], order)
+        # A run that was killed.
+        text = output.read_bytes()
+        output.write_bytes(text[:-20])
+        done = self.script(LAUNCH / "show-results.py", output, "--input", batch)
+        self.assertIn(f"{len(records) - 1} requests, ", done.stdout)
+        self.assertIn(f"line {len(records)} is torn", done.stderr)
+        output.write_bytes(text.replace(b'"error"', b'"err', 1))
+        self.assertIn("line 1 is not a result", self.script(LAUNCH / "show-results.py", output, expect=1).stderr)
 
     def test_fetch_model_keeps_a_whole_file(self):
         model = harness.real_model(harness.SMOL)
