@@ -179,17 +179,25 @@ void warn_of_cores(const Examination& found, std::vector<std::string>& all) {
   }
 }
 
+// Ranks of one machine share its memory, as it happens more or less evenly.
 void warn_of_uneven_machines(const Examination& found, std::vector<std::string>& all) {
-  const auto slower = [](const MachineFacts& a, const MachineFacts& b) {
-    return a.memory_rate < b.memory_rate;
+  size_t slow = 0, fast = 0;
+  const auto ratio = [&](size_t a, size_t b) {
+    return found.ranks[b].memory_rate / found.ranks[a].memory_rate;
   };
-  const auto [least, most] = std::minmax_element(found.ranks.begin(), found.ranks.end(), slower);
-  if (most->memory_rate < kUneven * least->memory_rate) return;
+  for (size_t a = 0; a < found.ranks.size(); ++a) {
+    for (size_t b = 0; b < found.ranks.size(); ++b) {
+      if (found.ranks[a].host == found.ranks[b].host || ratio(a, b) <= ratio(slow, fast)) continue;
+      slow = a;
+      fast = b;
+    }
+  }
+  if (ratio(slow, fast) < kUneven) return;
   all.push_back(fmt::format(
       "{} reads memory at {}, {} at {}: layers are shared out as if all ranks were equal; give the "
       "slower one fewer with --split",
-      name(found, static_cast<size_t>(least - found.ranks.begin())), rate(least->memory_rate),
-      name(found, static_cast<size_t>(most - found.ranks.begin())), rate(most->memory_rate)));
+      name(found, slow), rate(found.ranks[slow].memory_rate), name(found, fast),
+      rate(found.ranks[fast].memory_rate)));
 }
 
 // Of neighbours that both have a GPU.

@@ -149,6 +149,18 @@ TEST(Doctor, OneWarningForEachFault) {
   }
 }
 
+TEST(Doctor, RanksOfOneMachineAreNotUneven) {
+  Examination found = two_nodes();
+  found.ranks[1].host = "node1";
+  for (MachineFacts& m : found.ranks) m.threads = 4;
+  found.ranks[1].memory_rate = 2e9;
+  EXPECT_EQ(warning(found), "");
+  found.ranks.push_back(machine("node2"));
+  found.links.push_back(found.links.front());
+  found.ranks[2].memory_rate = 12e9;
+  expect_words(warning(found), {"rank 1 on node1 reads memory at 2.0 GB/s", "rank 2 on node2"});
+}
+
 TEST(Doctor, RanksOfOneMachineShareItsCores) {
   Examination found = two_nodes();
   for (MachineFacts& m : found.ranks) {
