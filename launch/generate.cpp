@@ -141,6 +141,7 @@ void add_generate(CLI::App& app, int& exit_code) {
   sub->add_option("--progress", a->progress,
                   "auto, line (rewritten in place), log, or none; auto is a line on a terminal")
       ->check(CLI::IsMember({"auto", "line", "log", "none"}))
+      ->envname("HEADRACE_PROGRESS")  // launch/mpirun.sh knows of a terminal that ranks do not see
       ->capture_default_str();
   sub->add_flag("--quiet", a->quiet, "The same as --progress none");
   add_config_option(*sub);

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import pty
 import re
 import shutil
 import subprocess
@@ -180,6 +181,36 @@ class Scripts(harness.ProgramTest):
         records = harness.read_results(output)
         self.assertEqual({"line-1": 200, "line-2": 400},
                          {name: r["response"]["status_code"] for name, r in records.items()})
+
+    def on_terminal(self, *command):
+        """What a script shows on a terminal."""
+        shown, terminal = b"", pty.openpty()
+        environment = {**os.environ, "HEADRACE": harness.program(), "TMPDIR": str(self.folder)}
+        job = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=terminal[1],
+                               stderr=terminal[1], env=environment, start_new_session=True)
+        os.close(terminal[1])
+        self.addCleanup(job.kill)
+        while True:
+            try:
+                shown += os.read(terminal[0], 65536)
+            except OSError:  # nobody has it open any more
+                break
+        os.close(terminal[0])
+        self.assertEqual(0, job.wait(10), shown)
+        return shown.decode()
+
+    def test_mpirun_on_a_terminal_shows_a_line_unless_told_otherwise(self):
+        batch, config = self.folder / "in.jsonl", self.folder / "options.toml"
+        harness.write_requests(batch, [{"prompt": [1, 2, 3], "max_tokens": 200} for _ in range(500)])
+        config.write_text('progress = "none"\n')
+        for more, is_line, is_log in (([], True, True), (["--config", config], False, False),
+                                      (["--progress", "log"], False, True), (["--quiet"], False, False)):
+            with self.subTest(more=more):
+                output = self.folder / f"{is_line}{is_log}{len(more)}.jsonl"
+                shown = self.on_terminal(LAUNCH / "mpirun.sh", "-np", 2, "generate", "--model", TINY, "--input", batch,
+                                         "--output", output, *more)
+                self.assertEqual((is_line, is_log), (" of 500 requests, " in shown and "\x1b[K" in shown,
+                                                     "requests: 500 done" in shown), shown)
 
     def test_mpirun_starts_bench_plan_and_doctor(self):
         environment = dict(HEADRACE=harness.program(), TMPDIR=str(self.folder))
