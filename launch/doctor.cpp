@@ -52,7 +52,7 @@ void add_doctor(CLI::App& app, int& exit_code) {
   sub->add_option("--peer-timeout", a->peer_timeout,
                   "Seconds without a sign of life after which a rank is lost; a slow disk wants "
                   "some")
-      ->check(positive_number())
+      ->check(seconds_to_wait())
       ->capture_default_str();
   sub->footer(
       "Takes a few seconds. Under mpirun or srun, every rank's machine and the links between "
