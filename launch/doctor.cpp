@@ -22,7 +22,7 @@ struct DoctorArguments {
 };
 
 int doctor(DoctorArguments& a) {
-  return run_as_rank(a.peer_timeout, [&](const Wires& wires) {
+  return run_as_rank("doctor", a.peer_timeout, [&](const Wires& wires) {
     a.machine.cuda_module = beside_program(kCudaModule);
     if (a.machine.disk.empty()) a.machine.disk = default_offload_directory();
     const auto found = examine(a.machine, wires);

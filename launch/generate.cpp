@@ -69,7 +69,7 @@ int exit_code_of(RunEnd end) {
 }
 
 int generate(GenerateArguments& arguments, bool has_prompt) {
-  return run_as_rank(arguments.shared.peer_timeout, [&](const Wires& wires) {
+  return run_as_rank("generate", arguments.shared.peer_timeout, [&](const Wires& wires) {
     finish_arguments(arguments, has_prompt);
     return exit_code_of(run_rank(arguments.run, wires, interrupted));
   });

@@ -559,6 +559,26 @@ class Launchers(CommandTest):
             self.plan(0, "stage 1 of 1", **environment)
 
 
+    def test_ranks_with_different_commands(self):
+        common = ["--model", TINY]
+        for first, second in ((["generate", "--prompt", "x"], ["plan"]), (["plan"], ["bench"]), (["bench"], ["plan"])):
+            with self.subTest(first=first, second=second):
+                parts = [[harness.program(), *map(str, [*part, *common])] for part in (first, second)]
+                done = subprocess.run(
+                    ["mpirun", "--bind-to", "none", "--oversubscribe", "-np", "1", *parts[0], ":", "-np", "1", *parts[1]],
+                    env={**os.environ, "TMPDIR": str(self.folder), "OMPI_ALLOW_RUN_AS_ROOT": "1",
+                         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
+                    stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+                self.assertEqual(harness.USAGE, done.returncode, done.stderr)
+                self.assertIn(f"rank 1 was started as headrace {second[0]}, rank 0 as headrace {first[0]}",
+                              done.stderr)
+
+    def test_peer_timeout(self):
+        for value in ("1e12", "0", "-1", "nan", "inf"):
+            for command in (["plan", "--model", TINY], ["doctor"]):
+                self.refused(harness.USAGE, *command, f"--peer-timeout={value}", says=["--peer-timeout", "seconds"])
+        self.run_program("plan", "--model", TINY, "--peer-timeout", "1e8", ranks=2)
+
     def test_a_mistake_is_a_mistake_where_srun_ends_the_other_ranks(self):
         """They wait for rank 0 to say it; then srun sends them a SIGTERM, and takes the largest code."""
         wrong = self.config("bogus = 1\n")
