@@ -41,6 +41,7 @@ bool MpiLife::hear(int rank, PeerWatch::Time now) {
   }
   if (!is_done(peer.receive)) return false;
   watch_.heard(rank, peer.incoming, now);
+  if (interrupted_ && peer.incoming.interrupted) *interrupted_ = true;
   post(rank);
   return true;
 }
@@ -54,7 +55,8 @@ void MpiLife::post(int rank) {
 
 // Skips a rank that has not taken the last one yet.
 void MpiLife::tell() {
-  const SignOfLife life{progress_ ? progress_() : 0, watch_.own_state(), 0};
+  const bool interrupted = interrupted_ && *interrupted_;
+  const SignOfLife life{progress_ ? progress_() : 0, watch_.own_state(), interrupted};
   for (int r = 0; r < size_; ++r) {
     Peer& peer = peers_[r];
     if (r == rank_ || (peer.send != MPI_REQUEST_NULL && !is_done(peer.send))) continue;

@@ -1,6 +1,7 @@
 // Exchanges signs of life over MPI.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -22,6 +23,9 @@ class MpiLife {
   const PeerWatch& watch() const { return watch_; }
   // The number that shows that this rank works; called from turn().
   void watch_progress(std::function<uint64_t()> progress) { progress_ = std::move(progress); }
+
+  // What is set on one rank becomes set on all.
+  void share(std::atomic<bool>& interrupted) { interrupted_ = &interrupted; }
 
   // Hears, tells if it is time to, and judges. True if something was heard or told. Throws
   // PeerLost.
@@ -50,6 +54,7 @@ class MpiLife {
   PeerWatch watch_;
   std::vector<Peer> peers_;
   std::function<uint64_t()> progress_;
+  std::atomic<bool>* interrupted_ = nullptr;
   PeerWatch::Time last_told_{}, last_heard_{};
 };
 

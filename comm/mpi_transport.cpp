@@ -217,6 +217,11 @@ MpiTransport::~MpiTransport() {
   MPI_Finalize();
 }
 
+void MpiTransport::share(std::atomic<bool>& interrupted) {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->life.share(interrupted);
+}
+
 int MpiTransport::rank() const { return impl_->rank; }
 int MpiTransport::size() const { return impl_->size; }
 const std::string& MpiTransport::host(int rank) const { return impl_->life.watch().host(rank); }

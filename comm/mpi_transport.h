@@ -6,6 +6,7 @@
 // burns a core.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -26,6 +27,10 @@ class MpiTransport final : public Communicator, public ActivationLink {
   // which no exception could say. Throws CommError, PeerLost.
   explicit MpiTransport(double peer_timeout_s, Stuck stuck = {});
   ~MpiTransport() override;
+
+  // When it is set on one rank, it becomes so on all within a second or so. Must outlive the
+  // transport.
+  void share(std::atomic<bool>& interrupted);
 
   int rank() const override;
   int size() const override;

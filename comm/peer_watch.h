@@ -19,7 +19,7 @@ enum class PeerState : uint32_t {
 struct SignOfLife {
   uint64_t progress = 0;  // grows while the rank works
   PeerState state = PeerState::kIdle;
-  uint32_t unused = 0;
+  uint32_t interrupted = 0;  // this rank was told to end
 };
 
 // What one rank knows of the others. It has no clock and no lock: whoever uses it passes the time

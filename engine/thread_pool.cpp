@@ -1,10 +1,15 @@
 #include "engine/thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
+#include <string>
+#include <system_error>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "engine/error.h"
 
 namespace headrace {
 namespace {
@@ -34,10 +39,22 @@ bool spin(int us, Done done) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads, int spin_us) : spin_us_(spin_us) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { worker(); });
+  workers_.reserve(static_cast<size_t>(std::max(0, threads - 1)));
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { worker(); });
+  } catch (const std::system_error& e) {
+    const size_t made = workers_.size();
+    stop();
+    throw ResourceMissing("of " + std::to_string(threads) + " compute threads only " +
+                          std::to_string(made + 1) + " can be had (" + e.what() +
+                          "): give a smaller --threads, or raise the limit (ulimit -u, ulimit -v, "
+                          "pids.max of the cgroup)");
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_ = true;
   ++epoch_;
   epoch_.notify_all();

@@ -15,7 +15,8 @@ namespace headrace {
 class ThreadPool {
  public:
   // `spin_us`: how long an idle worker spins for the next loop before it sleeps. 0 where ranks
-  // share cores: a spinning worker would take time from another rank.
+  // share cores: a spinning worker would take time from another rank. Throws ResourceMissing where
+  // the system has not so many threads.
   explicit ThreadPool(int threads, int spin_us = 50);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -59,6 +60,7 @@ class ThreadPool {
   void run(int64_t count, Call call, void* context);
   void work();  // takes items of the open loop until none is left
   void worker();
+  void stop();  // and joins all
 
   static constexpr uint32_t kOpen = 1u << 31;
 

@@ -72,7 +72,7 @@ class JsonFile {
 };
 
 int bench(BenchArguments& a) {
-  return run_as_rank(a.shared.peer_timeout, [&](const Wires& wires) {
+  return run_as_rank("bench", a.shared.peer_timeout, [&](const Wires& wires) {
     finish_arguments(a);
     std::optional<JsonFile> json;
     if (wires.is_first() && !a.json.empty()) json.emplace(a.json);

@@ -22,7 +22,7 @@ struct DoctorArguments {
 };
 
 int doctor(DoctorArguments& a) {
-  return run_as_rank(a.peer_timeout, [&](const Wires& wires) {
+  return run_as_rank("doctor", a.peer_timeout, [&](const Wires& wires) {
     a.machine.cuda_module = beside_program(kCudaModule);
     if (a.machine.disk.empty()) a.machine.disk = default_offload_directory();
     const auto found = examine(a.machine, wires);
@@ -52,7 +52,7 @@ void add_doctor(CLI::App& app, int& exit_code) {
   sub->add_option("--peer-timeout", a->peer_timeout,
                   "Seconds without a sign of life after which a rank is lost; a slow disk wants "
                   "some")
-      ->check(positive_number())
+      ->check(seconds_to_wait())
       ->capture_default_str();
   sub->footer(
       "Takes a few seconds. Under mpirun or srun, every rank's machine and the links between "

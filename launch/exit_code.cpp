@@ -45,6 +45,8 @@ std::pair<ExitCode, std::string> outcome() {
     return as(e, kExitIo);
   } catch (const PeerLost& e) {
     return as(e, kExitTryAgain);
+  } catch (const Interrupted& e) {
+    return as(e, kExitTryAgain);
   } catch (const std::bad_alloc&) {
     return {kExitDoesNotFit, "out of memory; give a smaller --host-memory, or use more ranks"};
   } catch (const std::exception& e) {

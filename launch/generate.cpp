@@ -69,7 +69,7 @@ int exit_code_of(RunEnd end) {
 }
 
 int generate(GenerateArguments& arguments, bool has_prompt) {
-  return run_as_rank(arguments.shared.peer_timeout, [&](const Wires& wires) {
+  return run_as_rank("generate", arguments.shared.peer_timeout, [&](const Wires& wires) {
     finish_arguments(arguments, has_prompt);
     return exit_code_of(run_rank(arguments.run, wires, interrupted));
   });
@@ -141,6 +141,7 @@ void add_generate(CLI::App& app, int& exit_code) {
   sub->add_option("--progress", a->progress,
                   "auto, line (rewritten in place), log, or none; auto is a line on a terminal")
       ->check(CLI::IsMember({"auto", "line", "log", "none"}))
+      ->envname("HEADRACE_PROGRESS")  // launch/mpirun.sh knows of a terminal that ranks do not see
       ->capture_default_str();
   sub->add_flag("--quiet", a->quiet, "The same as --progress none");
   add_config_option(*sub);

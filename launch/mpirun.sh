@@ -49,7 +49,10 @@ fi
 
 # The ranks write to a pipe; whether a terminal is at its end is known here.
 progress=()
-if [[ $command == generate && -t 2 ]]; then progress=(--progress line); fi
+if [[ -t 2 ]]; then
+  export HEADRACE_PROGRESS=${HEADRACE_PROGRESS:-line}
+  progress=(-x HEADRACE_PROGRESS)
+fi
 
 # An interrupt is handed to the ranks as SIGUSR1, which mpirun passes on: they end by themselves and
 # give 75. An INT or TERM of its own, which a terminal's Ctrl-C and timeout(1) send to all processes
@@ -74,8 +77,8 @@ trap interrupt INT TERM
 
 # A rank has several threads, so it is not bound to one core.
 env --default-signal=INT,QUIT --block-signal=INT,TERM \
-  mpirun --bind-to none --oversubscribe "${for_mpirun[@]}" \
-  "$program" "$command" "${progress[@]}" "$@" <&0 &
+  mpirun --bind-to none --oversubscribe "${progress[@]}" "${for_mpirun[@]}" \
+  "$program" "$command" "$@" <&0 &
 mpirun=$!
 if [[ $interrupts != 0 ]]; then hand_on; fi
 code=0

@@ -32,6 +32,10 @@ CLI::Validator positive_number() {
 CLI::Validator batch_size() {
   return number_check("a number from 1 to " + std::to_string(kLargestBatch), 1, kLargestBatch);
 }
+CLI::Validator seconds_to_wait() {
+  return number_check("a number of seconds above 0, at most 100000000",
+                      std::numeric_limits<double>::min(), 1e8);
+}
 CLI::Validator number_from_0() { return number_check("a number from 0 on", 0, kMost); }
 CLI::Validator number_from_0_to_1() { return number_check("a number from 0 to 1", 0, 1); }
 

@@ -21,6 +21,8 @@ std::vector<int> parse_list(const std::string& option, const std::string& text);
 // Checks of an option's number, with a message for people.
 CLI::Validator positive_number();
 CLI::Validator batch_size();
+// Clocks count nanoseconds in 64 bits.
+CLI::Validator seconds_to_wait();
 CLI::Validator number_from_0();
 CLI::Validator number_from_0_to_1();
 // "auto", "cpu", "cuda" or "cuda:0".

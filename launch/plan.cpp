@@ -33,7 +33,7 @@ std::vector<std::string> gather_plans(const Rank& rank, Communicator& ranks) {
 }
 
 int plan(PlanArguments& a) {
-  return run_as_rank(a.shared.peer_timeout, [&](const Wires& wires) {
+  return run_as_rank("plan", a.shared.peer_timeout, [&](const Wires& wires) {
     finish_run_options(a.run, a.shared);
     if (a.prompt_tokens > 0 && a.prompt_tokens >= a.tokens) {
       throw UsageError("--prompt-tokens needs a larger --tokens: the rest of them are generated");

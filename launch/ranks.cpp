@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "comm/error.h"
 #include "comm/launcher.h"
@@ -15,6 +16,7 @@
 #include "launch/exit_code.h"
 #include "launch/logging.h"
 #include "runtime/error.h"
+#include "runtime/json_bytes.h"
 
 namespace headrace {
 namespace {
@@ -55,6 +57,18 @@ void refuse_to_be_alone(const Communicator& communicator) {
                   "--mpi=pmix of the same PMIx");
 }
 
+// Throws UsageError on rank 0, which ends the job, if a rank runs another subcommand.
+void refuse_other_commands(Communicator& ranks, const std::string& command) {
+  const std::vector<Bytes> commands = gather(ranks, text_bytes(command));
+  for (size_t r = 0; r < commands.size(); ++r) {
+    const std::string other(reinterpret_cast<const char*>(commands[r].data()), commands[r].size());
+    if (other == command) continue;
+    throw UsageError("rank " + std::to_string(r) + " was started as headrace " + other +
+                     ", rank 0 as headrace " + command + "; give all ranks the same command");
+  }
+  broadcast(ranks, {});  // none goes on, and perhaps ends, before rank 0 has heard of it
+}
+
 }  // namespace
 
 std::atomic<bool> interrupted{false};
@@ -70,7 +84,8 @@ void handle_signals() {
   for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
 }
 
-int run_as_rank(double peer_timeout, const std::function<int(const Wires&)>& rank_main) {
+int run_as_rank(const std::string& command, double peer_timeout,
+                const std::function<int(const Wires&)>& rank_main) {
   handle_signals();
   if (!under_launcher()) {
     const auto transport = std::move(LocalTransport::create(1).front());
@@ -85,7 +100,9 @@ int run_as_rank(double peer_timeout, const std::function<int(const Wires&)>& ran
   });
   refuse_to_be_alone(transport);
   log_as_rank(transport);
+  transport.share(interrupted);  // a SIGTERM to any rank ends the run as one to rank 0
   try {
+    refuse_other_commands(transport, command);
     return rank_main({transport, transport});
   } catch (...) {
     // Where all ranks find the same (a wrong option, a lost peer), rank 0 says it and ends the job.

@@ -78,7 +78,7 @@ void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
       ->capture_default_str();
   sub.add_option("--peer-timeout", arguments.peer_timeout,
                  "Seconds without a sign of life after which a rank is lost")
-      ->check(positive)
+      ->check(seconds_to_wait())
       ->capture_default_str();
 }
 

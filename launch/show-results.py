@@ -45,20 +45,26 @@ def wrap(text, width):
 
 
 def read_json_lines(path):
-    with open(path, encoding="utf-8") as file:
+    """(number, value or None, whether the line has its end) of each line that is not blank."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
         for number, text in enumerate(file, start=1):
             if text.strip():
                 try:
-                    yield number, json.loads(text)
-                except ValueError:
-                    yield number, None
+                    value = json.loads(text)
+                except (ValueError, RecursionError):
+                    value = None
+                yield number, value, text.endswith("\n")
 
 
 def prompt_of(request):
+    """What there is to show, of a line that may be wrong in any way."""
     body = request.get("body", request)
+    if not isinstance(body, dict):
+        return ""
     prompt = body.get("prompt")
-    if isinstance(body.get("messages"), list):
-        prompt = body["messages"][-1].get("content")
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        prompt = messages[-1].get("content") if messages and isinstance(messages[-1], dict) else ""
     if isinstance(prompt, list):
         prompt = "token ids " + " ".join(map(str, prompt))
     return prompt if isinstance(prompt, str) else ""
@@ -67,11 +73,28 @@ def prompt_of(request):
 def prompts_of(path):
     """custom_id: prompt, in the order of the file."""
     prompts = {}
-    for number, request in read_json_lines(path):
+    for number, request, _ in read_json_lines(path):
         usable = isinstance(request, dict)
-        name = request.get("custom_id", f"line-{number}") if usable else f"line-{number}"
+        name = request.get("custom_id") if usable else None
+        if not isinstance(name, str) or name in prompts:
+            name = f"line-{number}"
         prompts[name] = prompt_of(request) if usable else ""
     return prompts
+
+
+def records_of(path):
+    """Result by custom_id. A torn last line, which --resume drops, is none."""
+    records = {}
+    for number, record, is_whole in read_json_lines(path):
+        try:
+            rows_of(record)
+            records[record["custom_id"]] = record
+        except (TypeError, KeyError, AttributeError):
+            if is_whole:
+                raise ValueError(f"{path}: line {number} is not a result of headrace") from None
+            print(f"show-results: {path}: line {number} is torn and left out; the run was cut short, "
+                  "--resume goes on with it", file=sys.stderr)
+    return records
 
 
 def rows_of(record):
@@ -119,11 +142,7 @@ def main():
     width = max(60, min(100, shutil.get_terminal_size((100, 24)).columns))
     try:
         prompts = prompts_of(arguments.input) if arguments.input else {}
-        records = {}
-        for number, record in read_json_lines(arguments.results):
-            if not isinstance(record, dict) or not {"custom_id", "response", "error"} <= record.keys():
-                raise ValueError(f"{arguments.results}: line {number} is not a result of headrace")
-            records[record["custom_id"]] = record
+        records = records_of(arguments.results)
     except (OSError, ValueError) as error:
         print(f"show-results: {error}", file=sys.stderr)
         return 1

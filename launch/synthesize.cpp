@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
-#include <thread>
 
 #include "engine/checkpoint/gguf_writer.h"
 #include "engine/checkpoint/hf_writer.h"
@@ -19,6 +18,7 @@
 #include "launch/ranks.h"
 #include "launch/subcommands.h"
 #include "runtime/error.h"
+#include "runtime/report/host_facts.h"
 
 namespace headrace {
 namespace {
@@ -62,8 +62,7 @@ int synthesize(const SynthesizeArguments& a) {
   if (!in_way.empty()) throw UsageError(in_way);
 
   handle_signals();
-  const auto cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  ThreadPool threads(a.threads > 0 ? a.threads : cores);
+  ThreadPool threads(a.threads > 0 ? a.threads : cores_of_this_process().for_one_of(1));
   const auto start = std::chrono::steady_clock::now();
   auto last_said = start;
   try {

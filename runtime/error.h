@@ -13,6 +13,12 @@ class UsageError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The run was told to end before it had begun. Exit 75.
+class Interrupted : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 // A text that the model's tokenizer cannot cut into pieces. In a batch only its request fails.
 class TextError : public ModelError {
  public:

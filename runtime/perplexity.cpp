@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <span>
 #include <stdexcept>
-#include <thread>
 #include <vector>
 
 #include "engine/memory/kv_store.h"
@@ -14,6 +13,7 @@
 #include "runtime/open_model.h"
 #include "runtime/pipeline/stage.h"
 #include "runtime/plan/host_memory.h"
+#include "runtime/report/host_facts.h"
 #include "runtime/text/tokenizer.h"
 
 namespace headrace {
@@ -101,8 +101,7 @@ class Predictor {
 Perplexity perplexity_of_ids(const Checkpoint& checkpoint, const PerplexityOptions& options,
                              const std::vector<int32_t>& prefix, const std::vector<int32_t>& ids) {
   check(checkpoint.config(), options.window, prefix, ids);
-  const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  ThreadPool threads(options.threads > 0 ? options.threads : cores);
+  ThreadPool threads(options.threads > 0 ? options.threads : cores_of_this_process().for_one_of(1));
   MemoryBudget budget("host memory", options.host_memory > 0
                                          ? options.host_memory
                                          : default_host_memory(available_host_memory(), 1));

@@ -11,6 +11,7 @@
 #include "engine/ops/int8.h"
 #include "headrace/version.h"
 #include "runtime/demand.h"
+#include "runtime/error.h"
 #include "runtime/open_model.h"
 #include "runtime/plan/host_memory.h"
 #include "runtime/report/host_facts.h"
@@ -65,14 +66,16 @@ std::string numerics(const RunOptions& options, const std::string& math) {
          " wire=f32";
 }
 
-Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build)
-    : Rank(options, wires, requests, build,
+Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
+           const std::atomic<bool>* interrupt)
+    : Rank(options, wires, requests, build, interrupt,
            cores_of_this_process().for_one_of(wires.communicator.ranks_on_host())) {}
 
 Rank::Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
-           int cores)
+           const std::atomic<bool>* interrupt, int cores)
     : options_(options),
       wires_(wires),
+      interrupted_(interrupt),
       kernels_(kernels(options.target)),
       // A spinning worker would take time from another rank.
       threads_(thread_count(options, cores), thread_count(options, cores) > cores ? 0 : 50),
@@ -294,9 +297,13 @@ StagePlan Rank::make_plan(const Workload& workload, bool build) {
 
 void Rank::open_offload_file() {
   const Communicator::Idle building(wires_.communicator);  // or waiting for who builds
+  const auto say = [this](const std::string& line) {
+    spdlog::info("{}", line);
+    if (!interrupted_ || !*interrupted_) return;
+    throw Interrupted("interrupted before the offload file was built; run again with --resume");
+  };
   offload_ = OffloadFile::open_or_build({options_.disk, options_.disk_budget}, *checkpoint_, range_,
-                                        layout_, budget_, threads_,
-                                        [](const std::string& line) { spdlog::info("{}", line); });
+                                        layout_, budget_, threads_, say);
 }
 
 Agreement Rank::agree_on_plan() {

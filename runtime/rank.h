@@ -33,10 +33,11 @@ namespace headrace {
 class Rank {
  public:
   // Opens the model, settles with the other ranks what each of them gets, and logs this rank's
-  // part. Builds the offload file if the plan needs one and `build` is true. `requests` is rank
-  // 0's. Throws UsageError, ModelError, IoError, DoesNotFit, ResourceMissing, PeerLost.
+  // part. Builds the offload file if the plan needs one and `build` is true; that ends soon after
+  // `interrupt`, if it is given, is set. `requests` is rank 0's. Throws UsageError, ModelError,
+  // IoError, DoesNotFit, ResourceMissing, PeerLost, Interrupted.
   Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests = {},
-       bool build = true);
+       bool build = true, const std::atomic<bool>* interrupt = nullptr);
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
 
@@ -72,7 +73,7 @@ class Rank {
 
  private:
   Rank(const RunOptions& options, const Wires& wires, const RequestSizes& requests, bool build,
-       int cores);
+       const std::atomic<bool>* interrupt, int cores);
   OtherMemory other_memory(int64_t logprobs) const;
   void refuse_what_does_not_fit(const Workload& wanted) const;
   void choose_device();
@@ -109,6 +110,7 @@ class Rank {
 
   const RunOptions& options_;
   const Wires& wires_;
+  const std::atomic<bool>* const interrupted_;  // null: nobody interrupts
   const Kernels& kernels_;
   ThreadPool threads_;
   MemoryBudget budget_;

@@ -18,7 +18,7 @@ RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
     sizes = options.prompt ? sizes_of_prompt(*options.prompt, options.defaults)
                            : sizes_of_requests(options.input, options.defaults);
   }
-  Rank rank(options, wires, sizes);
+  Rank rank(options, wires, sizes, true, &interrupted);
   std::optional<Desk> desk;
   if (wires.is_first()) {
     const Communicator::Idle reading_back(wires.communicator);  // a long results file takes time

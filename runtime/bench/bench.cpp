@@ -131,7 +131,8 @@ std::optional<BenchReport> run_bench(BenchOptions options, const Wires& wires,
   options.share_prefixes = false;  // every prompt is measured
   Communicator& ranks = wires.communicator;
   const double start = seconds_now();
-  Rank rank(options, wires, {shape.tokens(), shape.tokens(), shape.prompt_tokens, 0});
+  Rank rank(options, wires, {shape.tokens(), shape.tokens(), shape.prompt_tokens, 0}, true,
+            &interrupted);
   check_context(shape, rank.checkpoint().config());
   if (wires.is_first()) check_fit(options, rank);
   rank.load();

@@ -29,7 +29,7 @@ constexpr double kFreeOfGpu = 0.75;    // of its memory, with nothing else on it
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GpuFacts, name, capability, uuid, is_too_old, memory_free,
                                    memory_total, to_device_rate, from_device_rate)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(MachineFacts, host, cpu, version, mpi, target, int8, cores,
-                                   usable_cores, bound, threads, memory_free, memory_total,
+                                   usable_cores, quota, bound, threads, memory_free, memory_total,
                                    memory_rate, gpus, gpu_software, gpu_missing, nccl, nccl_missing,
                                    disk, file_system, disk_shared, disk_in_memory, disk_free,
                                    disk_rate, scattered_rate, disk_error, io)
@@ -194,26 +194,38 @@ void warn_of_cores(const Examination& found, std::vector<std::string>& all) {
           "ranks",
           host, threads, cores, std::max<size_t>(1, static_cast<size_t>(cores) / ranks.size())));
     } else if (threads < cores) {
-      const bool bound = found.ranks[ranks.front()].bound;
-      all.push_back(fmt::format("{} computes with {} of its {} cores: {}", host, threads, cores,
-                                bound ? "start with mpirun --bind-to none, or srun "
-                                        "--cpus-per-task, or more ranks"
-                                      : "give more --threads or ranks"));
+      const MachineFacts& first = found.ranks[ranks.front()];
+      const char* const cure =
+          first.bound ? "start with mpirun --bind-to none, or srun --cpus-per-task, or more ranks"
+          : first.quota <= threads
+              ? "its control group or container has no more CPU time (cpu.max); "
+                "start it with more"
+              : "give more --threads or ranks";
+      all.push_back(
+          fmt::format("{} computes with {} of its {} cores: {}", host, threads, cores, cure));
     }
   }
 }
 
+// Ranks of one machine share its memory, as it happens more or less evenly.
 void warn_of_uneven_machines(const Examination& found, std::vector<std::string>& all) {
-  const auto slower = [](const MachineFacts& a, const MachineFacts& b) {
-    return a.memory_rate < b.memory_rate;
+  size_t slow = 0, fast = 0;
+  const auto ratio = [&](size_t a, size_t b) {
+    return found.ranks[b].memory_rate / found.ranks[a].memory_rate;
   };
-  const auto [least, most] = std::minmax_element(found.ranks.begin(), found.ranks.end(), slower);
-  if (most->memory_rate < kUneven * least->memory_rate) return;
+  for (size_t a = 0; a < found.ranks.size(); ++a) {
+    for (size_t b = 0; b < found.ranks.size(); ++b) {
+      if (found.ranks[a].host == found.ranks[b].host || ratio(a, b) <= ratio(slow, fast)) continue;
+      slow = a;
+      fast = b;
+    }
+  }
+  if (ratio(slow, fast) < kUneven) return;
   all.push_back(fmt::format(
       "{} reads memory at {}, {} at {}: layers are shared out as if all ranks were equal; give the "
       "slower one fewer with --split",
-      name(found, static_cast<size_t>(least - found.ranks.begin())), rate(least->memory_rate),
-      name(found, static_cast<size_t>(most - found.ranks.begin())), rate(most->memory_rate)));
+      name(found, slow), rate(found.ranks[slow].memory_rate), name(found, fast),
+      rate(found.ranks[fast].memory_rate)));
 }
 
 // Of hosts that have some.

@@ -109,7 +109,8 @@ MachineFacts check_machine(const MachineOptions& options, int ranks_on_host,
   facts.target = kernels(options.target).name;
   facts.int8 = kernels(options.target).int8.name;
   facts.cores = cores.machine;
-  facts.usable_cores = cores.usable;
+  facts.usable_cores = std::min(cores.usable, cores.quota);
+  facts.quota = cores.quota;
   facts.bound = cores.bound();
   facts.threads = options.threads > 0 ? options.threads : cores.for_one_of(ranks_on_host);
   facts.memory_free = available_host_memory();

@@ -25,6 +25,7 @@ struct MachineFacts {
   std::string int8;     // those for --math int8
   int cores = 0;        // of the machine
   int usable_cores = 0;
+  int quota = 0;                               // cores that its control group gives the time of
   bool bound = false;                          // to these cores, by a launcher or a cgroup
   int threads = 0;                             // that a run would compute with
   uint64_t memory_free = 0, memory_total = 0;  // bytes; free: that this process may still take

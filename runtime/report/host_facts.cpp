@@ -4,8 +4,11 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
+
+#include "runtime/plan/cgroups.h"
 
 namespace headrace {
 namespace {
@@ -42,8 +45,23 @@ Cores cores_of_this_process() {
   const auto all = static_cast<int>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return {all, all};
-  return {all, std::min(all, CPU_COUNT(&set))};
+  const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
+  return {all, known ? std::min(all, CPU_COUNT(&set)) : all, cpu_quota(all)};
+}
+
+int cpu_quota(int cores, const std::string& root) {
+  double least = cores;
+  for (const Cgroup& group : cgroups_of("cpu", root)) {
+    double quota = 0, period = 0;  // microseconds; no number: no limit
+    if (group.version == 1) {
+      std::ifstream(group.directory + "/cpu.cfs_quota_us") >> quota;
+      std::ifstream(group.directory + "/cpu.cfs_period_us") >> period;
+    } else {
+      std::ifstream(group.directory + "/cpu.max") >> quota >> period;
+    }
+    if (quota > 0 && period > 0) least = std::min(least, quota / period);
+  }
+  return std::max(1, static_cast<int>(std::ceil(least)));
 }
 
 uint64_t total_memory() { return kib("/proc/meminfo", "MemTotal"); }

@@ -9,14 +9,17 @@ namespace headrace {
 
 // "model name" of /proc/cpuinfo, or "unknown".
 std::string cpu_model();
-// Cores of this machine, and those that this process may run on.
+// Cores of this machine, those that this process may run on, and as many as its control group gives
+// it the time of.
 struct Cores {
-  int machine = 1, usable = 1;
+  int machine = 1, usable = 1, quota = 1;
 
   bool bound() const { return usable < machine; }
-  // A rank's part: all that it is bound to, else its share of the machine's.
+  // A rank's part: all that it is bound to, else its share of the machine's; and no more than its
+  // share of the time, for who takes more is stopped again and again.
   int for_one_of(int ranks_on_host) const {
-    return bound() ? usable : std::max(1, machine / ranks_on_host);
+    const int cores = bound() ? usable : machine / ranks_on_host;
+    return std::max(1, std::min(cores, quota / ranks_on_host));
   }
   // Bound to at most half of what would be a rank's part: a launcher's default, most likely.
   bool bound_to_few(int ranks_on_host) const {
@@ -24,6 +27,9 @@ struct Cores {
   }
 };
 Cores cores_of_this_process();
+// Of the CPU quotas of this process's control groups (cpu.max, or cpu.cfs_quota_us) the least, in
+// cores, rounded up; at most `cores`. `root`: of the file system, for tests.
+int cpu_quota(int cores, const std::string& root = "");
 
 // Of this machine, in bytes; 0 if not known.
 uint64_t total_memory();

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import time
@@ -110,6 +111,15 @@ class Mistakes(CommandTest):
     def test_resume_of_standard_output(self):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--input", self.batch(),
                      "--output", "-", "--resume", says=["--resume", "--output"])
+
+    def test_more_threads_than_the_system_has(self):
+        for command in (["generate", "--input", self.batch(), "--output", "-"], ["plan"]):
+            done = subprocess.run(
+                [harness.program(), *map(str, command), "--model", TINY, "--threads", "5000"],
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)))
+            self.assertEqual(69, done.returncode, done.stderr)
+            self.assertRegex(done.stderr, "of 5000 compute threads only [0-9]+ .*--threads")
 
     def test_size(self):
         self.refused(harness.USAGE, "generate", "--model", TINY, "--prompt", "x", "--host-memory",
@@ -550,6 +560,26 @@ class Launchers(CommandTest):
                             {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "SLURM_STEP_NUM_TASKS": "1"}):
             self.plan(0, "stage 1 of 1", **environment)
 
+
+    def test_ranks_with_different_commands(self):
+        common = ["--model", TINY]
+        for first, second in ((["generate", "--prompt", "x"], ["plan"]), (["plan"], ["bench"]), (["bench"], ["plan"])):
+            with self.subTest(first=first, second=second):
+                parts = [[harness.program(), *map(str, [*part, *common])] for part in (first, second)]
+                done = subprocess.run(
+                    ["mpirun", "--bind-to", "none", "--oversubscribe", "-np", "1", *parts[0], ":", "-np", "1", *parts[1]],
+                    env={**os.environ, "TMPDIR": str(self.folder), "OMPI_ALLOW_RUN_AS_ROOT": "1",
+                         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
+                    stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+                self.assertEqual(harness.USAGE, done.returncode, done.stderr)
+                self.assertIn(f"rank 1 was started as headrace {second[0]}, rank 0 as headrace {first[0]}",
+                              done.stderr)
+
+    def test_peer_timeout(self):
+        for value in ("1e12", "0", "-1", "nan", "inf"):
+            for command in (["plan", "--model", TINY], ["doctor"]):
+                self.refused(harness.USAGE, *command, f"--peer-timeout={value}", says=["--peer-timeout", "seconds"])
+        self.run_program("plan", "--model", TINY, "--peer-timeout", "1e8", ranks=2)
 
     def test_a_mistake_is_a_mistake_where_srun_ends_the_other_ranks(self):
         """They wait for rank 0 to say it; then srun sends them a SIGTERM, and takes the largest code."""

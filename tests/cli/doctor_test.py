@@ -50,6 +50,19 @@ class Doctor(harness.ProgramTest):
         self.assertIn(f"1 of {os.cpu_count()} cores to use (bound), 1 thread\n", text)
         self.assertIn("--bind-to none", text)
 
+    @unittest.skipUnless((os.cpu_count() or 0) > 1, "one core")
+    def test_cpu_quota(self):
+        group = pathlib.Path("/sys/fs/cgroup/cpu") / f"headrace-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError as error:
+            self.skipTest(f"no CPU cgroup of version 1 can be made: {error}")
+        self.addCleanup(group.rmdir)
+        (group / "cpu.cfs_quota_us").write_text((group / "cpu.cfs_period_us").read_text())
+        text = self.doctor(prefix=("sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"))
+        self.assertIn(f"1 of {os.cpu_count()} cores to use, 1 thread\n", text)
+        self.assertIn("cpu.max", text)
+
     def test_no_io_uring(self):
         text = self.doctor(prefix=(sys.executable, FORBID, "io_uring"))
         self.assertRegex(text, r"- rank 0 on \S+ reads through \d+ threads.*kernel.io_uring_disabled")

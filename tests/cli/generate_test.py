@@ -2,6 +2,8 @@
 import json
 import os
 import pathlib
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -180,6 +182,36 @@ class Scripts(harness.ProgramTest):
         self.assertEqual({"line-1": 200, "line-2": 400},
                          {name: r["response"]["status_code"] for name, r in records.items()})
 
+    def on_terminal(self, *command):
+        """What a script shows on a terminal."""
+        shown, terminal = b"", pty.openpty()
+        environment = {**os.environ, "HEADRACE": harness.program(), "TMPDIR": str(self.folder)}
+        job = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=terminal[1],
+                               stderr=terminal[1], env=environment, start_new_session=True)
+        os.close(terminal[1])
+        self.addCleanup(job.kill)
+        while True:
+            try:
+                shown += os.read(terminal[0], 65536)
+            except OSError:  # nobody has it open any more
+                break
+        os.close(terminal[0])
+        self.assertEqual(0, job.wait(10), shown)
+        return shown.decode()
+
+    def test_mpirun_on_a_terminal_shows_a_line_unless_told_otherwise(self):
+        batch, config = self.folder / "in.jsonl", self.folder / "options.toml"
+        harness.write_requests(batch, [{"prompt": [1, 2, 3], "max_tokens": 200} for _ in range(500)])
+        config.write_text('progress = "none"\n')
+        for more, is_line, is_log in (([], True, True), (["--config", config], False, False),
+                                      (["--progress", "log"], False, True), (["--quiet"], False, False)):
+            with self.subTest(more=more):
+                output = self.folder / f"{is_line}{is_log}{len(more)}.jsonl"
+                shown = self.on_terminal(LAUNCH / "mpirun.sh", "-np", 2, "generate", "--model", TINY, "--input", batch,
+                                         "--output", output, *more)
+                self.assertEqual((is_line, is_log), (" of 500 requests, " in shown and "\x1b[K" in shown,
+                                                     "requests: 500 done" in shown), shown)
+
     def test_mpirun_starts_bench_plan_and_doctor(self):
         environment = dict(HEADRACE=harness.program(), TMPDIR=str(self.folder))
         plan = self.script(LAUNCH / "mpirun.sh", "-np", "2", "plan", "--model", TINY, **environment)
@@ -245,6 +277,33 @@ class Scripts(harness.ProgramTest):
         path = self.folder / "x.jsonl"
         path.write_text("{}\n")
         self.assertIn(f"{path}: line 1", self.script(LAUNCH / "show-results.py", path, expect=1).stderr)
+
+    def test_show_results_takes_every_line_that_generate_takes(self):
+        batch, output = self.folder / "in.jsonl", self.folder / "out.jsonl"
+        lines = [b'{"body":"text"}', b'{"body":[1]}', b'{"messages":[]}', b'{"messages":["x"]}',
+                 b'{"messages":[{"role":"user","content":null}]}', b'{"custom_id":[5]}', b'{"custom_id":7}',
+                 b'{"prompt":{}}', b"7", b"null", b"not json", b'{"prompt":"\xff"}', b"[" * 100000, b"",
+                 b'{"prompt":"a\\u0000b"}', b'{"prompt":"x\ry"}',
+                 b'{"custom_id":"a","prompt":[1,2],"max_tokens":2}', b'{"custom_id":"a","prompt":[3],"max_tokens":2}']
+        batch.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+        self.run_program("generate", "--model", TINY, "--input", batch, "--output", output,
+                         expect=harness.SOME_FAILED)
+        records = harness.read_results(output)
+        shown = self.script(LAUNCH / "show-results.py", output, "--input", batch).stdout
+        for name in records:
+            self.assertIn(f"\n{name} ", shown)
+        self.assertIn(f"{len(records)} requests, ", shown)
+        self.assertIn("> token ids 1 2", shown)
+        order = [line.split()[0] for line in shown.splitlines() if re.match(r"(line-\d+|a) ", line)]
+        self.assertEqual([f"line-{n}" for n in range(1, 17) if n != 14] + ["a", "line-18"], order)
+        # A run that was killed.
+        text = output.read_bytes()
+        output.write_bytes(text[:-20])
+        done = self.script(LAUNCH / "show-results.py", output, "--input", batch)
+        self.assertIn(f"{len(records) - 1} requests, ", done.stdout)
+        self.assertIn(f"line {len(records)} is torn", done.stderr)
+        output.write_bytes(text.replace(b'"error"', b'"err', 1))
+        self.assertIn("line 1 is not a result", self.script(LAUNCH / "show-results.py", output, expect=1).stderr)
 
     def test_fetch_model_keeps_a_whole_file(self):
         model = harness.real_model(harness.SMOL)

@@ -8,6 +8,7 @@ launch/mpirun.sh makes 75 of all that.
 import os
 import pty
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -191,6 +192,40 @@ class Stop(harness.ProgramTest):
         os.kill(job.rank_process(0), signal.SIGTERM)
         self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
         self.resume_and_compare(RANKS)
+
+    def test_sigterm_to_another_rank(self):
+        """It ends the run as one to rank 0 does. The input stays open, so that nothing else can."""
+        for rank in (1, RANKS - 1):
+            self.output.unlink(missing_ok=True)
+            job = self.start(*self.options("--input", "-"), ranks=RANKS, stdin=subprocess.PIPE)
+            job.process.stdin.write(b"".join(self.input.read_bytes().splitlines(keepends=True)[:20]))
+            job.process.stdin.flush()
+            job.await_lines(self.output, 10)
+            os.kill(job.rank_process(rank), signal.SIGTERM)
+            self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
+            self.assertIn("run again with --resume", job.log())
+            job.process.stdin.close()
+            job.await_no_process()
+            self.resume_and_compare(RANKS)
+
+    def test_interrupt_while_the_offload_file_is_built(self):
+        disk = self.folder / "disk"
+        if shutil.disk_usage(self.folder).free < 4 << 30:
+            self.skipTest("less than 4 GiB free")
+        options = ["generate", "--model", "synthetic:qwen2.5-1.5b:q8", "--threads", 1, "--host-memory", "300MiB",
+                   "--disk", disk, "--input", self.input, "--output", self.output]
+        for ranks in (None, 2):
+            with self.subTest(ranks=ranks):
+                job = self.start(*options, "--peer-timeout", 2, ranks=ranks)
+                job.await_log("building the offload file")
+                if ranks:
+                    os.kill(job.rank_process(1), signal.SIGTERM)
+                else:
+                    job.process.send_signal(signal.SIGTERM)
+                self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
+                self.assertIn("interrupted before the offload file was built; run again with --resume", job.log())
+                job.await_no_process()
+                self.assertEqual([], [path for path in disk.iterdir() if path.suffix != ".offload"])
 
     # ---- launch/mpirun.sh ----
 

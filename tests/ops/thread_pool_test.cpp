@@ -1,6 +1,7 @@
 #include "engine/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <chrono>
@@ -11,8 +12,31 @@
 #include <tuple>
 #include <vector>
 
+#include "engine/error.h"
+#include "engine/sanitizer.h"
+
 namespace headrace {
 namespace {
+
+// Addresses are limited here; of a machine's threads a test should not take the last.
+TEST(ThreadPool, ThreadsThatCannotBeMadeAreAnError) {
+#if defined(HEADRACE_ASAN) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers take addresses for themselves";
+#endif
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_AS, &before), 0);
+  const rlimit few{rlim_t{2} << 30, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &few), 0);
+  std::string said;
+  try {
+    ThreadPool pool(5000);
+  } catch (const ResourceMissing& e) {
+    said = e.what();
+  }
+  setrlimit(RLIMIT_AS, &before);
+  EXPECT_TRUE(said.starts_with("of 5000 compute threads only ")) << said;
+  EXPECT_NE(said.find("--threads"), said.npos);
+}
 
 // Number of threads and microseconds that an idle worker spins.
 class ThreadPoolTest : public testing::TestWithParam<std::tuple<int, int>> {

@@ -19,7 +19,7 @@ MachineFacts machine(const std::string& host) {
   m.version = "1.0 (abc)";
   m.mpi = "Open MPI v4.1.4";
   m.target = m.int8 = "avx2";
-  m.cores = m.usable_cores = m.threads = 8;
+  m.cores = m.usable_cores = m.quota = m.threads = 8;
   m.memory_free = uint64_t{12} << 30;
   m.memory_total = uint64_t{16} << 30;
   m.memory_rate = 20e9;
@@ -108,6 +108,9 @@ TEST(Doctor, OneWarningForEachFault) {
       {"few threads",
        [](Examination& e) { e.ranks[1].threads = 2; },
        {"node2 computes with 2 of its 8 cores", "--threads"}},
+      {"quota",
+       [](Examination& e) { e.ranks[1].usable_cores = e.ranks[1].quota = e.ranks[1].threads = 2; },
+       {"node2 computes with 2 of its 8 cores", "cpu.max"}},
       {"many threads",
        [](Examination& e) { e.ranks[1].threads = 16; },
        {"node2", "16 threads on 8 cores", "--threads 8"}},
@@ -186,6 +189,18 @@ TEST(Doctor, OneWarningForEachFault) {
     EXPECT_EQ(warnings(found).size(), 1u) << warning(found);
     expect_words(warning(found), c.words);
   }
+}
+
+TEST(Doctor, RanksOfOneMachineAreNotUneven) {
+  Examination found = two_nodes();
+  found.ranks[1].host = "node1";
+  for (MachineFacts& m : found.ranks) m.threads = 4;
+  found.ranks[1].memory_rate = 2e9;
+  EXPECT_EQ(warning(found), "");
+  found.ranks.push_back(machine("node2"));
+  found.links.push_back(found.links.front());
+  found.ranks[2].memory_rate = 12e9;
+  expect_words(warning(found), {"rank 1 on node1 reads memory at 2.0 GB/s", "rank 2 on node2"});
 }
 
 TEST(Doctor, RanksOfOneMachineShareItsCores) {

@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "runtime/report/host_facts.h"
+
 namespace headrace {
 namespace {
 
@@ -75,6 +77,37 @@ TEST_F(HostMemory, AContainerSeesItsGroupAsTheRoot) {
   write("/proc/self/cgroup", "4:memory:/docker/abc\n");
   group_v1("", std::to_string(512 * kMiB), 12 * kMiB, 0);
   EXPECT_EQ(available_host_memory(root_), 500 * kMiB);
+}
+
+class CpuQuota : public HostMemory {};
+
+TEST_F(CpuQuota, TheLeastOfTheGroups) {
+  EXPECT_EQ(cpu_quota(8, root_), 8);
+  write("/proc/self/cgroup", "4:memory:/job\n3:cpuacct,cpu:/job/step\n0::/v2\n");
+  write("/sys/fs/cgroup/cpu/job/step/cpu.cfs_quota_us", "-1\n");
+  write("/sys/fs/cgroup/cpu/job/step/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(cpu_quota(8, root_), 8);
+  write("/sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "350000\n");
+  write("/sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(cpu_quota(8, root_), 4);
+  EXPECT_EQ(cpu_quota(2, root_), 2);
+  write("/sys/fs/cgroup/v2/cpu.max", "max 100000\n");
+  EXPECT_EQ(cpu_quota(8, root_), 4);
+  write("/sys/fs/cgroup/cpu.max", "10000 100000\n");
+  EXPECT_EQ(cpu_quota(8, root_), 1);
+}
+
+TEST(Cores, ARanksPart) {
+  const auto part = [](int machine, int usable, int quota, int ranks) {
+    return Cores{machine, usable, quota}.for_one_of(ranks);
+  };
+  EXPECT_EQ(part(8, 8, 8, 1), 8);
+  EXPECT_EQ(part(8, 8, 8, 3), 2);
+  EXPECT_EQ(part(8, 8, 8, 16), 1);
+  EXPECT_EQ(part(8, 4, 8, 2), 4);  // each is bound to its part
+  EXPECT_EQ(part(8, 8, 2, 1), 2);
+  EXPECT_EQ(part(8, 8, 4, 2), 2);
+  EXPECT_EQ(part(8, 4, 2, 2), 1);
 }
 
 TEST(HostMemoryOfThisMachine, ThereIsSome) {
