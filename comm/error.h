@@ -5,8 +5,8 @@
 
 namespace headrace {
 
-// Another rank has died, is stopped or stuck; names it and its host. Exit 75: try again with
-// --resume.
+// Another rank has died, is stopped or stuck, or a GPU between them has failed; names it and its
+// host. Exit 75: try again with --resume.
 class PeerLost : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

@@ -328,7 +328,11 @@ void StageEngine::head(float* hidden, std::span<BestToken> best, int64_t logit_r
   for (int64_t done = 0; done < logit_rows || best_rows > 0;) {
     const int64_t count = std::min(at_once, logit_rows - done);
     head_pass(x, best_rows, count, logits);
-    if (count > 0) use(done, count, ops_.fetch(logits, count * config_.vocab_size));
+    for (int64_t fetched = 0; fetched < count; fetched += kLogitRows) {
+      const int64_t rows = std::min(kLogitRows, count - fetched);
+      float* const from = logits + fetched * config_.vocab_size;
+      use(done + fetched, rows, ops_.fetch(from, rows * config_.vocab_size));
+    }
     x = past(x, (best_rows + count) * config_.d_embed);
     best_rows = 0;
     done += count;

@@ -56,6 +56,8 @@ class StageEngine {
   void share(int slot, int from, int64_t pages) { kv_.share(slot, from, pages); }
   void release(int slot) { kv_.release(slot); }
 
+  // Rows whose logits are used at once, at most.
+  static constexpr int64_t kLogitRows = 64;
   // `block_floats`: of the ops; the CPU's where it is left out.
   static uint64_t scratch_bytes(const ModelConfig& config, const StageRange& range,
                                 int64_t micro_batch_rows, int64_t logit_rows,

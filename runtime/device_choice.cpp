@@ -48,6 +48,8 @@ ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
                             std::to_string(facts.minor) + ", headrace needs " +
                             std::to_string(kLeastComputeCapability) + ".0 or newer");
     }
+    chosen.facts = facts;
+    chosen.link = module->measure_link(chosen.number);
     chosen.module = std::move(module);
   } catch (const ResourceMissing& e) {
     if (options.device != "auto") {
@@ -59,11 +61,13 @@ ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
 }
 
 GpuSharers find_sharers(Communicator& ranks, const std::string& gpu, uint64_t given) {
-  GpuSharers sharers{0, 0};
-  for (const nlohmann::json& rank : share_with_all(ranks, {{"gpu", gpu}, {"given", given}})) {
-    if (gpu.empty() || rank.at("gpu") != gpu) continue;
+  const auto all = share_with_all(ranks, {{"gpu", gpu}, {"given", given}});
+  GpuSharers sharers{0, 0, 0};
+  for (const nlohmann::json& rank : all) {
+    if (gpu.empty() || rank.at("gpu") != all[static_cast<size_t>(ranks.rank())].at("gpu")) continue;
     ++sharers.ranks;
     sharers.given += rank.at("given").get<uint64_t>();
+    sharers.without_given += rank.at("given") == 0;
   }
   return sharers;
 }
@@ -81,8 +85,9 @@ uint64_t device_budget(const DeviceFacts& facts, uint64_t given, const GpuSharer
   }
   if (given > 0) return given;
   const uint64_t margin = std::max(kLeastMargin, facts.memory_total / 64);
-  if (facts.memory_free <= margin) return 0;
-  return (facts.memory_free - margin) / static_cast<uint64_t>(sharers.ranks);
+  if (facts.memory_free <= margin + sharers.given) return 0;
+  return (facts.memory_free - margin - sharers.given) /
+         static_cast<uint64_t>(sharers.without_given);
 }
 
 }  // namespace headrace

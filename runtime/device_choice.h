@@ -15,6 +15,8 @@ inline constexpr int kLeastComputeCapability = 8;  // that engine/device/cuda is
 struct ChosenDevice {
   std::unique_ptr<DeviceModule> module;
   int number = 0;
+  DeviceFacts facts;
+  DeviceLinkRates link;
   std::string why_not;  // why there is none, where that is not what was asked for or built
 
   explicit operator bool() const { return module != nullptr; }
@@ -28,7 +30,8 @@ ChosenDevice choose_device(const RunOptions& options, int place_on_host);
 // Ranks that compute on the same GPU, this one included.
 struct GpuSharers {
   int ranks = 1;
-  uint64_t given = 0;  // the sum of their --device-memory
+  uint64_t given = 0;     // the sum of their --device-memory
+  int without_given = 1;  // those that have none
 };
 
 // All ranks call it. `gpu`: which one this rank has, of all hosts; empty for a CPU.

@@ -4,6 +4,8 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <atomic>
+#include <future>
 
 #include "comm/error.h"
 #include "engine/error.h"
@@ -134,7 +136,7 @@ Stage::Sizes Rank::stage_sizes() const {
 
 std::string Rank::target() const {
   if (!device_choice_) return std::string(kernels_.name) + (options_.int8() ? ", int8" : "");
-  return device_facts_.name + (device_limits_.half ? ", f16" : ", f32");
+  return device_choice_.facts.name + (device_limits_.half ? ", f16" : ", f32");
 }
 
 std::string Rank::math() const {
@@ -142,7 +144,8 @@ std::string Rank::math() const {
   if (!device_choice_ || !device_limits_.half) return "f32";
   // Which sequences a CPU attends to is not the same in another run.
   const bool is_shared = device_limits_.most_host_share > 0;
-  return "f16 on " + device_facts_.name + (is_shared ? " with host attention" : "");
+  return "f16 on " + device_choice_.facts.name + " (" + products_ + ")" +
+         (is_shared ? " with host attention" : "");
 }
 
 void Rank::choose_device() {
@@ -150,15 +153,13 @@ void Rank::choose_device() {
   const Communicator::Idle measuring(wires_.communicator);  // drivers take their time
   device_choice_ = headrace::choose_device(options_, ranks.place_on_host());
   if (!device_choice_) return;
-  DeviceModule& module = *device_choice_.module;
-  device_facts_ = module.facts(device_choice_.number);
-  device_place_ = ranks.host(ranks.rank()) + " " + device_facts_.bus;
-  const DeviceLinkRates link = module.measure_link(device_choice_.number);
-  rates_.link = link.to_device;
-  rates_.device_memory = link.memory;
+  device_place_ = ranks.host(ranks.rank()) + " " + device_choice_.facts.bus;
+  rates_.link = device_choice_.link.to_device;
+  rates_.device_memory = device_choice_.link.memory;
   device_limits_.weights = options_.device_weights;
   device_limits_.kv = options_.device_kv;
   device_limits_.half = options_.math != "f32";
+  if (device_limits_.half) products_ = device_choice_.module->products();
   const HostShare by_itself{0, device_limits_.half ? 0.0 : 1.0};
   const HostShare share = options_.host_share.value_or(by_itself);
   device_limits_.least_host_share = share.least;
@@ -167,10 +168,13 @@ void Rank::choose_device() {
 
 // Of a GPU that several ranks share, each takes a part.
 void Rank::find_device_budget() {
-  const std::string part = device_place_.empty() ? "" : device_place_ + " " + device_facts_.uuid;
+  const std::string part =
+      device_choice_ ? device_place_ + " " + device_choice_.facts.uuid : std::string();
   const GpuSharers sharers = find_sharers(wires_.communicator, part, options_.device_memory);
   if (!device_choice_) return;
-  device_limits_.memory = device_budget(device_facts_, options_.device_memory, sharers);
+  // Now that all of them have begun to use it.
+  const DeviceFacts facts = device_choice_.module->facts(device_choice_.number);
+  device_limits_.memory = device_budget(facts, options_.device_memory, sharers);
 }
 
 void Rank::choose_hops() {
@@ -217,7 +221,19 @@ void Rank::measure_host_attention() {
   const Communicator::Idle measuring(wires_.communicator);
   const Cpu cpu{threads_, kernels_};
   measure_attention(checkpoint_->config(), options_.kv_format, cpu, budget_, rates_, kManyPages);
-  rates_.host_memory = measure_memory(threads_, budget_, kManyPages);
+  rates_.host_memory = measure_shared_memory();
+}
+
+// What cores and link read together, for both do in a run.
+double Rank::measure_shared_memory() {
+  std::atomic<bool> stop = false;
+  auto copying = std::async(std::launch::async, [&] {
+    return device_choice_.module->copy_until(device_choice_.number, stop);
+  });
+  const double cores = measure_memory(threads_, budget_, kManyPages);
+  stop = true;
+  const double link = copying.get();
+  return cores > 0 ? cores + link : 0;
 }
 
 PlanLimits Rank::plan_limits() const {

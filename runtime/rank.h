@@ -82,10 +82,12 @@ class Rank {
   HopWires connect();
   ActivationLink& link() { return link_ ? *link_ : wires_.link; }
   Stage::Sizes stage_sizes() const;
-  // Of this rank: "f32", "int8", "f16 on NVIDIA H100 80GB HBM3", or the same "with host attention".
+  // Of this rank: "f32", "int8", "f16 on NVIDIA H100 80GB HBM3 (cuBLASLt 13.1.0, choice 2)", or the
+  // same "with host attention".
   std::string math() const;
   void measure_computing();       // of a stage that is the CPU's
   void measure_host_attention();  // beside a GPU
+  double measure_shared_memory();
   PlanLimits plan_limits() const;
   StagePlan make_plan(const Workload& workload, bool build);
   StagePlan make_device_plan(const Workload& workload, bool build);
@@ -121,8 +123,8 @@ class Rank {
   WeightLayout layout_;
   ChosenDevice device_choice_;
   DeviceLimits device_limits_;
-  DeviceFacts device_facts_;
   std::string device_place_;  // the same for ranks that share the GPU
+  std::string products_;      // of f16, see DeviceModule
   std::unique_ptr<DeviceWires> device_wires_;
   std::vector<Hop> hops_;
   std::string math_of_all_;

@@ -62,7 +62,11 @@ class NcclWire final : public DeviceWire {
 
   uint64_t completed() override {
     settled();
-    return stream_->passed() - 1;  // the first one was the probe
+    try {
+      return stream_->passed() - 1;  // the first one was the probe
+    } catch (const CommError& e) {
+      throw PeerLost(std::string(e.what()) + "; run again with --resume");
+    }
   }
 
   bool close() override {
@@ -106,9 +110,10 @@ class NcclWire final : public DeviceWire {
   void expect(ncclResult_t code, const char* what) {
     if (code == ncclSuccess || code == ncclInProgress) return;
     const std::string text = std::string("NCCL: ") + what + ": " + reason(nccl_, code, comm_);
-    const bool maybe_the_peer =
-        code == ncclRemoteError || code == ncclSystemError || code == ncclInternalError;
-    if (state_ < State::kOpen || !maybe_the_peer) throw CommError(text);
+    // The peer's, or a GPU's.
+    const bool may_be_mended = code == ncclRemoteError || code == ncclSystemError ||
+                               code == ncclInternalError || code == ncclUnhandledCudaError;
+    if (state_ < State::kOpen || !may_be_mended) throw CommError(text);
     throw PeerLost(text + "; run again with --resume");
   }
 

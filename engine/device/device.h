@@ -18,7 +18,8 @@ namespace headrace {
 class DeviceStream {
  public:
   virtual ~DeviceStream() = default;
-  // Returns when all that was queued is done. Throws DeviceLost if some of it failed.
+  // Returns when all that was queued is done. Throws DeviceLost, or std::runtime_error for a
+  // mistake of headrace, if some of it failed.
   virtual void synchronize() = 0;
 };
 

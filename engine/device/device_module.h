@@ -2,6 +2,7 @@
 // on nodes with and without CUDA.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -15,7 +16,7 @@ struct DeviceFacts {
   std::string bus;                             // where it is in this machine: "0000:3b:00.0"
   int major = 0, minor = 0;                    // compute capability
   uint64_t memory_total = 0, memory_free = 0;  // bytes
-  std::string uuid = {};                       // slices of one GPU (MIG) have their own
+  std::string uuid = {};                       // as CUDA tells GPUs, or slices of one, apart
 };
 
 // Bytes per second between pinned host memory and the device, one way at a time, and of the
@@ -34,9 +35,15 @@ class DeviceModule {
   virtual DeviceFacts facts(int device) = 0;
   // Takes 64 MiB on the host and twice that on the device for a moment.
   virtual DeviceLinkRates measure_link(int device) = 0;
+  // Copies to the device until `stop`, from another thread than the one that sets it: bytes per
+  // second. Takes 64 MiB on either side.
+  virtual double copy_until(int device, const std::atomic<bool>& stop) = 0;
   virtual std::unique_ptr<Device> open(int device) = 0;
   // "CUDA 13.0, driver for CUDA 13.1"
   virtual std::string software() = 0;
+  // What bits of f16 products depend on besides the GPU: the library, and how one of its algorithms
+  // is chosen. "cuBLASLt 13.1.0, choice 2"
+  virtual std::string products() = 0;
 };
 
 inline constexpr char kCudaModule[] = "libheadrace_cuda.so";

@@ -32,6 +32,13 @@ uint64_t DeviceOps::bytes(int64_t step_rows, int64_t width, int rope_half, int64
          table_bytes(step_rows, pages);
 }
 
+uint64_t DeviceOps::host_bytes(int64_t step_rows, int rope_half, int64_t logits) {
+  const size_t of_row = std::max({static_cast<size_t>(rope_half) * sizeof(float),
+                                  2 * sizeof(int32_t), sizeof(AttentionSequence)});
+  return PinnedRoom::size_for(static_cast<size_t>(logits) * sizeof(float)) +
+         kStagings * PinnedRoom::size_for(static_cast<size_t>(step_rows) * of_row);
+}
+
 DeviceOps::DeviceOps(Device& device, DeviceStream& stream, int64_t step_rows, int64_t width,
                      int rope_half, int64_t pages)
     : device_(device),

@@ -21,6 +21,8 @@ class DeviceOps : public Ops {
             int64_t pages);
   ~DeviceOps() override;
 
+  // Host memory that it takes, pinned, but for page tables. `logits`: fetched at once.
+  static uint64_t host_bytes(int64_t step_rows, int rope_half, int64_t logits);
   // Device memory that it takes.
   static uint64_t bytes(int64_t step_rows, int64_t width, int rope_half, int64_t pages);
 

@@ -113,6 +113,13 @@ uint64_t DeviceStage::host_rows_bytes(const ModelConfig& config, const Sizes& si
   return StagedRows::host_bytes(host_rows_sizes(config, sizes));
 }
 
+uint64_t DeviceStage::host_staging_bytes(const ModelConfig& config, const StageRange& range,
+                                         const Sizes& sizes) {
+  const int64_t rows = range.is_last ? std::min<int64_t>(sizes.slots, StageEngine::kLogitRows) : 0;
+  const int rope_half = config.learned_positions ? 0 : config.head_dim / 2;
+  return DeviceOps::host_bytes(sizes.step_rows, rope_half, rows * config.vocab_size);
+}
+
 uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout& layout,
                                    const Sizes& sizes) {
   const HalfOps::Sizes half = half_sizes(config, layout, sizes);
@@ -135,6 +142,7 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
       kv_(device_->allocate(kv_bytes(checkpoint.config(), host.range(), sizes))),
       scratch_(device_->allocate(scratch_bytes(checkpoint.config(), host.range(), sizes))),
       ops_(make_ops(*device_, *compute_, checkpoint.config(), host.layout(), sizes)) {
+  budget.set_aside(host_staging_bytes(checkpoint.config(), host.range(), sizes), "activations");
   for (int i = 0; i < sizes.link_buffers; ++i) {
     link_.push_back(device_->allocate(link_buffer_bytes(checkpoint.config(), sizes)));
   }

@@ -49,6 +49,9 @@ class DeviceStage {
                                 const Sizes& sizes);
   // Host memory for rows that the CPU attends to.
   static uint64_t host_rows_bytes(const ModelConfig& config, const Sizes& sizes);
+  // Host memory, pinned, for what is small of a step, and for logits.
+  static uint64_t host_staging_bytes(const ModelConfig& config, const StageRange& range,
+                                     const Sizes& sizes);
   // Device memory that all of it takes.
   static uint64_t bytes_needed(const ModelConfig& config, const WeightLayout& layout,
                                const Sizes& sizes);

@@ -11,10 +11,16 @@
 
 namespace headrace {
 
-// One thread uses it. `device` must outlive it. Not counted in a budget: for tables and results of
-// a step, not for its rows.
+// One thread uses it. `device` must outlive it.
 class PinnedRoom {
  public:
+  // What room for so many bytes takes.
+  static constexpr size_t size_for(size_t bytes) {
+    size_t size = kLeast;
+    while (size < bytes) size *= 2;
+    return size;
+  }
+
   explicit PinnedRoom(Device& device) : device_(&device) {}
 
   // Content is lost where there was room for fewer, so that no copy may be under way then. Throws
@@ -23,8 +29,7 @@ class PinnedRoom {
     if (bytes > size_) {
       pin_.reset();
       size_ = 0;
-      size_t size = kLeast;
-      while (size < bytes) size *= 2;
+      const size_t size = size_for(bytes);
       memory_.reset(static_cast<std::byte*>(std::aligned_alloc(kAligned, size)));
       if (!memory_) throw std::bad_alloc();
       pin_ = device_->pin({memory_.get(), size});

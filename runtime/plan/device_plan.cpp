@@ -232,7 +232,8 @@ class DevicePlanner {
     const uint64_t block = static_cast<uint64_t>(std::max(config_.d_model, config_.d_embed)) *
                            static_cast<uint64_t>(sizes.micro_batch_rows) * sizeof(float);
     plan.activations = (buffers + 1) * hidden + block + kRounding +
-                       DeviceStage::host_rows_bytes(config_, sizes) + kRounding;
+                       DeviceStage::host_rows_bytes(config_, sizes) +
+                       DeviceStage::host_staging_bytes(config_, layout_.range, sizes) + kRounding;
     plan.other = limits_.other;
     plan.all_weights = layout_.image_bytes() + vectors;
     std::vector<bool> elsewhere = sizes.weights.resident;

@@ -26,7 +26,7 @@ constexpr uint64_t kMemoryPiece = 1 << 20;
 constexpr double kMemorySeconds = 0.3;
 constexpr uint64_t kUnderWay = 16 << 20;    // bytes
 constexpr uint64_t kProbeBytes = 64 << 20;  // of a file that is made for it
-constexpr uint64_t kMostRead = uint64_t{2} << 30;
+constexpr uint64_t kMostRead = uint64_t{2} << 30, kMostPasses = 32;
 // What comes first may be quicker than what a disk or a limit on it can keep up.
 constexpr double kSettleSeconds = 0.2;
 constexpr double kProbeSeconds = 1.0;
@@ -208,7 +208,8 @@ double measure_read(const File& file, MemoryBudget& budget, const ReadPattern& p
   const uint64_t part = std::min(pattern.part, file.size() / kIoAlignment * kIoAlignment);
   if (part == 0) return 0;
   const uint64_t parts = file.size() / part;
-  const uint64_t most = std::max<uint64_t>(1, kMostRead / part);
+  const uint64_t most =
+      std::max<uint64_t>(1, std::min(kMostRead, kMostPasses * file.size()) / part);
   const auto reads =
       std::clamp<size_t>(room(budget) / part, 1, std::max<size_t>(1, kUnderWay / part));
   Buffer memory = budget.allocate(reads * part, "measuring");

@@ -22,7 +22,7 @@ struct Rates {
   double attention_s = 0;    // seconds per KV page of a layer that a token attends to, all threads
   double link = 0;           // bytes per second to the GPU; 0: there is none
   double device_memory = 0;  // bytes per second of its own memory
-  double host_memory = 0;    // bytes per second that all threads read; 0: not measured
+  double host_memory = 0;    // bytes per second that all threads and the link read together; or 0
 
   double kv_rate() const { return kv_disk > 0 ? kv_disk : disk; }
 

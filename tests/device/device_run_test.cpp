@@ -39,11 +39,16 @@ class FakeModule final : public DeviceModule {
     return {"fake", bus, capability, 0, uint64_t{8} << 30, uint64_t{8} << 30};
   }
   DeviceLinkRates measure_link(int) override { return {50e9, 50e9, 3e12}; }
+  double copy_until(int, const std::atomic<bool>& stop) override {
+    while (!stop) std::this_thread::yield();
+    return 50e9;
+  }
   std::unique_ptr<Device> open(int) override {
     auto device = std::make_unique<test::FakeDevice>(++seed);
     device->lose_after(lost_after);
     return device;
   }
+  std::string products() override { return "fake products"; }
   std::string software() override { return "no CUDA"; }
 };
 
@@ -380,12 +385,14 @@ TEST_F(DeviceRun, AResumeWithOtherArithmeticIsRefused) {
     return text_of(run(options, 1).front());
   };
   good(alone, 1);
-  EXPECT_NE(numerics().find("math=f16 on fake wire"), std::string::npos) << numerics();
+  EXPECT_NE(numerics().find("math=f16 on fake (fake products) wire"), std::string::npos)
+      << numerics();
   EXPECT_NE(resumed(helped).find("with host attention"), std::string::npos) << resumed(helped);
   EXPECT_EQ(resumed(alone), "");
   const auto results = good(helped, 1);
   EXPECT_EQ(results.size(), 12U);
-  EXPECT_NE(numerics().find("math=f16 on fake with host attention"), std::string::npos);
+  EXPECT_NE(numerics().find("math=f16 on fake (fake products) with host attention"),
+            std::string::npos);
   EXPECT_NE(resumed(alone), "");
   helped.host_share = {0, 1};  // how much is not
   EXPECT_EQ(resumed(helped), "");

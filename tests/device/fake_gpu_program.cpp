@@ -2,6 +2,7 @@
 // on machines without a GPU. HEADRACE_FAKE_GPUS: how many there are.
 #include <cstdlib>
 #include <string>
+#include <thread>
 
 #include "comm/device_wire.h"
 #include "comm/error.h"
@@ -27,9 +28,14 @@ class FakeModule final : public DeviceModule {
     return {"fake GPU", "bus " + number, 9, 0, kMemory, kMemory - (uint64_t{1} << 30)};
   }
   DeviceLinkRates measure_link(int) override { return {50e9, 40e9, 3e12}; }
+  double copy_until(int, const std::atomic<bool>& stop) override {
+    while (!stop) std::this_thread::yield();
+    return 50e9;
+  }
   std::unique_ptr<Device> open(int device) override {
     return std::make_unique<test::FakeDevice>(static_cast<uint64_t>(device) + 1);
   }
+  std::string products() override { return "fake products"; }
   std::string software() override { return "no CUDA"; }
 };
 

@@ -24,10 +24,13 @@ class Stream final : public WireStream {
     });
   }
   uint64_t passed() override {
+    if (fails) throw CommError("passing hidden states on the GPU failed");
     stream_.go_on();
     return passed_;
   }
   void drain() override { stream_.work.clear(); }
+
+  static inline bool fails = false;
 
  private:
   FakeStream stream_;
@@ -156,17 +159,26 @@ TEST_F(NcclWiresTest, ErrorsAreToldWithNcclsWords) {
   library_.fail_init = 0;
 }
 
-TEST_F(NcclWiresTest, APeerThatGoesIsLostAndOtherErrorsAreNot) {
+TEST_F(NcclWiresTest, APeerOrGpuThatGoesIsLostAndOtherErrorsAreNot) {
   const Bytes bytes(8);
-  for (const ncclResult_t code : {ncclRemoteError, ncclUnhandledCudaError}) {
+  for (const ncclResult_t code : {ncclRemoteError, ncclUnhandledCudaError, ncclInvalidArgument}) {
     library_.fail_transfer = 0;
     connect();
     library_.fail_transfer = code;
     sends_->send(bytes.data(), bytes.size());
     const std::string error = what_of([&] { take(*sends_); });
-    EXPECT_EQ(error.find(code == ncclRemoteError ? "PeerLost" : "CommError"), 0U) << error;
-    EXPECT_EQ(error.find("--resume") != std::string::npos, code == ncclRemoteError) << error;
+    const bool is_lost = code != ncclInvalidArgument;
+    EXPECT_EQ(error.find(is_lost ? "PeerLost" : "CommError"), 0U) << error;
+    EXPECT_EQ(error.find("--resume") != std::string::npos, is_lost) << error;
   }
+}
+
+TEST_F(NcclWiresTest, AStreamThatFailsIsALostGpu) {
+  connect();
+  Stream::fails = true;
+  const std::string error = what_of([&] { sends_->completed(); });
+  Stream::fails = false;
+  EXPECT_EQ(error.find("PeerLost passing hidden states on the GPU failed"), 0U) << error;
 }
 
 TEST(OpenNccl, SaysItsVersionOrWhatIsWrong) {

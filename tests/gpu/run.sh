@@ -12,11 +12,17 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PYTHONDONTWRITE
 failed=0
 table=()
 parts=()
-if ! "$HEADRACE" bench --device cuda --model synthetic:tiny-llama --batch 1 --repeat 1 \
-  --generate-tokens 2 >log.start 2>&1; then
+code=0
+timeout -k 5 60 "$HEADRACE" bench --device cuda --model synthetic:tiny-llama --batch 1 --repeat 1 \
+  --generate-tokens 2 >log.start 2>&1 || code=$?
+if [[ $code != 0 ]]; then
   tail -n 5 log.start
-  echo "run.sh: there is no GPU to run on"
-  exit 77
+  if [[ $code == 69 ]] && grep -q "there is no GPU\|there is no NVIDIA driver" log.start; then
+    echo "run.sh: there is no GPU to run on"
+    exit 77
+  fi
+  echo "run.sh: a first run ended with $code"
+  exit 1
 fi
 
 # row NAME RESULT SECONDS

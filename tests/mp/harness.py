@@ -60,6 +60,8 @@ def targets():
 
 def for_cpu(arguments):
     """On a machine with a GPU, a run that says nothing of it is for the CPU."""
+    if "HEADRACE_FAKE_GPUS" in os.environ:
+        return arguments
     runs = arguments[:1] and str(arguments[0]) in ("generate", "bench", "plan")
     if not runs or "--device" in arguments or not pathlib.Path("/dev/nvidiactl").exists():
         return arguments

@@ -1,4 +1,6 @@
 // Device modules without a device, one for each way in which a module can be wrong.
+#include <thread>
+
 #include "engine/device/device_module.h"
 #include "headrace/version.h"
 
@@ -21,7 +23,12 @@ class FakeModule final : public DeviceModule {
             uint64_t{79} << 30};
   }
   DeviceLinkRates measure_link(int) override { return {50e9, 51e9}; }
+  double copy_until(int, const std::atomic<bool>& stop) override {
+    while (!stop) std::this_thread::yield();
+    return 50e9;
+  }
   std::unique_ptr<Device> open(int) override { return nullptr; }
+  std::string products() override { return "fake products"; }
   std::string software() override {
 #ifdef FAKE_NEEDY
     of_a_library_that_is_not_there();

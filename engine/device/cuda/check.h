@@ -14,7 +14,7 @@ namespace headrace {
 inline bool is_lost(cudaError_t code) {
   return code == cudaErrorECCUncorrectable || code == cudaErrorNvlinkUncorrectable ||
          code == cudaErrorHardwareStackError || code == cudaErrorDevicesUnavailable ||
-         code == cudaErrorUnknown;
+         code == cudaErrorUnknown || static_cast<int>(code) == 226;  // cudaErrorContained
 }
 
 // What only a mistake of headrace brings about, or memory that fails unnoticed.

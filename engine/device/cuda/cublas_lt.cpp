@@ -1,6 +1,6 @@
-// cuBLASLt's functions as product_problem.cpp calls them, from the library that is opened when the first
-// of them is called: it is hundreds of megabytes, and the module is also opened where there is no
-// GPU, or to compute in float32.
+// cuBLASLt's functions as product_problem.cpp calls them, from the library that is opened when the
+// first of them is called: it is hundreds of megabytes, and the module is also opened where there
+// is no GPU, or to compute in float32.
 
 #include <cublasLt.h>
 #include <dlfcn.h>
@@ -80,6 +80,11 @@ FORWARD(cublasLtMatmul,
          size_t workspace_size, cudaStream_t stream),
         (handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout,
          algorithm, workspace, workspace_size, stream))
+
+extern "C" size_t CUBLASWINAPI cublasLtGetVersion() {
+  static const auto function = find<decltype(&cublasLtGetVersion)>("cublasLtGetVersion");
+  return function();
+}
 
 extern "C" const char* CUBLASWINAPI cublasLtGetStatusString(cublasStatus_t status) {
   static const auto function = find<decltype(&cublasLtGetStatusString)>("cublasLtGetStatusString");

@@ -8,6 +8,7 @@
 #include "engine/device/cuda/check.h"
 #include "engine/device/cuda/cuda_device.h"
 #include "engine/device/cuda/memory.h"
+#include "engine/device/cuda/products.h"
 #include "engine/device/device_module.h"
 #include "headrace/version.h"
 
@@ -79,6 +80,20 @@ class CudaModule final : public DeviceModule {
             2 * copy_rate(stream, other.data(), memory.data())};
   }
 
+  double copy_until(int device, const std::atomic<bool>& stop) override {
+    use_device(device);
+    const DeviceMemory memory(kCopyBytes);
+    const PinnedMemory pinned(kCopyBytes);
+    const CudaStream stream;
+    double sum = 0;
+    int times = 0;
+    while (!stop || times == 0) {
+      sum += copy_rate(stream, memory.data(), pinned.data());
+      ++times;
+    }
+    return sum / times;
+  }
+
   std::unique_ptr<Device> open(int device) override { return open_cuda_device(device); }
 
   std::string software() override {
@@ -86,6 +101,8 @@ class CudaModule final : public DeviceModule {
     return "CUDA " + v.runtime + ", " +
            (v.driver.empty() ? "no driver" : "driver for CUDA " + v.driver);
   }
+
+  std::string products() override { return products_version(); }
 
  private:
   struct Versions {

@@ -13,6 +13,10 @@ constexpr uintptr_t kSomeAddress = uintptr_t{1} << 30;
 
 void check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
+  // Of what went wrong before it on the GPU it says no more than that it could not go on.
+  if (const cudaError_t before = cudaStreamQuery(nullptr); before != cudaErrorNotReady) {
+    check_cuda(before, what);
+  }
   throw ResourceMissing(std::string(what) +
                         " on the GPU failed: " + cublasLtGetStatusString(status));
 }

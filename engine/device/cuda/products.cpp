@@ -9,6 +9,15 @@
 namespace headrace {
 
 constexpr int64_t kMostBias = 1 << 20;
+// Changes with whatever may choose another algorithm.
+constexpr int kChoice = 2;
+
+// cuBLASLt writes 13.1.0 as 130100.
+std::string products_version() {
+  const size_t version = cublasLtGetVersion();
+  return "cuBLASLt " + std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) +
+         "." + std::to_string(version % 100) + ", choice " + std::to_string(kChoice);
+}
 
 Products::Products() : algorithms_(blas_), half_bias_(kMostBias * sizeof(Half)) {}
 

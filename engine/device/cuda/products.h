@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <tuple>
 
 #include "engine/device/cuda/algorithms.h"
@@ -15,6 +16,9 @@
 #include "engine/device/device.h"
 
 namespace headrace {
+
+// See DeviceModule. Throws ResourceMissing where there is no cuBLASLt.
+std::string products_version();
 
 // One thread uses it, on one device and one stream.
 class Products {
