@@ -71,7 +71,7 @@ interrupt() {
 }
 # Again and again, for ranks may only be starting.
 hand_on() {
-  while kill -USR1 "$mpirun" 2>/dev/null && sleep 1; do :; done &
+  while kill -USR1 "$mpirun" && sleep 1; do :; done </dev/null >/dev/null 2>&1 &
 }
 trap interrupt INT TERM
 
