@@ -8,8 +8,9 @@
 # program and the model have the same path everywhere, and ssh needs no password.
 # HEADRACE names another program than build/release/headrace. OMPI_MCA_... variables that are
 # already set are kept. Ctrl-C or SIGTERM lets the ranks write what is done and ends with 75, once
-# more ends them at once. The exit code is headrace's: where mpirun has one of its own (137 after a
-# rank was killed, 205 after a machine was lost), 75.
+# more, two seconds later, ends them at once. The exit code is headrace's: where mpirun has one of its
+# own (137 after a rank was killed, 205 after a machine was lost), 75. But what mpirun refuses before
+# a rank starts (an option of its own, too few slots) has mpirun's code, 1 mostly.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 program=${HEADRACE:-$repository/build/release/headrace}
@@ -56,37 +57,36 @@ fi
 
 # An interrupt is handed to the ranks as SIGUSR1, which mpirun passes on: they end by themselves and
 # give 75. An INT or TERM of its own, which a terminal's Ctrl-C and timeout(1) send to all processes
-# of the group, makes mpirun kill them after a second; a second interrupt does that.
-mpirun=0 interrupts=0
+# of the group, makes mpirun kill them after a second; a second interrupt does that. What comes
+# within two seconds is the same one: timeout(1) sends it to this script and to its group.
+mpirun=0 interrupts=0 first=0
 interrupt() {
-  interrupts=$((interrupts + 1))
-  if [[ $mpirun == 0 ]]; then
-    return
-  elif [[ $interrupts == 1 ]]; then
-    echo "mpirun.sh: interrupted; the ranks write what is done and end. Once more ends them at once" >&2
-    hand_on
-  else
+  if [[ $interrupts == 0 ]]; then
+    interrupts=1 first=$EPOCHSECONDS
+    if [[ $mpirun != 0 ]]; then hand_on; fi
+  elif ((EPOCHSECONDS - first >= 2)) && [[ $mpirun != 0 ]]; then
+    interrupts=2
     kill -HUP "$mpirun" 2>/dev/null || true
   fi
+  return 0
 }
 # Again and again, for ranks may only be starting.
 hand_on() {
-  while kill -USR1 "$mpirun" 2>/dev/null && sleep 1; do :; done &
+  echo "mpirun.sh: interrupted; the ranks write what is done and end. Once more ends them at once" >&2
+  while kill -USR1 "$mpirun" && sleep 1; do :; done </dev/null >/dev/null 2>&1 &
 }
 trap interrupt INT TERM
 
-# A rank has several threads, so it is not bound to one core.
-env --default-signal=INT,QUIT --block-signal=INT,TERM \
+# A rank has several threads, so it is not bound to one core. Should this script be killed, mpirun
+# ends, too.
+env --default-signal=INT,QUIT --block-signal=INT,TERM setpriv --pdeathsig HUP \
   mpirun --bind-to none --oversubscribe "${progress[@]}" "${for_mpirun[@]}" \
   "$program" "$command" "$@" <&0 &
 mpirun=$!
 if [[ $interrupts != 0 ]]; then hand_on; fi
+while kill -0 "$mpirun" 2>/dev/null; do wait "$mpirun" || true; done  # interrupts end a wait
 code=0
-while
-  before=$interrupts code=0
-  wait "$mpirun" || code=$?
-  [[ $interrupts != "$before" ]]  # else it has ended
-do :; done
+wait "$mpirun" || code=$?
 
 case $code in
   0 | 2 | 65 | 69 | 70 | 73 | 74 | 75) ;;

@@ -240,6 +240,20 @@ class Scripts(harness.ProgramTest):
                            SLURM_JOB_ID="12", expect=75, **environment)
         self.assertIn("scontrol requeue 12", done.stdout)
 
+    def test_mpirun_ends_with_headraces_codes(self):
+        """205 is mpirun's for a machine that is gone, 132 for a program that is not there."""
+        mpirun = self.folder / "mpirun"
+        mpirun.write_text("#!/bin/sh\nexit $MPIRUN_CODE\n")
+        mpirun.chmod(0o755)
+        environment = dict(PATH=f"{self.folder}:{os.environ['PATH']}", HEADRACE=harness.program())
+        for code in (205, 137, 132, 143, 255):
+            done = self.script(LAUNCH / "mpirun.sh", "plan", expect=75, MPIRUN_CODE=str(code), **environment)
+            self.assertIn(f"exit code {code}, which is not headrace's own", done.stderr)
+            self.assertIn("--resume", done.stderr)
+        for code in (0, 1, 2, 65, 69, 70, 73, 74, 75):
+            done = self.script(LAUNCH / "mpirun.sh", "plan", expect=code, MPIRUN_CODE=str(code), **environment)
+            self.assertEqual("", done.stderr)
+
     def test_slurm_job_ends_with_headraces_codes(self):
         """srun --kill-on-bad-exit gives 137 for a rank that was killed, and 143 for those it ends."""
         srun = self.folder / "srun"

@@ -249,8 +249,22 @@ class Stop(harness.ProgramTest):
         self.check_script(lambda process: os.kill(process, signal.SIGINT))
 
     def test_script_sigterm_to_all(self):
-        """As timeout(1) sends it."""
-        self.check_script(lambda process: os.killpg(process, signal.SIGTERM))
+        """As timeout(1) sends it: to the script, then to all of its group."""
+        def strike(process):
+            os.kill(process, signal.SIGTERM)
+            os.killpg(process, signal.SIGTERM)
+        for _ in range(3):
+            self.check_script(strike)
+            self.output.unlink()
+
+    def test_script_that_is_killed(self):
+        """As who waits for it no longer does; its ranks end, too."""
+        job = self.start_script("--input", self.input)
+        job.await_lines(self.output, 10)
+        os.kill(job.process.pid, signal.SIGKILL)
+        job.process.wait()
+        job.await_no_process()
+        self.resume_and_compare(RANKS)
 
     def test_script_ctrl_c(self):
         """On a terminal, which sends a SIGINT to mpirun, too."""
@@ -305,7 +319,7 @@ class Stop(harness.ProgramTest):
         os.kill(job.rank_process(1), signal.SIGSTOP)
         os.kill(job.process.pid, signal.SIGTERM)
         job.await_log("Once more ends them at once")
-        time.sleep(1)
+        time.sleep(3)
         self.assertIsNone(job.process.poll())
         os.kill(job.process.pid, signal.SIGTERM)
         self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
