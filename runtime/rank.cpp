@@ -432,7 +432,7 @@ void Rank::say_plan() const {
         ranks.rank() + 1);
   }
   const Cores cores = cores_of_this_process();
-  if (options_.threads == 0 && cores.bound_to_few(ranks.ranks_on_host())) {
+  if (options_.threads == 0 && cores.bound_to_one(ranks.ranks_on_host())) {
     spdlog::warn(
         "stage {} is bound to {} of the machine's {} cores; start with mpirun --bind-to none, or "
         "under Slurm with --exclusive or --cpus-per-task (--threads {} if it is meant to be so)",

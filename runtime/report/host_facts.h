@@ -21,9 +21,9 @@ struct Cores {
     const int cores = bound() ? usable : machine / ranks_on_host;
     return std::max(1, std::min(cores, quota / ranks_on_host));
   }
-  // Bound to at most half of what would be a rank's part: a launcher's default, most likely.
-  bool bound_to_few(int ranks_on_host) const {
-    return bound() && usable * ranks_on_host <= machine / 2;
+  // To one core where a rank's part would be more: a launcher's default, most likely.
+  bool bound_to_one(int ranks_on_host) const {
+    return usable == 1 && machine / ranks_on_host > 1;
   }
 };
 Cores cores_of_this_process();

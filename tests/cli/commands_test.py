@@ -5,6 +5,7 @@ import pathlib
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import time
 import unittest
@@ -581,6 +582,17 @@ class Launchers(CommandTest):
                 self.refused(harness.USAGE, *command, f"--peer-timeout={value}", says=["--peer-timeout", "seconds"])
         self.run_program("plan", "--model", TINY, "--peer-timeout", "1e8", ranks=2)
 
+    @staticmethod
+    def await_handler(process, number):
+        """Until it does not leave the signal to the system."""
+        status = pathlib.Path(f"/proc/{process}/status")
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", status.read_text(), re.MULTILINE)
+            if caught and int(caught[1], 16) >> (number - 1) & 1:
+                return
+            time.sleep(0.005)
+
     def test_a_mistake_is_a_mistake_where_srun_ends_the_other_ranks(self):
         """They wait for rank 0 to say it; then srun sends them a SIGTERM, and takes the largest code."""
         wrong = self.config("bogus = 1\n")
@@ -589,7 +601,7 @@ class Launchers(CommandTest):
                                    env={**os.environ, "SLURM_PROCID": "1", "PMIX_RANK": "1"},
                                    stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
             self.addCleanup(job.kill)
-            time.sleep(0.5)
+            self.await_handler(job.pid, signal.SIGTERM)
             job.terminate()
             self.assertEqual(b"", job.communicate(timeout=2)[1], "rank 0 says it")
             self.assertEqual(harness.USAGE, job.returncode)

@@ -87,6 +87,19 @@ TEST_P(ProductChoice, TheFastestOfTheFirstOnesId) {
   EXPECT_EQ(taken(), 1U);
 }
 
+// cuBLASLt recommends none of the usual matrix's id for this one.
+TEST_P(ProductChoice, AFastOneOfAnIdThatIsRecommendedForOthersOnly) {
+  const auto usual_rows = [](const FakeProduct& p) { return p.outputs > 4000 && p.rows > 4000; };
+  const auto usual_few = [](const FakeProduct& p) { return p.outputs > 4000 && p.rows < 100; };
+  const auto own = [](const FakeProduct& p) { return p.outputs == kOutputs; };
+  algorithms() = {{.id = 71, .seconds = 1, .order = Order::kDown, .is_recommended = own},
+                  {.id = 66, .seconds = 9, .is_recommended = usual_rows},
+                  {.id = 66, .seconds = 2, .is_recommended = usual_few}};
+  Products products;
+  expect_rows_alone(products);
+  EXPECT_EQ(taken(), 2U);
+}
+
 TEST_P(ProductChoice, NoneWhoseBitsDependOnTheBatch) {
   algorithms() = {{.id = 66, .seconds = 3},
                   {.id = 66, .seconds = 1, .order = Order::kBySizeOfBatch},

@@ -38,6 +38,11 @@ void add_recommended(std::vector<Algorithm>& all, const CublasLt& blas, HalfProd
   }
 }
 
+HalfProduct usual(HalfProduct product) {
+  product.outputs = product.stride = kUsual;
+  return product;
+}
+
 void keep_id(std::vector<Algorithm>& all, int32_t id) {
   std::erase_if(all, [=](const Algorithm& algorithm) { return id_of(algorithm) != id; });
 }
@@ -131,10 +136,9 @@ std::vector<Algorithm>& Algorithms::references(const HalfProduct& product) {
   shape.count = 1;
   const auto [found, is_new] = references_.try_emplace(shape);
   if (!is_new) return found->second;
-  HalfProduct one = part_of(product, 0), usual = one;
-  usual.outputs = usual.stride = kUsual;
+  const HalfProduct one = part_of(product, 0);
   std::vector<Algorithm>& all = found->second;
-  add_recommended(all, blas_, usual, shape.aligned, {kUsual}, kAskedOfOneId);
+  add_recommended(all, blas_, usual(one), shape.aligned, {kUsual}, kAskedOfOneId);
   add_recommended(all, blas_, one, shape.aligned, {kUsual, kCompared, 1}, kAskedOfOneId);
   return all;
 }
@@ -183,6 +187,8 @@ std::vector<Algorithm> Algorithms::by_time(cudaStream_t stream, const Trial& tri
   std::vector<Algorithm> all;
   if (p.rows < kUsual / 4) {
     add_recommended(all, blas_, p, aligned, {p.rows, 1, 16, 64, 256, kUsual}, kAskedToBeFast);
+    // Of the reference's id none may be recommended for this matrix.
+    add_recommended(all, blas_, usual(p), aligned, {p.rows, 1, 64}, kAskedToBeFast);
   } else {  // what is good at many rows differs little from what is recommended for them
     add_recommended(all, blas_, p, aligned, {p.rows}, kAskedToBeFast);
   }

@@ -3,10 +3,11 @@
 //
 // cuBLASLt promises nothing about bits. Measured on an H100: algorithms of one id that do not split
 // the sum over k (no split-K, no reduction) all add up in the same order; those of another id may
-// add a bias and what was there in another order, or differ where f16 seldom shows it. So the id
-// is that of a usual matrix with as many inputs, as aligned and with the same kind of result (of
-// this matrix itself, where it has none of that id); and each algorithm is compared, on this
-// machine and bit by bit, with one of that id that does a fixed number of rows at a time.
+// add a bias and what was there in another order, or differ where f16 seldom shows it. So there is
+// a reference: the first algorithm that does a fixed number of rows of this matrix, of those
+// recommended for a usual matrix with as many inputs, as aligned and with the same kind of result,
+// and then for this one. A matrix and its pieces have the same one. What is used has its id, and is
+// compared with it on this machine, bit by bit.
 #pragma once
 
 #include <compare>
