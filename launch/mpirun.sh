@@ -59,7 +59,7 @@ fi
 # give 75. An INT or TERM of its own, which a terminal's Ctrl-C and timeout(1) send to all processes
 # of the group, makes mpirun kill them after a second; a second interrupt does that. What comes
 # within two seconds is the same one: timeout(1) sends it to this script and to its group.
-mpirun=0 interrupts=0 first=0
+mpirun=0 sender=0 interrupts=0 first=0
 interrupt() {
   if [[ $interrupts == 0 ]]; then
     interrupts=1 first=$EPOCHSECONDS
@@ -70,10 +70,15 @@ interrupt() {
   fi
   return 0
 }
-# Again and again, for ranks may only be starting.
+# Again and again, for ranks may only be starting. What sends it is not ended by a signal to all of
+# the group, and has no sleep(1), which would outlive this script and hold what it has open.
 hand_on() {
+  if [[ $sender != 0 ]]; then return; fi
   echo "mpirun.sh: interrupted; the ranks write what is done and end. Once more ends them at once" >&2
-  while kill -USR1 "$mpirun" && sleep 1; do :; done </dev/null >/dev/null 2>&1 &
+  trap '' INT TERM
+  while kill -USR1 "$mpirun"; do read -rt 1 <> <(:) || true; done 2>/dev/null &
+  sender=$!
+  trap interrupt INT TERM
 }
 trap interrupt INT TERM
 
@@ -87,6 +92,10 @@ if [[ $interrupts != 0 ]]; then hand_on; fi
 while kill -0 "$mpirun" 2>/dev/null; do wait "$mpirun" || true; done  # interrupts end a wait
 code=0
 wait "$mpirun" || code=$?
+if [[ $sender != 0 ]]; then
+  kill -HUP "$sender" 2>/dev/null || true
+  wait "$sender" || true
+fi
 
 case $code in
   0 | 2 | 65 | 69 | 70 | 73 | 74 | 75) ;;
