@@ -22,6 +22,8 @@ constexpr int kSlots = 3;                   // layers on the device that pass th
 constexpr uint64_t kWindow = 512 << 20;     // for KV pages that come from the host
 // Of the memory's rate, with which weights are expanded to f16; measured (tests/perf/gpu.md).
 constexpr double kPlainExpansion = 0.8, kLowBitExpansion = 0.45;
+// That a layer's kernels take to begin and end, besides what they read, in seconds; measured there.
+constexpr double kLayerOverhead = 60e-6;
 constexpr int kShares = 64;  // what the CPU attends to, in steps
 constexpr int kKvSteps = 8;  // shares of the KV pages beyond the device that are tried on disk
 
@@ -324,7 +326,8 @@ class DevicePlanner {
     if (cpus > 0 && rates_.host_memory > 0) {
       plan.host_s = std::max(plan.host_s, (cpus * kv + copied) / rates_.host_memory);
     }
-    plan.compute_s = groups * weights / rates_.device_memory +
+    plan.compute_s = groups * (weights / rates_.device_memory +
+                               layout_.range.layers() * kLayerOverhead) +
                      std::max(plan.host_s, (1 - cpus) * kv / rates_.device_memory);
     if (rates_.disk > 0) {
       // Full pages come in every round, and one in so many fills another.

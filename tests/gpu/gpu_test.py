@@ -380,7 +380,7 @@ class Link(Gpu):
         self.lose_a_rank(lambda job: os.kill(job.rank_process(1), signal.SIGSTOP))
 
 
-@unittest.skipUnless("HEADRACE_FAKE_GPUS" in os.environ, "GPUs are real")
+@unittest.skipUnless("HEADRACE_FAKE_GPUS" in os.environ, "needs fake GPUs")
 class FakeGpus(harness.ProgramTest):
     """Machines with other GPUs than this one."""
 
