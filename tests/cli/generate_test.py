@@ -222,12 +222,16 @@ class Scripts(harness.ProgramTest):
         doctor = self.script(LAUNCH / "mpirun.sh", "-np", "2", "doctor", **environment)
         self.assertIn("link from rank 0 to rank 1", doctor.stdout)
 
+    def stand_in(self, name, script):
+        """The environment in which a program is this shell script."""
+        program = self.folder / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        return dict(PATH=f"{self.folder}:{os.environ['PATH']}", HEADRACE=harness.program())
+
     def test_slurm_job(self):
         """What the batch job gives to srun; here a script that says what it was given."""
-        srun = self.folder / "srun"
-        srun.write_text('#!/bin/sh\necho "srun: $*"\nexit ${SRUN_CODE:-0}\n')
-        srun.chmod(0o755)
-        environment = dict(PATH=f"{self.folder}:{os.environ['PATH']}", HEADRACE=harness.program())
+        environment = self.stand_in("srun", 'echo "srun: $*"\nexit ${SRUN_CODE:-0}')
         for arguments, says in ((["--model", "m"], "generate --resume --model m"),
                                 (["generate", "--model", "m"], "generate --resume --model m"),
                                 (["bench", "--model", "m"], "bench --model m"),
@@ -242,10 +246,7 @@ class Scripts(harness.ProgramTest):
 
     def test_mpirun_ends_with_headraces_codes(self):
         """205 is mpirun's for a machine that is gone, 132 for a program that is not there."""
-        mpirun = self.folder / "mpirun"
-        mpirun.write_text("#!/bin/sh\nexit $MPIRUN_CODE\n")
-        mpirun.chmod(0o755)
-        environment = dict(PATH=f"{self.folder}:{os.environ['PATH']}", HEADRACE=harness.program())
+        environment = self.stand_in("mpirun", "exit $MPIRUN_CODE")
         for code in (205, 137, 132, 143, 255):
             done = self.script(LAUNCH / "mpirun.sh", "plan", expect=75, MPIRUN_CODE=str(code), **environment)
             self.assertIn(f"exit code {code}, which is not headrace's own", done.stderr)
@@ -256,10 +257,7 @@ class Scripts(harness.ProgramTest):
 
     def test_slurm_job_ends_with_headraces_codes(self):
         """srun --kill-on-bad-exit gives 137 for a rank that was killed, and 143 for those it ends."""
-        srun = self.folder / "srun"
-        srun.write_text('#!/bin/sh\nexit $SRUN_CODE\n')
-        srun.chmod(0o755)
-        environment = dict(PATH=f"{self.folder}:{os.environ['PATH']}", HEADRACE=harness.program())
+        environment = self.stand_in("srun", "exit $SRUN_CODE")
         for code in (137, 143, 3, 255):
             done = self.script("bash", LAUNCH / "slurm.sbatch", "--model", "m", SRUN_CODE=str(code),
                                SLURM_JOB_ID="12", expect=75, **environment)
