@@ -226,6 +226,7 @@ class FakeDevice::Pin final : public DevicePin {
 };
 
 std::unique_ptr<DevicePin> FakeDevice::pin(std::span<std::byte> host) {
+  check_not_recording("pinning");
   return std::make_unique<Pin>(*this, host);
 }
 
