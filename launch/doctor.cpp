@@ -43,7 +43,7 @@ void add_doctor(CLI::App& app, int& exit_code) {
   auto a = std::make_shared<DoctorArguments>();
   CLI::App* sub = app.add_subcommand("doctor", "Show what the machines of a run have and do");
   sub->add_option("--threads", a->machine.threads,
-                  "Compute threads per rank (default: the node's cores over its ranks)")
+                  "Compute threads per rank (default: its share of the node's cores)")
       ->check(positive_number());
   add_path_option(*sub, "--disk", a->machine.disk,
                   "Directory on a local disk for what does not fit in memory (default: the user's "

@@ -74,7 +74,8 @@ interrupt() {
 # the group, and has no sleep(1), which would outlive this script and hold what it has open.
 hand_on() {
   if [[ $sender != 0 ]]; then return; fi
-  echo "mpirun.sh: interrupted; the ranks write what is done and end. Once more ends them at once" >&2
+  echo "mpirun.sh: interrupted; the ranks write what is done and end. Once more, after two seconds," \
+    "ends them at once" >&2
   trap '' INT TERM
   while kill -USR1 "$mpirun"; do read -rt 1 <> <(:) || true; done 2>/dev/null &
   sender=$!

@@ -38,7 +38,7 @@ void add_perplexity(CLI::App& app, int& exit_code) {
   sub->add_option("--window", options.window, "Tokens a prediction can look back on")
       ->check(positive_number())
       ->capture_default_str();
-  sub->add_option("--threads", options.threads, "Compute threads (default: all cores)")
+  sub->add_option("--threads", options.threads, "Compute threads (default: all cores it may use)")
       ->check(positive_number());
   sub->add_option("--host-memory", a->host_memory,
                   "Memory budget, as 8GiB (default: what is free, but a margin)");

@@ -18,7 +18,7 @@ void add_model_option(CLI::App& sub, RunOptions& run) {
 void add_run_options(CLI::App& sub, RunOptions& run, RunArguments& arguments) {
   const CLI::Validator positive = positive_number();
   sub.add_option("--threads", run.threads,
-                 "Compute threads per rank (default: the node's cores over its ranks)")
+                 "Compute threads per rank (default: its share of the node's cores)")
       ->check(positive);
   sub.add_option("--split", arguments.split, "Layers per stage, as 10,14 (default: by cost)");
   sub.add_option("--prefill-chunk", arguments.prefill_chunk,

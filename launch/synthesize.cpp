@@ -106,7 +106,8 @@ void add_synthesize(CLI::App& app, int& exit_code) {
   sub->add_option("--seed", a->seed, "Other weights of the same shape")
       ->check(number_from_0())
       ->capture_default_str();
-  sub->add_option("--threads", a->threads, "Threads that make weights (default: all cores)")
+  sub->add_option("--threads", a->threads,
+                  "Threads that make weights (default: all cores it may use)")
       ->check(positive_number());
   sub->add_flag("--force", a->force, "Replace what is there");
   sub->add_flag("--quiet", a->quiet, "Say nothing but errors");

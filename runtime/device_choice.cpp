@@ -50,6 +50,7 @@ ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
     }
     chosen.facts = facts;
     chosen.link = module->measure_link(chosen.number);
+    if (options.math != "f32") chosen.products = module->products();
     chosen.module = std::move(module);
   } catch (const ResourceMissing& e) {
     if (options.device != "auto") {

@@ -17,7 +17,8 @@ struct ChosenDevice {
   int number = 0;
   DeviceFacts facts;
   DeviceLinkRates link;
-  std::string why_not;  // why there is none, where that is not what was asked for or built
+  std::string products;  // see DeviceModule; where they are f16
+  std::string why_not;   // why there is none, where that is not what was asked for or built
 
   explicit operator bool() const { return module != nullptr; }
 };

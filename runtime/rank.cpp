@@ -14,6 +14,7 @@
 #include "headrace/version.h"
 #include "runtime/demand.h"
 #include "runtime/error.h"
+#include "runtime/json_bytes.h"
 #include "runtime/open_model.h"
 #include "runtime/plan/host_memory.h"
 #include "runtime/report/host_facts.h"
@@ -144,7 +145,7 @@ std::string Rank::math() const {
   if (!device_choice_ || !device_limits_.half) return "f32";
   // Which sequences a CPU attends to is not the same in another run.
   const bool is_shared = device_limits_.most_host_share > 0;
-  return "f16 on " + device_choice_.facts.name + " (" + products_ + ")" +
+  return "f16 on " + device_choice_.facts.name + " (" + device_choice_.products + ")" +
          (is_shared ? " with host attention" : "");
 }
 
@@ -159,7 +160,6 @@ void Rank::choose_device() {
   device_limits_.weights = options_.device_weights;
   device_limits_.kv = options_.device_kv;
   device_limits_.half = options_.math != "f32";
-  if (device_limits_.half) products_ = device_choice_.module->products();
   const HostShare by_itself{0, device_limits_.half ? 0.0 : 1.0};
   const HostShare share = options_.host_share.value_or(by_itself);
   device_limits_.least_host_share = share.least;
@@ -227,13 +227,19 @@ void Rank::measure_host_attention() {
 // What cores and link read together, for both do in a run.
 double Rank::measure_shared_memory() {
   std::atomic<bool> stop = false;
-  auto copying = std::async(std::launch::async, [&] {
-    return device_choice_.module->copy_until(device_choice_.number, stop);
+  std::future<double> copying;
+  struct Stop {
+    std::atomic<bool>& stop;
+    ~Stop() { stop = true; }
+  };
+  const Stop whatever_happens{stop};  // before the future waits for its end
+  const double cores = measure_memory(threads_, budget_, kManyPages, [&] {
+    copying = std::async(std::launch::async, [&] {
+      return device_choice_.module->copy_until(device_choice_.number, stop);
+    });
   });
-  const double cores = measure_memory(threads_, budget_, kManyPages);
   stop = true;
-  const double link = copying.get();
-  return cores > 0 ? cores + link : 0;
+  return cores > 0 ? cores + copying.get() : 0;
 }
 
 PlanLimits Rank::plan_limits() const {
@@ -316,7 +322,7 @@ void Rank::open_offload_file() {
   const auto say = [this](const std::string& line) {
     spdlog::info("{}", line);
     if (!interrupted_ || !*interrupted_) return;
-    throw Interrupted("interrupted before the offload file was built; run again with --resume");
+    throw Interrupted("interrupted before the first step; run the same command again");
   };
   offload_ = OffloadFile::open_or_build({options_.disk, options_.disk_budget}, *checkpoint_, range_,
                                         layout_, budget_, threads_, say);
@@ -348,8 +354,22 @@ void Rank::plan_for_fewer(Workload workload, bool build) {
   plan_.sizes.slots = std::min(plan_.sizes.slots, workload.sequences);
 }
 
+// Who is interrupted while it builds its offload file has removed what there is of it; then none
+// goes on, and none ends before the others have done so.
+void Rank::make_plans(const Workload& workload, bool build) {
+  std::string interrupted;
+  try {
+    plan_ = make_plan(workload, build);
+  } catch (const Interrupted& e) {
+    interrupted = e.what();
+  }
+  for (const std::string why : share_with_all(wires_.communicator, interrupted)) {
+    if (!why.empty()) throw Interrupted(why);
+  }
+}
+
 void Rank::settle(Workload workload, bool build) {
-  plan_ = make_plan(workload, build);
+  make_plans(workload, build);
   Agreement agreed = agree_on_plan();
   // Who plans anew may have smaller steps or fewer pages for one sequence than it had said.
   for (int64_t slots = -1; agreed.slots != slots; agreed = agree_on_plan()) {

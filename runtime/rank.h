@@ -97,6 +97,7 @@ class Rank {
   void open_offload_file();
   void load_weights();
   Agreement agree_on_plan();
+  void make_plans(const Workload& workload, bool build);
   void plan_for_fewer(Workload workload, bool build);
   void settle(Workload workload, bool build);
   void settle_sharing();
@@ -124,7 +125,6 @@ class Rank {
   ChosenDevice device_choice_;
   DeviceLimits device_limits_;
   std::string device_place_;  // the same for ranks that share the GPU
-  std::string products_;      // of f16, see DeviceModule
   std::unique_ptr<DeviceWires> device_wires_;
   std::vector<Hop> hops_;
   std::string math_of_all_;

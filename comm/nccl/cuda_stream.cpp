@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <deque>
+#include <stdexcept>
 #include <string>
 
 #include "comm/error.h"
@@ -11,10 +12,16 @@
 namespace headrace {
 namespace {
 
+// What only a mistake of headrace brings about is no CommError.
 void check(cudaError_t code, const char* what) {
   if (code == cudaSuccess) return;
   cudaGetLastError();  // the next call must not report it again
-  throw CommError(std::string(what) + " on the GPU failed: " + cudaGetErrorString(code));
+  const std::string text = std::string(what) + " on the GPU failed: " + cudaGetErrorString(code);
+  if (code == cudaErrorIllegalAddress || code == cudaErrorIllegalInstruction ||
+      code == cudaErrorMisalignedAddress || code == cudaErrorLaunchFailure) {
+    throw std::runtime_error(text);
+  }
+  throw CommError(text);
 }
 
 class CudaStream final : public WireStream {

@@ -1,6 +1,7 @@
 #include "comm/nccl/nccl_wires.h"
 
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "comm/error.h"
@@ -54,7 +55,7 @@ class NcclWire final : public DeviceWire {
   // Only then is it in the stream, and can a mark be after it.
   bool taken() override {
     if (handing_over_ && settled()) {
-      stream_->mark();
+      on_stream([this] { stream_->mark(); });
       handing_over_ = false;
     }
     return !handing_over_;
@@ -62,11 +63,7 @@ class NcclWire final : public DeviceWire {
 
   uint64_t completed() override {
     settled();
-    try {
-      return stream_->passed() - 1;  // the first one was the probe
-    } catch (const CommError& e) {
-      throw PeerLost(std::string(e.what()) + "; run again with --resume");
-    }
+    return on_stream([this] { return stream_->passed(); }) - 1;  // the first one was the probe
   }
 
   bool close() override {
@@ -95,6 +92,17 @@ class NcclWire final : public DeviceWire {
       send(stream_->probe(), kProbeBytes);
     } else {
       receive(stream_->probe(), kProbeBytes);
+    }
+  }
+
+  // Once the wire is open its GPU had worked: where it fails then it is lost.
+  template <typename Call>
+  std::invoke_result_t<Call> on_stream(Call call) {
+    try {
+      return call();
+    } catch (const CommError& e) {
+      if (state_ < State::kOpen) throw;
+      throw PeerLost(std::string(e.what()) + "; run again with --resume");
     }
   }
 

@@ -180,13 +180,15 @@ void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cp
   rates.attention_s = time / static_cast<double>(pages);
 }
 
-double measure_memory(ThreadPool& threads, MemoryBudget& budget, uint64_t most_bytes) {
+double measure_memory(ThreadPool& threads, MemoryBudget& budget, uint64_t most_bytes,
+                      const std::function<void()>& begins) {
   const uint64_t bytes = std::min(most_bytes, budget.available() / 2) / kMemoryPiece * kMemoryPiece;
   if (bytes == 0) return 0;
   Buffer memory = budget.allocate(bytes, "measuring");
   fill(threads, memory);
   constexpr uint64_t kWords = kMemoryPiece / sizeof(uint64_t);
   std::vector<uint64_t> sums(bytes / kMemoryPiece);
+  if (begins) begins();
   const auto begin = std::chrono::steady_clock::now();
   double seconds = 0;
   uint64_t read = 0;

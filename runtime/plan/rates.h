@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -40,8 +41,9 @@ void measure_compute(const Checkpoint& checkpoint, const WeightLayout& layout, c
 void measure_attention(const ModelConfig& config, KvFormat format, const Cpu& cpu,
                        MemoryBudget& budget, Rates& rates, uint64_t most_bytes = 48 << 20);
 // Bytes per second of all threads reading up to so many bytes, of memory that was written before.
-// A third of a second. 0 where the budget has no room.
-double measure_memory(ThreadPool& threads, MemoryBudget& budget, uint64_t most_bytes);
+// A third of a second, at whose beginning it calls `begins`. 0 where the budget has no room.
+double measure_memory(ThreadPool& threads, MemoryBudget& budget, uint64_t most_bytes,
+                      const std::function<void()>& begins = {});
 
 // How the disk is read: `part` bytes at a time (a multiple of kIoAlignment), from one end to the
 // other or here and there, with as many under way as make up 16 MiB.

@@ -223,7 +223,7 @@ class Stop(harness.ProgramTest):
                 else:
                     job.process.send_signal(signal.SIGTERM)
                 self.assertEqual(job.wait(MARGIN), harness.TRY_AGAIN, job.log())
-                self.assertIn("interrupted before the offload file was built; run again with --resume", job.log())
+                self.assertIn("interrupted before the first step; run the same command again", job.log())
                 job.await_no_process()
                 self.assertEqual([], [path for path in disk.iterdir() if path.suffix != ".offload"])
 
@@ -318,7 +318,7 @@ class Stop(harness.ProgramTest):
         job.await_lines(self.output, 10)
         os.kill(job.rank_process(1), signal.SIGSTOP)
         os.kill(job.process.pid, signal.SIGTERM)
-        job.await_log("Once more ends them at once")
+        job.await_log("Once more, after two seconds, ends them at once")
         time.sleep(3)
         self.assertIsNone(job.process.poll())
         os.kill(job.process.pid, signal.SIGTERM)
