@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <string>
-#include <vector>
 
 #include "comm/error.h"
 #include "comm/launcher.h"
@@ -57,16 +56,15 @@ void refuse_to_be_alone(const Communicator& communicator) {
                   "--mpi=pmix of the same PMIx");
 }
 
-// Throws UsageError on rank 0, which ends the job, if a rank runs another subcommand.
+// Throws UsageError if a rank runs another subcommand.
 void refuse_other_commands(Communicator& ranks, const std::string& command) {
-  const std::vector<Bytes> commands = gather(ranks, text_bytes(command));
+  const auto commands = share_with_all(ranks, command);
   for (size_t r = 0; r < commands.size(); ++r) {
-    const std::string other(reinterpret_cast<const char*>(commands[r].data()), commands[r].size());
-    if (other == command) continue;
-    throw UsageError("rank " + std::to_string(r) + " was started as headrace " + other +
-                     ", rank 0 as headrace " + command + "; give all ranks the same command");
+    if (commands[r] == commands[0]) continue;
+    throw UsageError("rank " + std::to_string(r) + " was started as headrace " +
+                     commands[r].get<std::string>() + ", rank 0 as headrace " +
+                     commands[0].get<std::string>() + "; give all ranks the same command");
   }
-  broadcast(ranks, {});  // none goes on, and perhaps ends, before rank 0 has heard of it
 }
 
 }  // namespace

@@ -10,11 +10,11 @@
 #include "comm/device_wire.h"
 #include "comm/error.h"
 #include "comm/local_transport.h"
-#include "engine/device/device_module.h"
 #include "engine/error.h"
 #include "runtime/error.h"
 #include "runtime/run.h"
 #include "tests/device/fake_device.h"
+#include "tests/device/fake_module.h"
 #include "tests/device/fake_wires.h"
 #include "tests/unit/model_files.h"
 
@@ -31,31 +31,24 @@ test::FakeFaults faults;
 test::FakeNet* net = nullptr;
 std::atomic<uint64_t> seed = 1;
 
-class FakeModule final : public DeviceModule {
+class RunModule final : public test::FakeModule {
  public:
   int count() override { return devices; }
   DeviceFacts facts(int device) override {
     const std::string bus = "bus " + std::to_string(device);
     return {"fake", bus, capability, 0, uint64_t{8} << 30, uint64_t{8} << 30};
   }
-  DeviceLinkRates measure_link(int) override { return {50e9, 50e9, 3e12}; }
-  double copy_until(int, const std::atomic<bool>& stop) override {
-    while (!stop) std::this_thread::yield();
-    return 50e9;
-  }
   std::unique_ptr<Device> open(int) override {
     auto device = std::make_unique<test::FakeDevice>(++seed);
     device->lose_after(lost_after);
     return device;
   }
-  std::string products() override { return "fake products"; }
-  std::string software() override { return "no CUDA"; }
 };
 
 }  // namespace
 }  // namespace headrace
 
-extern "C" headrace::DeviceModule* headrace_test_open_module() { return new headrace::FakeModule; }
+extern "C" headrace::DeviceModule* headrace_test_open_module() { return new headrace::RunModule; }
 extern "C" headrace::DeviceWires* headrace_test_open_wires() {
   return new headrace::test::FakeWires(*headrace::net, ++headrace::seed, headrace::faults);
 }

@@ -2,20 +2,19 @@
 // on machines without a GPU. HEADRACE_FAKE_GPUS: how many there are.
 #include <cstdlib>
 #include <string>
-#include <thread>
 
 #include "comm/device_wire.h"
 #include "comm/error.h"
-#include "engine/device/device_module.h"
 #include "engine/error.h"
 #include "tests/device/fake_device.h"
+#include "tests/device/fake_module.h"
 
 namespace headrace {
 namespace {
 
 constexpr uint64_t kMemory = uint64_t{16} << 30;
 
-class FakeModule final : public DeviceModule {
+class ProgramModule final : public test::FakeModule {
  public:
   int count() override {
     const char* const given = std::getenv("HEADRACE_FAKE_GPUS");
@@ -27,22 +26,17 @@ class FakeModule final : public DeviceModule {
     const std::string number = std::to_string(device);
     return {"fake GPU", "bus " + number, 9, 0, kMemory, kMemory - (uint64_t{1} << 30)};
   }
-  DeviceLinkRates measure_link(int) override { return {50e9, 40e9, 3e12}; }
-  double copy_until(int, const std::atomic<bool>& stop) override {
-    while (!stop) std::this_thread::yield();
-    return 50e9;
-  }
   std::unique_ptr<Device> open(int device) override {
     return std::make_unique<test::FakeDevice>(static_cast<uint64_t>(device) + 1);
   }
-  std::string products() override { return "fake products"; }
-  std::string software() override { return "no CUDA"; }
 };
 
 }  // namespace
 }  // namespace headrace
 
-extern "C" headrace::DeviceModule* headrace_test_open_module() { return new headrace::FakeModule; }
+extern "C" headrace::DeviceModule* headrace_test_open_module() {
+  return new headrace::ProgramModule;
+}
 extern "C" headrace::DeviceWires* headrace_test_open_wires() {
   throw headrace::CommError("fake GPUs have no NCCL");
 }

@@ -23,6 +23,16 @@ inline std::string name_of(const testing::TestParamInfo<Kind>& info) {
   return info.param == Kind::kFake ? "fake" : "gpu";
 }
 
+inline std::vector<Half> halves(const std::vector<float>& values) {
+  std::vector<Half> result;
+  for (const float value : values) result.push_back(to_half(value));
+  return result;
+}
+
+inline std::vector<Half> not_numbers(int64_t count) {
+  return std::vector<Half>(static_cast<size_t>(count), Half{0xFFFF});
+}
+
 class DeviceTest : public testing::TestWithParam<Kind> {
  protected:
   void SetUp() override {

@@ -1,8 +1,6 @@
 // Device modules without a device, one for each way in which a module can be wrong.
-#include <thread>
-
-#include "engine/device/device_module.h"
 #include "headrace/version.h"
+#include "tests/device/fake_module.h"
 
 #ifdef FAKE_NEEDY
 void of_a_library_that_is_not_there();
@@ -11,7 +9,7 @@ void of_a_library_that_is_not_there();
 namespace headrace {
 namespace {
 
-class FakeModule final : public DeviceModule {
+class NumberedModule final : public test::FakeModule {
  public:
   int count() override { return 2; }
   DeviceFacts facts(int device) override {
@@ -22,13 +20,7 @@ class FakeModule final : public DeviceModule {
             uint64_t{80} << 30,
             uint64_t{79} << 30};
   }
-  DeviceLinkRates measure_link(int) override { return {50e9, 51e9}; }
-  double copy_until(int, const std::atomic<bool>& stop) override {
-    while (!stop) std::this_thread::yield();
-    return 50e9;
-  }
   std::unique_ptr<Device> open(int) override { return nullptr; }
-  std::string products() override { return "fake products"; }
   std::string software() override {
 #ifdef FAKE_NEEDY
     of_a_library_that_is_not_there();
@@ -49,4 +41,4 @@ extern "C" const char* headrace_module_version() {
 #endif
 }
 #endif
-extern "C" headrace::DeviceModule* headrace_open_module() { return new headrace::FakeModule; }
+extern "C" headrace::DeviceModule* headrace_open_module() { return new headrace::NumberedModule; }

@@ -6,8 +6,8 @@
 // add a bias and what was there in another order, or differ where f16 seldom shows it. So there is
 // a reference: the first algorithm that does a fixed number of rows of this matrix, of those
 // recommended for a usual matrix with as many inputs, as aligned and with the same kind of result,
-// and then for this one. A matrix and its pieces have the same one, unless it does not do both. What is used has its id, and is
-// compared with it on this machine, bit by bit.
+// and then for this one. A matrix and its pieces have the same one, unless it does not do both.
+// What is used has its id, and is compared with it on this machine, bit by bit.
 #pragma once
 
 #include <compare>
