@@ -63,10 +63,9 @@ ChosenDevice choose_device(const RunOptions& options, int place_on_host) {
 
 GpuSharers find_sharers(Communicator& ranks, const std::string& gpu, uint64_t given) {
   const auto all = share_with_all(ranks, {{"gpu", gpu}, {"given", given}});
-  GpuSharers sharers{0, 0, 0};
+  GpuSharers sharers;
   for (const nlohmann::json& rank : all) {
     if (gpu.empty() || rank.at("gpu") != all[static_cast<size_t>(ranks.rank())].at("gpu")) continue;
-    ++sharers.ranks;
     sharers.given += rank.at("given").get<uint64_t>();
     sharers.without_given += rank.at("given") == 0;
   }
@@ -74,15 +73,15 @@ GpuSharers find_sharers(Communicator& ranks, const std::string& gpu, uint64_t gi
 }
 
 uint64_t device_budget(const DeviceFacts& facts, uint64_t given, const GpuSharers& sharers) {
-  const bool is_shared = sharers.ranks > 1;
   if (given > 0 && sharers.given > facts.memory_free) {
-    throw DoesNotFit(
-        "--device-memory is more than the GPU (" + facts.name + ") has free\n  given        " +
-        format_bytes(given) +
-        (is_shared ? ", with the other ranks that share it " + format_bytes(sharers.given) : "") +
-        "\n  free         " + format_bytes(facts.memory_free) + " of " +
-        format_bytes(facts.memory_total) +
-        "\ngive less --device-memory, or end what else runs on that GPU");
+    throw DoesNotFit("--device-memory is more than the GPU (" + facts.name +
+                     ") has free\n  given        " + format_bytes(given) +
+                     (sharers.given > given
+                          ? ", with the other ranks that share it " + format_bytes(sharers.given)
+                          : "") +
+                     "\n  free         " + format_bytes(facts.memory_free) + " of " +
+                     format_bytes(facts.memory_total) +
+                     "\ngive less --device-memory, or end what else runs on that GPU");
   }
   if (given > 0) return given;
   const uint64_t margin = std::max(kLeastMargin, facts.memory_total / 64);

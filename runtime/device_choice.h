@@ -30,9 +30,8 @@ ChosenDevice choose_device(const RunOptions& options, int place_on_host);
 
 // Ranks that compute on the same GPU, this one included.
 struct GpuSharers {
-  int ranks = 1;
   uint64_t given = 0;     // the sum of their --device-memory
-  int without_given = 1;  // those that have none
+  int without_given = 0;  // those that have none
 };
 
 // All ranks call it. `gpu`: which one this rank has, of all hosts; empty for a CPU.

@@ -11,6 +11,7 @@
 #include "comm/error.h"
 #include "comm/local_transport.h"
 #include "engine/error.h"
+#include "runtime/device_choice.h"
 #include "runtime/error.h"
 #include "runtime/run.h"
 #include "tests/device/fake_device.h"
@@ -238,6 +239,20 @@ TEST_F(DeviceRun, GpusAreSharedByTheRanksThatHaveThem) {
   EXPECT_EQ(good({all, options("cpu", "auto")}).size(), 12U);
   all.device_memory = 0;
   EXPECT_EQ(good({all, all, options("cpu", "auto")}).size(), 12U);
+}
+
+TEST(DeviceBudget, WhatNobodyWasGivenIsSharedByTheOthers) {
+  constexpr uint64_t kGiB = uint64_t{1} << 30;
+  DeviceFacts facts;
+  facts.memory_total = 64 * kGiB;  // 1 GiB of which is the margin
+  facts.memory_free = 61 * kGiB;
+  EXPECT_EQ(device_budget(facts, 0, {0, 1}), 60 * kGiB);
+  EXPECT_EQ(device_budget(facts, 0, {0, 4}), 15 * kGiB);
+  EXPECT_EQ(device_budget(facts, 0, {20 * kGiB, 2}), 20 * kGiB);
+  EXPECT_EQ(device_budget(facts, 0, {60 * kGiB, 1}), 0U);
+  EXPECT_EQ(device_budget(facts, 20 * kGiB, {20 * kGiB, 2}), 20 * kGiB);
+  EXPECT_EQ(device_budget(facts, 61 * kGiB, {61 * kGiB, 0}), 61 * kGiB);
+  EXPECT_THROW(device_budget(facts, 31 * kGiB, {62 * kGiB, 0}), DoesNotFit);
 }
 
 TEST_F(DeviceRun, AGpuThatIsLostEndsTheRunWhichCanBeResumed) {

@@ -6,6 +6,7 @@ the help of a CPU it is near that.
 """
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -412,6 +413,16 @@ class FakeGpus(harness.ProgramTest):
             self.assertIn("free         15.0 GiB of 16.0 GiB", job.log())
         self.with_gpus(2)
         self.run_program("plan", *model, "--device", "cuda", "--device-memory", "9GiB", ranks=2)
+
+    def test_plan_of_attention_by_the_cpu(self):
+        """Measured where KV pages are in host memory: cores and link (50 GB/s here) together."""
+        plan = ("plan", "--model", "synthetic:tiny-llama", "--device", "cuda", "--math", "f32")
+        self.with_gpus(1)
+        shown = self.run_program(*plan, "--device-kv", 0, "--host-attention", 0.5).stdout()
+        read = re.search(r"attends to 50 % of the KV pages in host memory, which is read at ([0-9.]+) GB/s", shown)
+        self.assertTrue(read, shown)
+        self.assertGreater(float(read[1]), 50)
+        self.assertNotIn("which is read at", self.run_program(*plan).stdout())
 
     def test_numbers(self):
         self.with_gpus(3)
