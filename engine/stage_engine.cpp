@@ -194,6 +194,7 @@ void StageEngine::expect(MicroBatch& batch) {
 
 void StageEngine::sweep_layers(std::vector<MicroBatch>& micro_batches, float* x) {
   const StageRange& range = host_weights_.range();
+  weights_.expect_rows(micro_batches.back().first_row + micro_batches.back().rows);
   for (int index = range.first_layer; index < range.end_layer; ++index) {
     const LayerWeights& w = weights_.acquire_layer(index);
     for (MicroBatch& micro_batch : micro_batches) {

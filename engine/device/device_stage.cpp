@@ -57,26 +57,13 @@ uint64_t link_buffer_bytes(const ModelConfig& config, const DeviceStage::Sizes& 
   return static_cast<uint64_t>(sizes.step_rows * config.d_model) * sizeof(float);
 }
 
-constexpr int64_t kTileRows = 16384;
-
-// Where a part of the head is expanded at a time, if it must be.
-uint64_t tile_bytes(const WeightLayout& layout, const DevicePlacement& placement) {
-  if (!layout.range.is_last) return 0;
-  const TensorInfo& head = *layout.units[layout.head_unit()].matrices.front().tensor;
-  const bool is_rows =
-      placement.has(layout.head_unit()) && dtype_info(head.dtype).block_elements == 1;
-  return is_rows ? 0
-                 : static_cast<uint64_t>(std::min(head.rows, kTileRows) * head.cols) * sizeof(Half);
-}
-
 StagedRows::Sizes host_rows_sizes(const ModelConfig& config, const DeviceStage::Sizes& sizes) {
   const int64_t rows = std::min<int64_t>(sizes.slots, sizes.micro_batch_rows);
   const bool some = sizes.host_share > 0 && sizes.kv_host_pages > 0;
   return {some ? rows : 0, config.q_rows(), config.kv_rows(), sizes.half};
 }
 
-HalfOps::Sizes half_sizes(const ModelConfig& config, const WeightLayout& layout,
-                          const DeviceStage::Sizes& sizes) {
+HalfOps::Sizes half_sizes(const ModelConfig& config, const DeviceStage::Sizes& sizes) {
   HalfOps::Sizes half;
   half.step_rows = sizes.step_rows;
   half.micro_batch_rows = sizes.micro_batch_rows;
@@ -85,14 +72,13 @@ HalfOps::Sizes half_sizes(const ModelConfig& config, const WeightLayout& layout,
   half.pages = sizes.kv_pages;
   half.gated_width = config.gated_mlp ? config.d_ffn : 0;
   half.float_attention_width = sizes.kv_format == KvFormat::kF16 ? 0 : config.q_rows();
-  half.tile_bytes = tile_bytes(layout, sizes.weights);
   return half;
 }
 
 std::unique_ptr<Ops> make_ops(Device& device, DeviceStream& stream, const ModelConfig& config,
-                              const WeightLayout& layout, const DeviceStage::Sizes& sizes) {
-  const HalfOps::Sizes half = half_sizes(config, layout, sizes);
-  if (sizes.half) return std::make_unique<HalfOps>(device, stream, half);
+                              std::span<std::byte> room, const DeviceStage::Sizes& sizes) {
+  const HalfOps::Sizes half = half_sizes(config, sizes);
+  if (sizes.half) return std::make_unique<HalfOps>(device, stream, half, room);
   return std::make_unique<DeviceOps>(device, stream, half.step_rows, half.width, half.rope_half,
                                      half.pages);
 }
@@ -122,7 +108,7 @@ uint64_t DeviceStage::host_staging_bytes(const ModelConfig& config, const StageR
 
 uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout& layout,
                                    const Sizes& sizes) {
-  const HalfOps::Sizes half = half_sizes(config, layout, sizes);
+  const HalfOps::Sizes half = half_sizes(config, sizes);
   return DeviceWeights::bytes_needed(layout, sizes.weights) +
          kv_bytes(config, layout.range, sizes) +
          KvWindow::device_bytes(window_sizes(config, layout.range, sizes)) +
@@ -141,7 +127,7 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
       weights_(*device_, *compute_, host, sizes.weights),
       kv_(device_->allocate(kv_bytes(checkpoint.config(), host.range(), sizes))),
       scratch_(device_->allocate(scratch_bytes(checkpoint.config(), host.range(), sizes))),
-      ops_(make_ops(*device_, *compute_, checkpoint.config(), host.layout(), sizes)) {
+      ops_(make_ops(*device_, *compute_, checkpoint.config(), weights_.room(), sizes)) {
   budget.set_aside(host_staging_bytes(checkpoint.config(), host.range(), sizes), "activations");
   for (int i = 0; i < sizes.link_buffers; ++i) {
     link_.push_back(device_->allocate(link_buffer_bytes(checkpoint.config(), sizes)));

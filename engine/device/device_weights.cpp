@@ -8,6 +8,7 @@ namespace headrace {
 namespace {
 
 constexpr uint64_t kAligned = 256;
+constexpr int64_t kHeadRows = 16384;  // of the head, which are expanded at a time
 
 // Rows of f16 take no more.
 bool becomes_rows(DType dtype) {
@@ -48,7 +49,7 @@ uint64_t DeviceWeights::slot_bytes(const WeightLayout& layout, const DevicePlace
   return std::max<uint64_t>(bytes, layout.units[layout.head_unit()].matrices.front().panel_bytes);
 }
 
-// Of the largest layer, where all of what is not rows has its place.
+// Of the largest layer, where all of what is not rows has its place, or of a part of the head.
 uint64_t DeviceWeights::expanded_bytes(const WeightLayout& layout,
                                        const DevicePlacement& placement) {
   uint64_t most = 0;
@@ -64,7 +65,12 @@ uint64_t DeviceWeights::expanded_bytes(const WeightLayout& layout,
     }
     most = std::max(most, bytes);
   }
-  return most;
+  if (!layout.range.is_last) return most;
+  const TensorInfo& head = *layout.units[layout.head_unit()].matrices.front().tensor;
+  if (placement.has(layout.head_unit()) && becomes_rows(head.dtype)) return most;
+  PackedMatrix part{head.dtype, std::min(head.rows, kHeadRows), head.cols};
+  part.half_rows = true;
+  return std::max(most, matrix_bytes(part));
 }
 
 DeviceWeights::Expansions DeviceWeights::expansions(const WeightLayout& layout,
@@ -215,7 +221,7 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   if (placement_.has(unit)) {
     layer_ = resident_layer(unit, host_.acquire_layer(layer));
     host_.release_layer(layer);
-    if (placement_.half_rows) expand(layer_);
+    if (placement_.half_rows && !stays_packed(layer_)) expand(layer_);
     fill_from(layer + 1, /*from_disk=*/false);
     return layer_;
   }
@@ -226,7 +232,7 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   layer_slot_ = filled.slot;
   filled_.pop_front();
   device_.wait(compute_, *slots_[*layer_slot_].filled);
-  if (placement_.half_rows) {
+  if (placement_.half_rows && !stays_packed(layer_)) {
     expand(layer_);
     release_layer(layer);  // the slot is free as soon as that is done
   }
@@ -245,6 +251,13 @@ void DeviceWeights::fill_from(int layer, bool from_disk) {
     if (!from_disk && host_.is_streamed(layer)) return;
     fill(layer);
   }
+}
+
+bool DeviceWeights::stays_packed(const LayerWeights& weights) const {
+  return few_rows_ && std::ranges::all_of(kLayerMatrices, [&](const auto matrix) {
+           const PackedMatrix& w = (weights.*matrix).weight;
+           return w.rows == 0 || w.half_rows || !becomes_rows(w.dtype);
+         });
 }
 
 // The stream computes with one layer after the other, so that all have the same place.

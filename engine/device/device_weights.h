@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/device/device.h"
 #include "engine/device/event_pool.h"
 #include "engine/memory/weight_store.h"
 
@@ -19,7 +20,8 @@ struct DevicePlacement {
   std::vector<bool> resident;
   int slots = 2;  // at least, where some of them are not resident
   // Layers are used as rows of f16: what is resident lies there so where that takes no more than
-  // its panels do, all else is expanded when its layer is acquired.
+  // its panels do, all else is expanded when its layer is acquired; but not layers of low-bit
+  // formats for kFewRows.
   bool half_rows = false;
 
   bool has(size_t unit) const { return !resident.empty() && resident[unit]; }
@@ -47,6 +49,7 @@ class DeviceWeights final : public WeightSource {
   // afterwards, all of a layer at once and the head in pieces of a slot.
   const LayerWeights& acquire_layer(int layer) override;
   void release_layer(int layer) override;
+  void expect_rows(int64_t rows) override { few_rows_ = rows <= kFewRows; }
   const EmbeddingTables* embedding() override { return embedding_ ? &*embedding_ : nullptr; }
   bool is_fixed() const override { return slots_.empty(); }
   void prefetch() override;
@@ -55,10 +58,14 @@ class DeviceWeights final : public WeightSource {
   Panels await(const Linear& linear, int64_t first) override;
   void done_with(const Linear& linear, int64_t end) override;
 
+  // For rows of f16 of what is acquired and is not: of a layer's largest matrix, or of a part of
+  // the head. Belongs to `compute`.
+  std::span<std::byte> room() { return {expanded_->data(), expanded_->size()}; }
+
   // What a slot holds: the largest layer that passes through, and one panel of such a head at
   // least.
   static uint64_t slot_bytes(const WeightLayout& layout, const DevicePlacement& placement);
-  // Of device memory.
+  // Of device memory, with room().
   static uint64_t expanded_bytes(const WeightLayout& layout, const DevicePlacement& placement);
   static uint64_t resident_bytes(const WeightLayout& layout, const DevicePlacement& placement);
   // What is expanded in every sweep, layers and head: from formats of 16 bits and more, and from
@@ -105,6 +112,7 @@ class DeviceWeights final : public WeightSource {
   };
   LayerWeights on_device(const LayerWeights& host) const;  // norms; its matrices are the host's
   LayerWeights resident_layer(size_t unit, const LayerWeights& host) const;
+  bool stays_packed(const LayerWeights& weights) const;
   void expand(LayerWeights& weights);
   void fill_from(int layer, bool from_disk);
   void fill(int layer);
@@ -132,6 +140,7 @@ class DeviceWeights final : public WeightSource {
   std::deque<Filled> filled_;
   LayerWeights layer_;  // acquired
   std::optional<size_t> layer_slot_;
+  bool few_rows_ = false;
   std::optional<EmbeddingTables> embedding_;
   Linear head_;  // the host's
 };

@@ -19,10 +19,11 @@ size_t elements(int64_t rows, int64_t width, size_t bytes) {
 
 }  // namespace
 
-HalfOps::HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes)
+HalfOps::HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes,
+                 std::span<std::byte> room)
     : DeviceOps(device, stream, sizes.step_rows, sizes.width, sizes.rope_half, sizes.pages),
+      room_(room),
       entered_(device.allocate(elements(sizes.step_rows, sizes.width, sizeof(Half)))),
-      tile_(device.allocate(sizes.tile_bytes)),
       attended_(device.allocate(
           elements(sizes.micro_batch_rows, sizes.float_attention_width, sizeof(float)))) {
   if (sizes.gated_width == 0) return;
@@ -31,7 +32,7 @@ HalfOps::HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes)
 }
 
 uint64_t HalfOps::bytes(const Sizes& sizes) {
-  return elements(sizes.step_rows, sizes.width, sizeof(Half)) + sizes.tile_bytes +
+  return elements(sizes.step_rows, sizes.width, sizeof(Half)) +
          elements(sizes.micro_batch_rows, sizes.gated_width, sizeof(float) + sizeof(Half)) +
          elements(sizes.micro_batch_rows, sizes.float_attention_width, sizeof(float));
 }
@@ -146,30 +147,29 @@ void HalfOps::attend(const KvPageShape& shape, std::span<const AttentionSequence
   device_.to_half(stream_, attended + begin, end - begin, halves(out) + begin);
 }
 
-// The product with panels [first, end) of w, in pieces that lie together or fit the tile.
+// The product with panels [first, end) of w, in pieces that lie together or have room as rows.
 void HalfOps::multiply(HalfProduct product, const PackedMatrix& w, int64_t first, int64_t end) {
   if (product.rows == 0) return;
   const HalfProduct whole = product;
   product.inputs = w.cols;
   const auto row_bytes = static_cast<uint64_t>(w.cols) * sizeof(Half);
-  const auto in_tile = static_cast<int64_t>(tile_->size() / row_bytes) / kPanelRows;
-  if (!w.half_rows && in_tile == 0) throw std::logic_error("HalfOps: the tile is too small");
+  const auto in_room = static_cast<int64_t>(room_.size() / row_bytes) / kPanelRows;
+  if (!w.half_rows && in_room == 0) throw std::logic_error("HalfOps: there is no room for rows");
   for (int64_t begin = first; begin < end;) {
     int64_t until = begin < w.split ? std::min(end, w.split) : end;
-    if (w.half_rows) {
-      product.w = reinterpret_cast<const Half*>(w.panel(begin));
-    } else {
-      until = std::min(until, begin + in_tile);
-      device_.unpack(stream_, w, begin, until, tile_->as<Half>());
-      product.w = tile_->as<Half>();
-    }
+    if (!w.half_rows) until = std::min(until, begin + in_room);
     const int64_t row = begin * kPanelRows;
     product.outputs = std::min(until * kPanelRows, w.rows) - row;
     product.bias = whole.bias ? whole.bias + row : nullptr;
     product.y = whole.result == HalfProduct::Result::kReluHalf
                     ? static_cast<void*>(static_cast<Half*>(whole.y) + row)
                     : static_cast<void*>(static_cast<float*>(whole.y) + row);
-    device_.multiply(stream_, product);
+    if (w.half_rows) {
+      product.w = reinterpret_cast<const Half*>(w.panel(begin));
+      device_.multiply(stream_, product);
+    } else {
+      device_.multiply_packed(stream_, product, w, begin, reinterpret_cast<Half*>(room_.data()));
+    }
     begin = until;
   }
 }

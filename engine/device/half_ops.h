@@ -18,9 +18,10 @@ class HalfOps final : public DeviceOps {
     int64_t gated_width = 0;  // of a gated MLP's inside; 0: there is none
     // Of the queries, where KV pages are not f16 and attention is computed in float32; else 0.
     int64_t float_attention_width = 0;
-    uint64_t tile_bytes = 0;  // where matrices that are not f16 rows are expanded to
   };
-  HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes);
+  // `room`: device memory for 32 rows of f16 at least, where matrices that are none may be
+  // expanded.
+  HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes, std::span<std::byte> room);
 
   // Device memory that it takes, besides DeviceOps.
   static uint64_t bytes(const Sizes& sizes);
@@ -47,7 +48,8 @@ class HalfOps final : public DeviceOps {
  private:
   void multiply(HalfProduct product, const PackedMatrix& w, int64_t first, int64_t end);
 
-  std::unique_ptr<DeviceBuffer> entered_, tile_, up_, gated_, attended_;
+  const std::span<std::byte> room_;
+  std::unique_ptr<DeviceBuffer> entered_, up_, gated_, attended_;
 };
 
 }  // namespace headrace

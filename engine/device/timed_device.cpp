@@ -279,6 +279,12 @@ void TimedDevice::multiply(DeviceStream& stream, const HalfProduct& product) {
   device_->multiply(inner(stream), product);
 }
 
+void TimedDevice::multiply_packed(DeviceStream& stream, const HalfProduct& product,
+                                  const PackedMatrix& w, int64_t first, Half* rows) {
+  const Op op(*this, stream, "product", {Arg::kRows, product.rows});
+  device_->multiply_packed(inner(stream), product, w, first, rows);
+}
+
 void TimedDevice::silu_multiply(DeviceStream& stream, const float* gate, const float* up,
                                 int64_t rows, int64_t width, int64_t stride, float scale, Half* y) {
   const Op op(*this, stream, "silu", {Arg::kRows, rows});

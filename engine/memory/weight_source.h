@@ -58,6 +58,8 @@ class WeightSource {
   virtual const Linear& acquire_head() = 0;
   virtual void release_head() = 0;
 
+  // Layers are used with so many rows of hidden states from now on.
+  virtual void expect_rows(int64_t) {}
   // Where they are for what is computed next; null: nowhere.
   virtual const EmbeddingTables* embedding() { return nullptr; }
   // All layers are in their place for good.

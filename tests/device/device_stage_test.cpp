@@ -40,6 +40,8 @@ constexpr StageRun kRuns[] = {
     {"all there"},
     {"small chunks and micro-batches", 7, 5},
     {"all passing through", 16, 16, 0},
+    {"more rows than few", 40},
+    {"more rows than few, passing through", 40, kMostRows, 0},
     {"half of it there", 9, 16, 50},
     {"KV pages in host memory", 16, kMostRows, 100, kPages},
     {"some KV pages in host memory", 7, 16, 50, kPages - 5},

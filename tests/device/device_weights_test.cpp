@@ -203,6 +203,49 @@ TEST_F(DeviceWeightsTest, KernelsOfAGpuSeeTheHostsWeights) {
 }
 #endif
 
+// Low-bit layers for few rows are left as they are, whether they stay or pass through.
+TEST_F(DeviceWeightsTest, FewRowsFindLowBitLayersAsTheyAre) {
+  const auto is_expanded = [&](DType format, DType other, int64_t rows, bool is_resident) {
+    MemoryCheckpoint::Options options;
+    options.matrix_format = [=](Role role, int) { return role == Role::kUp ? other : format; };
+    const MemoryCheckpoint model(model_config(), options);
+    WeightStore host(model, kAll, budget_, threads_);
+    FakeDevice device(1);
+    const auto compute = device.make_stream();
+    std::vector<std::unique_ptr<DevicePin>> pins;
+    for (const std::span<std::byte> buffer : host.buffers()) pins.push_back(device.pin(buffer));
+    DevicePlacement placement{{}, 2, true};
+    placement.resident.assign(host.layout().units.size(), is_resident);
+    DeviceWeights weights(device, *compute, host, placement);
+    weights.load(model, threads_, budget_, 1 << 20);
+    weights.expect_rows(rows);
+    int expanded = 0;
+    for (int layer = 0; layer < kLayers; ++layer) {
+      const LayerWeights& w = weights.acquire_layer(layer);
+      for (const auto matrix : kLayerMatrices) {
+        const PackedMatrix& m = (w.*matrix).weight;
+        expanded += m.half_rows ? 1 : 0;
+        const auto rows_bytes = static_cast<size_t>(m.rows * m.cols) * sizeof(Half);
+        EXPECT_GE(weights.room().size(), m.half_rows ? 0 : rows_bytes);
+      }
+      weights.release_layer(layer);
+    }
+    compute->synchronize();
+    EXPECT_TRUE(expanded == 0 || expanded == 7 * kLayers) << expanded;
+    return expanded > 0;
+  };
+  for (const bool is_resident : {false, true}) {
+    for (const DType low_bit : {DType::kQ8_0, DType::kG4}) {
+      EXPECT_FALSE(is_expanded(low_bit, low_bit, 1, is_resident));
+      EXPECT_FALSE(is_expanded(low_bit, DType::kQ6_K, kFewRows, is_resident));
+      EXPECT_TRUE(is_expanded(low_bit, low_bit, kFewRows + 1, is_resident));
+      // What is not low-bit passes through as it is stored, and is expanded.
+      EXPECT_EQ(is_expanded(low_bit, DType::kF16, 1, false), true);
+    }
+    EXPECT_TRUE(is_expanded(DType::kF16, DType::kF16, 1, is_resident));
+  }
+}
+
 // The first test sees waits that are missing.
 TEST_F(DeviceWeightsTest, NothingWorksWithoutWaits) {
   using Fault = FakeDevice::Fault;

@@ -7,7 +7,9 @@
 #include <cstring>
 
 #include "engine/half.h"
+#include "engine/ops/cuda/packed_product.h"
 #include "engine/ops/cuda/row_ops.h"
+#include "engine/ops/panel_elements.h"
 
 namespace headrace {
 namespace {
@@ -54,10 +56,10 @@ bool is_aligned(const void* pointer, uint32_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
-float sum(const FakeAlgorithm& algorithm, const Half* w, const Half* x, int64_t n, int64_t rows) {
+float sum(FakeAlgorithm::Order order, const Half* w, const Half* x, int64_t n, int64_t rows) {
   float result = 0;
   const auto add = [&](int64_t i) { result += f16_to_f32(w[i].bits) * f16_to_f32(x[i].bits); };
-  switch (algorithm.order) {
+  switch (order) {
     case FakeAlgorithm::Order::kUp:
       for (int64_t i = 0; i < n; ++i) add(i);
       break;
@@ -93,6 +95,52 @@ void count_differing(cudaStream_t, const void* a, const void* b, size_t bytes,
     *differing +=
         std::memcmp(static_cast<const char*>(a) + at, static_cast<const char*>(b) + at, 2) != 0;
   }
+}
+
+void unpack(cudaStream_t, const PackedMatrix& w, int64_t first, int64_t end, Half* rows) {
+  test::FakePacked& fake = test::fake_blas().packed;
+  ++fake.expanded;
+  now_s += fake.expanding_s;
+  for (int64_t n = first * kPanelRows; n < std::min(end * kPanelRows, w.rows); ++n) {
+    for (int64_t k = 0; k < w.cols; ++k) {
+      const int row = static_cast<int>(n % kPanelRows);
+      *rows++ = headrace::to_half(panel_weight<DType::kQ8_0>(w.panel(n / kPanelRows), row, k));
+    }
+  }
+}
+
+bool multiply_packed(cudaStream_t, const PackedProduct& packed) {
+  test::FakePacked& fake = test::fake_blas().packed;
+  if (!fake.works) return false;
+  ++fake.calls;
+  now_s += fake.seconds;
+  const HalfProduct& p = packed.product;
+  for (int64_t n = 0; n < p.outputs; ++n) {
+    std::vector<Half> weights;
+    for (int64_t k = 0; k < packed.w.cols; ++k) {
+      const int64_t row = packed.first * kPanelRows + n;
+      weights.push_back(headrace::to_half(panel_weight<DType::kQ8_0>(
+          packed.w.panel(row / kPanelRows), static_cast<int>(row % kPanelRows), k)));
+    }
+    for (int64_t row = 0; row < p.rows; ++row) {
+      float value = p.scale * sum(fake.order, weights.data(), p.x + row * packed.w.cols,
+                                  packed.w.cols, p.rows);
+      const int64_t at = row * p.stride + n;
+      if (p.result == HalfProduct::Result::kReluHalf) {
+        if (p.bias) value += f16_to_f32(headrace::to_half(p.bias[n]).bits);
+        static_cast<Half*>(p.y)[at] = headrace::to_half(std::max(value, 0.0f));
+        continue;
+      }
+      const bool adds = p.result == HalfProduct::Result::kAdded;
+      const float before = adds ? static_cast<const float*>(packed.added)[at] : 0.0f;
+      const bool added_first = packed.order == PackedProduct::Order::kAddedFirst;
+      if (added_first) value += before;
+      if (p.bias) value += p.bias[n];
+      if (!added_first) value += before;
+      static_cast<float*>(p.y)[at] = value;
+    }
+  }
+  return true;
 }
 
 }  // namespace cuda
@@ -251,7 +299,7 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_
     for (int64_t row = 0; row < x.cols; ++row) {
       for (int64_t out = 0; out < w.cols; ++out) {
         float value = *static_cast<const float*>(alpha) *
-                      sum(one, ws + out * w.apart, xs + row * x.apart, w.rows, x.cols);
+                      sum(one.order, ws + out * w.apart, xs + row * x.apart, w.rows, x.cols);
         const int64_t at = i * y.distance + row * y.apart + out;
         if (y.type == CUDA_R_16F) {
           const auto* biases = reinterpret_cast<const Half*>(bias);

@@ -25,9 +25,18 @@ struct FakeAlgorithm {
   std::function<bool(const FakeProduct&)> works = nullptr;           // null: for all
 };
 
+// The kernel that reads low-bit weights as they are (Q8_0), and the one that expands them.
+struct FakePacked {
+  double seconds = 1, expanding_s = 1;
+  FakeAlgorithm::Order order = FakeAlgorithm::Order::kUp;
+  bool works = true;
+  int calls = 0, expanded = 0;
+};
+
 // What the process's only cuBLASLt does; the first algorithm is recommended first.
 struct FakeBlas {
   std::vector<FakeAlgorithm> algorithms;
+  FakePacked packed;
   std::vector<size_t> calls;        // the algorithm of each product that was done
   std::vector<std::string> faults;  // what a GPU would have died of
 };

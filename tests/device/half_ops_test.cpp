@@ -54,7 +54,7 @@ class ProductsAtOnce : public testing::Test {
   Random random_{4};
   test::FakeDevice device_{17};
   std::unique_ptr<DeviceStream> stream_ = device_.make_stream();
-  HalfOps ops_{device_, *stream_, {.step_rows = kMostRows, .width = kOutputs, .pages = 1}};
+  HalfOps ops_{device_, *stream_, {.step_rows = kMostRows, .width = kOutputs, .pages = 1}, {}};
   std::unique_ptr<DeviceBuffer> x_ = device_.allocate(kRows * kInputs * 2),
                                 weights_ = device_.allocate(3 * kWeightBytes),
                                 biases_ = device_.allocate(3 * kBiasBytes),

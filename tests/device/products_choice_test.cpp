@@ -8,6 +8,7 @@
 #include "engine/device/cuda/products.h"
 #include "tests/device/fake_cublas.h"
 #include "tests/ops/op_test.h"
+#include "tests/ops/random_weights.h"
 
 namespace headrace {
 namespace {
@@ -45,7 +46,7 @@ class ProductChoice : public testing::TestWithParam<Result> {
   }
 
   // What becomes of y.
-  std::vector<float> done(Products& products, HalfProduct p) {
+  std::vector<float> done(Products& products, const HalfProduct& p) {
     products.multiply(nullptr, p);
     return y_;
   }
@@ -274,6 +275,150 @@ TEST_P(ProductsAtOnce, ABiasThatIsAlignedByChanceOnly) {
 INSTANTIATE_TEST_SUITE_P(Results, ProductsAtOnce, testing::Values(Result::kFloat, Result::kAdded),
                          [](const auto& result) {
                            return std::string(result.param == Result::kFloat ? "float" : "added");
+                         });
+
+// Of low-bit weights, which a kernel may read as they are.
+class PackedChoice : public ProductChoice {
+ protected:
+  static constexpr int64_t kColumns = 64;
+
+  PackedChoice() {
+    algorithms() = {{.id = 66, .seconds = 3}};
+    test::fake_blas().packed = {.seconds = 1, .expanding_s = 5};
+  }
+
+  // With the panels from `first` on.
+  HalfProduct packed(Products& products, int64_t rows, int64_t first = 0, int64_t x_at = 0) {
+    HalfProduct p = product(rows);
+    p.x += x_at;
+    p.w = nullptr;
+    p.inputs = kColumns;
+    p.outputs -= first * kPanelRows;
+    p.bias += first * kPanelRows;
+    products.multiply_packed(nullptr, p, weights_.view(), first, room());
+    return p;
+  }
+  // As of a matrix of f16.
+  std::vector<float> expanded(Products& products, int64_t rows) {
+    std::vector<Half> w;
+    for (const float value : weights_.floats) w.push_back(to_half(value));
+    HalfProduct p = product(rows);
+    p.w = w.data();
+    p.inputs = kColumns;
+    return done(products, p);
+  }
+  void expect_the_bits_of_expanded_ones(Products& products) {
+    for (int64_t rows = 1; rows <= kMostRows; ++rows) {
+      packed(products, rows);
+      const std::vector<float> y = y_, expected = expanded(products, rows);
+      ASSERT_EQ(std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)), 0) << rows;
+    }
+  }
+  // How many of some calls read weights as they are; they have been tried before.
+  int reading(Products& products, int64_t rows) {
+    packed(products, rows);
+    test::FakePacked& fake = test::fake_blas().packed;
+    fake.calls = fake.expanded = 0;
+    for (int i = 0; i < 3; ++i) packed(products, rows);
+    EXPECT_EQ(fake.calls + fake.expanded, 3);
+    return fake.calls;
+  }
+
+  Half* room() {
+    auto* const aligned = reinterpret_cast<std::byte*>(room_.data());
+    return reinterpret_cast<Half*>(aligned + (256 - reinterpret_cast<uintptr_t>(aligned) % 256));
+  }
+
+  const Weights weights_ = random_weights(DType::kQ8_0, kOutputs, kColumns, 3);
+  std::vector<Half> room_ = std::vector<Half>(kOutputs * kColumns + 128);
+};
+
+TEST_P(PackedChoice, ReadsFewRowsWeightsAsTheyAre) {
+  Products products;
+  expect_the_bits_of_expanded_ones(products);
+  for (const int64_t rows : {1, 2, 3, 17, 64}) EXPECT_EQ(reading(products, rows), 3) << rows;
+  EXPECT_EQ(reading(products, 65), 0);
+}
+
+TEST_P(PackedChoice, NotWhereABitIsDifferent) {
+  test::fake_blas().packed.order = Order::kDown;
+  Products products;
+  expect_the_bits_of_expanded_ones(products);
+  for (const int64_t rows : {1, 64}) EXPECT_EQ(reading(products, rows), 0) << rows;
+}
+
+TEST_P(PackedChoice, NotWhereBitsDependOnTheBatch) {
+  test::fake_blas().packed.order = Order::kBySizeOfBatch;
+  Products products;
+  expect_the_bits_of_expanded_ones(products);
+  EXPECT_EQ(reading(products, 17), 0);
+}
+
+TEST_P(PackedChoice, NotWhereItTakesLonger) {
+  test::fake_blas().packed.seconds = 8.5;
+  Products products;
+  expect_the_bits_of_expanded_ones(products);
+  EXPECT_EQ(reading(products, 7), 0);
+  test::fake_blas().packed.seconds = 7.5;
+  EXPECT_EQ(reading(products, 7), 0) << "it was chosen before";
+  Products others;
+  EXPECT_EQ(reading(others, 7), 3);
+}
+
+TEST_P(PackedChoice, NotWhereTheGpuCannot) {
+  test::fake_blas().packed.works = false;
+  Products products;
+  expect_the_bits_of_expanded_ones(products);
+  EXPECT_EQ(reading(products, 7), 0);
+}
+
+// Pieces of 16 bytes could not be copied.
+TEST_P(PackedChoice, NotWhereRowsAreNotAligned) {
+  Products products;
+  const int before = test::fake_blas().packed.calls;
+  const HalfProduct p = packed(products, 2, 0, 4);
+  EXPECT_EQ(test::fake_blas().packed.calls, before);
+  const std::vector<float> y = y_;
+  HalfProduct all = p;
+  all.w = room();
+  all.y = y_.data();
+  std::copy(before_.begin(), before_.end(), y_.begin());
+  EXPECT_EQ(std::memcmp(done(products, all).data(), y.data(), y.size() * sizeof(float)), 0);
+}
+
+TEST_P(PackedChoice, LaterPanelsOfAMatrix) {
+  const size_t element = GetParam() == Result::kReluHalf ? sizeof(Half) : sizeof(float);
+  for (const double seconds : {1.0, 100.0}) {
+    test::fake_blas().packed.seconds = seconds;
+    Products products;
+    for (const int64_t rows : {1, 5, 70}) {
+      const std::vector<float> whole = expanded(products, rows);
+      // In its place of the whole's result, or what that is added to is another.
+      const size_t begin = 1 * kPanelRows * element;
+      HalfProduct p = product(rows);
+      p.inputs = kColumns;
+      p.outputs -= kPanelRows;
+      p.bias += kPanelRows;
+      p.y = reinterpret_cast<std::byte*>(y_.data()) + begin;
+      products.multiply_packed(nullptr, p, weights_.view(), 1, room());
+      for (int64_t row = 0; row < rows; ++row) {
+        const size_t at = static_cast<size_t>(row * kOutputs) * element + begin;
+        EXPECT_EQ(std::memcmp(reinterpret_cast<const std::byte*>(whole.data()) + at,
+                              reinterpret_cast<const std::byte*>(y_.data()) + at,
+                              static_cast<size_t>(p.outputs) * element),
+                  0)
+            << rows << " rows, " << row;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Results, PackedChoice,
+                         testing::Values(Result::kFloat, Result::kAdded, Result::kReluHalf),
+                         [](const auto& result) {
+                           return std::string(result.param == Result::kFloat   ? "float"
+                                              : result.param == Result::kAdded ? "added"
+                                                                               : "relu");
                          });
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "tests/device/gpu_test.h"
 #include "tests/ops/op_test.h"
+#include "tests/ops/random_weights.h"
 
 namespace headrace {
 namespace {
@@ -105,6 +106,48 @@ TEST_P(DeviceProducts, AreRight) {
           // The bias is rounded to f16, too.
           ASSERT_NEAR(f16_to_f32(positive[at].bits), expected,
                       tolerance(shape.inputs) + 0x1p-10 * (std::abs(b) + expected));
+        }
+      }
+    }
+  }
+}
+
+// Of low-bit weights, the bits of those that were expanded before.
+TEST_P(DeviceProducts, WithPackedWeights) {
+  for (const DType dtype : all_dtypes()) {
+    const int64_t block = dtype_info(dtype).block_elements;
+    if (block == 1) continue;
+    for (const Shape& shape : {Shape{97, 1024}, Shape{1000, 5 * std::max<int64_t>(block, 128)}}) {
+      if (is_fake() && shape.outputs > 100) continue;  // slow
+      const Weights w = random_weights(dtype, shape.outputs, shape.inputs, random_.bits());
+      const auto panels = put(w.panels), expanded = put(halves(w.floats));
+      const auto bias = put(random_.floats(shape.outputs));
+      const PackedMatrix matrix{dtype, shape.outputs, shape.inputs, panels->data()};
+      for (const int64_t rows : {1, 3, 8, 9, 17, 33, 64, 65}) {
+        const auto x = put(halves(random_.floats(rows * shape.inputs)));
+        for (const auto result : {HalfProduct::Result::kFloat, HalfProduct::Result::kAdded,
+                                  HalfProduct::Result::kReluHalf}) {
+          SCOPED_TRACE(testing::Message()
+                       << dtype_name(dtype) << ", " << shape.outputs << " x " << shape.inputs
+                       << ", " << rows << " rows, result " << static_cast<int>(result));
+          const auto before = random_.floats(rows * shape.outputs);
+          const auto y = put(before), packed_y = put(before);
+          const auto room = put(not_numbers(shape.outputs * shape.inputs));
+          HalfProduct p{.x = x->as<Half>(),
+                        .rows = rows,
+                        .w = expanded->as<Half>(),
+                        .outputs = shape.outputs,
+                        .inputs = shape.inputs,
+                        .bias = bias->as<float>(),
+                        .scale = 0.25f,
+                        .result = result,
+                        .y = y->data(),
+                        .stride = shape.outputs};
+          device_->multiply(*stream_, p);
+          p.w = nullptr;
+          p.y = packed_y->data();
+          device_->multiply_packed(*stream_, p, matrix, 0, room->as<Half>());
+          ASSERT_TRUE(same_bits(get<float>(*y), get<float>(*packed_y)));
         }
       }
     }

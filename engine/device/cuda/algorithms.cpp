@@ -98,6 +98,15 @@ std::vector<Algorithm> Algorithms::fitting(cudaStream_t stream, const HalfProduc
                         "batch; use --math f32");
 }
 
+bool Algorithms::agrees(cudaStream_t stream, const HalfProduct& product, const Way& way) {
+  const Trial trial = trial_of(stream, product);
+  return expect(stream, trial) && agrees(stream, trial, way);
+}
+
+double Algorithms::seconds(cudaStream_t stream, const HalfProduct& product, const Way& way) {
+  return seconds(stream, trial_of(stream, product), way, 1e9);
+}
+
 Algorithms::Trial Algorithms::trial_of(cudaStream_t stream, const HalfProduct& product) {
   Trial trial{};
   HalfProduct& p = trial.product = product;
@@ -151,7 +160,8 @@ std::optional<Algorithm> Algorithms::expect(cudaStream_t stream, const Trial& tr
   for (const Algorithm algorithm : all) {
     bool done = true;
     for (int i = 0; i < trial.product.count && done; ++i) {
-      done = fill(stream, trial, part_of(trial.product, i), trial.at_once, algorithm,
+      const HalfProduct part = part_of(trial.product, i);
+      done = fill(trial, part, trial.at_once, way_of(stream, trial, part, trial.at_once, algorithm),
                   trial.expected, i);
     }
     if (!done) continue;
@@ -161,19 +171,27 @@ std::optional<Algorithm> Algorithms::expect(cudaStream_t stream, const Trial& tr
   return std::nullopt;
 }
 
-// All rows of the trial, so many at a time, into a part of y.
-bool Algorithms::fill(cudaStream_t stream, const Trial& trial, HalfProduct p, int64_t at_once,
-                      const Algorithm& algorithm, std::byte* y, int part) const {
+Algorithms::Way Algorithms::way_of(cudaStream_t stream, const Trial& trial, HalfProduct p,
+                                   int64_t at_once, const Algorithm& algorithm) const {
   p.rows = at_once;
   p.y_apart = trial.rows * p.stride;
-  ProductProblem problem(p);
+  const auto problem = std::make_shared<ProductProblem>(p);
+  return [=, this](const HalfProduct& product, const void* added, void* y) {
+    return problem->run(blas_, stream, product, algorithm, added, y);
+  };
+}
+
+// All rows of the trial, so many at a time, into a part of y.
+bool Algorithms::fill(const Trial& trial, HalfProduct p, int64_t at_once, const Way& way,
+                      std::byte* y, int part) const {
+  p.rows = at_once;
   for (int64_t row = 0; row < trial.rows; row += at_once) {
     const int64_t first = std::min(row, trial.rows - at_once);
     const size_t at = static_cast<size_t>(part) * trial.part_bytes() +
                       static_cast<size_t>(first) * trial.row_bytes();
     p.x = trial.x + first * p.inputs;
     const std::byte* const added = trial.added ? trial.added + at : nullptr;
-    if (!problem.run(blas_, stream, p, algorithm, added, y + at)) return false;
+    if (!way(p, added, y + at)) return false;
   }
   return true;
 }
@@ -194,28 +212,14 @@ std::vector<Algorithm> Algorithms::by_time(cudaStream_t stream, const Trial& tri
   }
   keep_id(all, id);
 
-  p.y_apart = trial.rows * p.stride;
-  ProductProblem problem(p);
-  CudaEvent begin, end;
-  // With nothing in the GPU's caches, as in a step; what clears them hides how long a call takes.
-  const auto seconds_of = [&](const Algorithm& algorithm) {
-    check_cuda(cudaMemsetAsync(trial.got, 0xff, kTried, stream), "clearing");
-    begin.record(stream);
-    problem.run(blas_, stream, p, algorithm, trial.added, trial.got);
-    end.record(stream);
-    end.synchronize();
-    return end.seconds_since(begin);
-  };
   std::vector<std::pair<double, Algorithm>> timed;
   double best_s = 1e9;
   for (const Algorithm& algorithm : all) {
-    if (!problem.run(blas_, stream, p, algorithm, trial.added, trial.got)) continue;
-    double seconds = seconds_of(algorithm);
-    for (int i = 1; i < kTimed && seconds < 2 * best_s; ++i) {
-      seconds = std::min(seconds, seconds_of(algorithm));
-    }
-    best_s = std::min(best_s, seconds);
-    if (seconds <= 2 * best_s) timed.emplace_back(seconds, algorithm);
+    const Way way = way_of(stream, trial, trial.product, trial.product.rows, algorithm);
+    if (!way(p, trial.added, trial.got)) continue;
+    const double taken_s = seconds(stream, trial, way, 2 * best_s);
+    best_s = std::min(best_s, taken_s);
+    if (taken_s <= 2 * best_s) timed.emplace_back(taken_s, algorithm);
   }
   std::stable_sort(timed.begin(), timed.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -224,12 +228,33 @@ std::vector<Algorithm> Algorithms::by_time(cudaStream_t stream, const Trial& tri
   return all;
 }
 
-// Whether the product's number of rows at a time gives every bit that is expected.
-bool Algorithms::agrees(cudaStream_t stream, const Trial& trial, const Algorithm& algorithm) {
-  check_cuda(cudaMemsetAsync(trial.got, 0xff, trial.bytes(), stream), "clearing");
-  if (!fill(stream, trial, trial.product, trial.product.rows, algorithm, trial.got, 0)) {
-    return false;
+// The shortest of some calls, or of one that takes longer than that. What clears the caches hides
+// how long a call takes.
+double Algorithms::seconds(cudaStream_t stream, const Trial& trial, const Way& way,
+                           double longest) const {
+  HalfProduct p = trial.product;
+  p.x = trial.x;
+  CudaEvent begin, end;
+  double least_s = 1e9;
+  for (int i = 0; i < kTimed && (i == 0 || least_s < longest); ++i) {
+    check_cuda(cudaMemsetAsync(trial.got, 0xff, kTried, stream), "clearing");
+    begin.record(stream);
+    way(p, trial.added, trial.got);
+    end.record(stream);
+    end.synchronize();
+    least_s = std::min(least_s, end.seconds_since(begin));
   }
+  return least_s;
+}
+
+bool Algorithms::agrees(cudaStream_t stream, const Trial& trial, const Algorithm& algorithm) {
+  return agrees(stream, trial, way_of(stream, trial, trial.product, trial.product.rows, algorithm));
+}
+
+// Whether the product's number of rows at a time gives every bit that is expected.
+bool Algorithms::agrees(cudaStream_t stream, const Trial& trial, const Way& way) {
+  check_cuda(cudaMemsetAsync(trial.got, 0xff, trial.bytes(), stream), "clearing");
+  if (!fill(trial, trial.product, trial.product.rows, way, trial.got, 0)) return false;
   auto* const differing = reinterpret_cast<uint32_t*>(differing_.data());
   uint32_t count = 0;
   cuda::count_differing(stream, trial.expected, trial.got, trial.bytes(), differing);

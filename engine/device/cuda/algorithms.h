@@ -12,6 +12,7 @@
 
 #include <compare>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <vector>
@@ -41,15 +42,27 @@ class Algorithms {
   // Waits for the stream. Throws ResourceMissing.
   std::vector<Algorithm> fitting(cudaStream_t stream, const HalfProduct& product, size_t most);
 
+  // A way to do a product: queues it, with what results are added to, where they are, and where
+  // they go. False where it does not do this.
+  using Way = std::function<bool(const HalfProduct& product, const void* added, void* y)>;
+  // Whether it gives every bit of the reference. As fitting(), of a product that has one.
+  bool agrees(cudaStream_t stream, const HalfProduct& product, const Way& way);
+  // What a way that does the product takes, with nothing in the GPU's caches.
+  double seconds(cudaStream_t stream, const HalfProduct& product, const Way& way);
+
  private:
   struct Trial;
 
   Trial trial_of(cudaStream_t stream, const HalfProduct& product);
   std::vector<Algorithm>& references(const HalfProduct& product);
   std::optional<Algorithm> expect(cudaStream_t stream, const Trial& trial);
+  Way way_of(cudaStream_t stream, const Trial& trial, HalfProduct product, int64_t at_once,
+             const Algorithm& algorithm) const;
   std::vector<Algorithm> by_time(cudaStream_t stream, const Trial& trial, int32_t id) const;
-  bool fill(cudaStream_t stream, const Trial& trial, HalfProduct product, int64_t at_once,
-            const Algorithm& algorithm, std::byte* y, int part) const;
+  double seconds(cudaStream_t stream, const Trial& trial, const Way& way, double longest) const;
+  bool fill(const Trial& trial, HalfProduct product, int64_t at_once, const Way& way, std::byte* y,
+            int part) const;
+  bool agrees(cudaStream_t stream, const Trial& trial, const Way& way);
   bool agrees(cudaStream_t stream, const Trial& trial, const Algorithm& algorithm);
 
   const CublasLt& blas_;

@@ -182,6 +182,11 @@ class CudaDevice final : public Device {
     if (!products_) products_.emplace();
     products_->multiply(of(stream), product);
   }
+  void multiply_packed(DeviceStream& stream, const HalfProduct& product, const PackedMatrix& w,
+                       int64_t first, Half* rows) override {
+    if (!products_) products_.emplace();
+    products_->multiply_packed(of(stream), product, w, first, rows);
+  }
   void silu_multiply(DeviceStream& stream, const float* gate, const float* up, int64_t rows,
                      int64_t width, int64_t stride, float scale, Half* y) override {
     cuda::silu_multiply(of(stream), gate, up, rows, width, stride, scale, y);

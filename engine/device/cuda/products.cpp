@@ -7,10 +7,23 @@
 #include "engine/ops/cuda/row_ops.h"
 
 namespace headrace {
+namespace {
 
 constexpr int64_t kMostBias = 1 << 20;
 // Changes with whatever may choose another algorithm.
 constexpr int kChoice = 2;
+
+int64_t power_of_two(int64_t rows) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
+}
+
+// The panels of a product to rows of f16.
+void expand(cudaStream_t stream, const cuda::PackedProduct& p, Half* rows) {
+  const int64_t panels = (p.product.outputs + kPanelRows - 1) / kPanelRows;
+  cuda::unpack(stream, p.w, p.first, p.first + panels, rows);
+}
+
+}  // namespace
 
 // cuBLASLt writes 13.1.0 as 130100.
 std::string products_version() {
@@ -21,16 +34,20 @@ std::string products_version() {
 
 Products::Products() : algorithms_(blas_), half_bias_(kMostBias * sizeof(Half)) {}
 
-void Products::multiply(cudaStream_t stream, const HalfProduct& product) {
+// The bias of a result in f16 as cuBLASLt takes it.
+HalfProduct Products::with_its_bias(cudaStream_t stream, const HalfProduct& product) {
   HalfProduct p = product;
-  if (p.bias && p.result == HalfProduct::Result::kReluHalf) {
-    // The bias has the type of the result.
-    if (p.outputs > kMostBias) {
-      throw DoesNotFit("a bias of " + std::to_string(p.outputs) + " elements is too long");
-    }
-    cuda::to_half(stream, p.bias, p.outputs, reinterpret_cast<Half*>(half_bias_.data()));
-    p.bias = reinterpret_cast<const float*>(half_bias_.data());
+  if (!p.bias || p.result != HalfProduct::Result::kReluHalf) return p;
+  if (p.outputs > kMostBias) {
+    throw DoesNotFit("a bias of " + std::to_string(p.outputs) + " elements is too long");
   }
+  cuda::to_half(stream, p.bias, p.outputs, reinterpret_cast<Half*>(half_bias_.data()));
+  p.bias = reinterpret_cast<const float*>(half_bias_.data());
+  return p;
+}
+
+void Products::multiply(cudaStream_t stream, const HalfProduct& product) {
+  const HalfProduct p = with_its_bias(stream, product);
   Prepared& one = prepared(stream, p);
   if (one.algorithm && one.problem.run(blas_, stream, p, *one.algorithm, p.y, p.y)) return;
   if (p.count > 1) {
@@ -45,11 +62,61 @@ void Products::multiply(cudaStream_t stream, const HalfProduct& product) {
                         " rows on the GPU failed: its algorithm does not fit any more");
 }
 
+void Products::multiply_packed(cudaStream_t stream, const HalfProduct& product,
+                               const PackedMatrix& w, int64_t first, Half* rows) {
+  cuda::PackedProduct packed{product, w, first, product.y};
+  packed.product.w = rows;
+  if (const PackedOrder order = packed_order(stream, packed, rows)) {
+    packed.order = *order;
+    if (cuda::multiply_packed(stream, packed)) return;
+  }
+  expand(stream, packed, rows);
+  multiply(stream, packed.product);
+}
+
+Products::PackedOrder Products::packed_order(cudaStream_t stream, const cuda::PackedProduct& packed,
+                                             Half* rows) {
+  const HalfProduct& p = packed.product;
+  const Shape shape = Algorithms::shape_of(p);
+  if (p.rows > kFewRows || shape.aligned.operands < 16) return std::nullopt;
+  const auto key = std::tuple(shape, power_of_two(p.rows), packed.w.dtype);
+  auto found = packed_.find(key);
+  if (found == packed_.end()) {
+    found = packed_.emplace(key, find_packed_order(stream, packed, rows)).first;
+  }
+  return found->second;
+}
+
+Products::PackedOrder Products::find_packed_order(cudaStream_t stream,
+                                                  const cuda::PackedProduct& packed, Half* rows) {
+  using Order = cuda::PackedProduct::Order;
+  expand(stream, packed, rows);
+  const HalfProduct expanded = with_its_bias(stream, packed.product);
+  const std::optional<Algorithm> algorithm = prepared(stream, expanded).algorithm;
+  const auto expands = [&](const HalfProduct& p, const void* added, void* y) {
+    expand(stream, packed, rows);
+    return ProductProblem(p).run(blas_, stream, p, *algorithm, added, y);
+  };
+  for (const Order order : {Order::kAddedFirst, Order::kBiasFirst}) {
+    const auto reads = [&](const HalfProduct& p, const void* added, void* y) {
+      cuda::PackedProduct one{p, packed.w, packed.first, added, order};
+      one.product.bias = packed.product.bias;
+      one.product.y = y;
+      return cuda::multiply_packed(stream, one);
+    };
+    if (!algorithms_.agrees(stream, expanded, reads)) continue;
+    const bool is_faster = algorithms_.seconds(stream, expanded, reads) <
+                           algorithms_.seconds(stream, expanded, expands);
+    return is_faster ? PackedOrder(order) : std::nullopt;
+  }
+  return std::nullopt;
+}
+
 Products::Prepared& Products::prepared(cudaStream_t stream, const HalfProduct& p) {
   const Shape shape = Algorithms::shape_of(p);
   std::unique_ptr<Prepared>& one = prepared_[{shape, p.rows, p.w_apart, p.bias_apart, p.y_apart}];
   if (one) return *one;
-  const auto power = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(p.rows)));
+  const int64_t power = power_of_two(p.rows);
   auto found = chosen_.find({shape, power});
   if (found == chosen_.end()) {
     found = chosen_.emplace(std::pair(shape, power), fastest(stream, p)).first;

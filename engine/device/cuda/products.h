@@ -14,6 +14,7 @@
 #include "engine/device/cuda/memory.h"
 #include "engine/device/cuda/product_problem.h"
 #include "engine/device/device.h"
+#include "engine/ops/cuda/packed_product.h"
 
 namespace headrace {
 
@@ -28,6 +29,11 @@ class Products {
   // Queues it. The first product of a shape and of a new power of two of rows waits for the stream
   // and tries algorithms. Throws ResourceMissing.
   void multiply(cudaStream_t stream, const HalfProduct& product);
+  // As Device::multiply_packed(). Few rows read the weights as they are where that has every bit of
+  // the other way and takes less time: the first product of a shape, a format and a new power of
+  // two of rows finds that out.
+  void multiply_packed(cudaStream_t stream, const HalfProduct& product, const PackedMatrix& w,
+                       int64_t first, Half* rows);
 
  private:
   using Algorithm = ProductProblem::Algorithm;
@@ -43,6 +49,12 @@ class Products {
         : problem(product), algorithm(chosen) {}
   };
 
+  // No order: the weights are expanded.
+  using PackedOrder = std::optional<cuda::PackedProduct::Order>;
+
+  HalfProduct with_its_bias(cudaStream_t stream, const HalfProduct& product);
+  PackedOrder packed_order(cudaStream_t stream, const cuda::PackedProduct& packed, Half* rows);
+  PackedOrder find_packed_order(cudaStream_t stream, const cuda::PackedProduct& packed, Half* rows);
   Prepared& prepared(cudaStream_t stream, const HalfProduct& product);
   std::optional<Algorithm> fastest(cudaStream_t stream, const HalfProduct& product);
 
@@ -52,6 +64,7 @@ class Products {
   // By power of two of rows.
   std::map<std::pair<Shape, int64_t>, std::optional<Algorithm>> chosen_;
   std::map<ProblemKey, std::unique_ptr<Prepared>> prepared_;
+  std::map<std::tuple<Shape, int64_t, DType>, PackedOrder> packed_;
 };
 
 }  // namespace headrace
