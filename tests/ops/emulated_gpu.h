@@ -244,6 +244,10 @@ inline uint32_t pack(float low, float high) {
   return f32_to_f16(low) | static_cast<uint32_t>(f32_to_f16(high)) << 16;
 }
 
+inline uint32_t pack_saturated(float low, float high) {
+  return to_half(low).bits | static_cast<uint32_t>(to_half(high).bits) << 16;
+}
+
 inline float2 unpack(uint32_t both) {
   return {f16_to_f32(static_cast<uint16_t>(both)), f16_to_f32(static_cast<uint16_t>(both >> 16))};
 }

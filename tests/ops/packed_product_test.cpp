@@ -1,6 +1,10 @@
 // The kernel for a few rows through low-bit weights, on the CPU, a block at a time: the bits of the
 // plain sums, whatever order its threads come in.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <new>
 
 #include "tests/ops/emulated_gpu.h"
 
@@ -30,6 +34,33 @@ void run(const PackedProduct& p, uint64_t seed) {
   }
 }
 
+// A copy of values that ends where nothing may be read.
+class Guarded {
+ public:
+  template <typename T>
+  explicit Guarded(std::span<const T> values) {
+    const size_t page = static_cast<size_t>(getpagesize());
+    const size_t readable = (values.size_bytes() + page - 1) / page * page;
+    size_ = readable + page;
+    void* const memory =
+        mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    memory_ = static_cast<std::byte*>(memory);
+    mprotect(memory_ + readable, page, PROT_NONE);
+    begin_ = memory_ + readable - values.size_bytes();
+    std::memcpy(begin_, values.data(), values.size_bytes());
+  }
+  ~Guarded() { munmap(memory_, size_); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+
+  const std::byte* begin() const { return begin_; }
+
+ private:
+  size_t size_;
+  std::byte *memory_, *begin_;
+};
+
 template <DType kType>
 class PackedCase {
  public:
@@ -39,22 +70,22 @@ class PackedCase {
     for (const float v : random.floats(rows * cols)) x_.push_back(to_half(v));
     bias_ = random.floats(kOutputs);
     before_ = random.floats(rows * kStride);
-    panels_.resize(weights_.panels.size() / sizeof(cuda::uint4));
-    std::memcpy(panels_.data(), weights_.panels.data(), weights_.panels.size());
   }
 
   // Panels [first, end), and of them those from 2 on elsewhere.
   void check(PackedProduct packed, int64_t first, int64_t end, uint64_t seed) {
     SCOPED_TRACE(testing::Message() << dtype_name(kType) << ", " << rows_ << " rows of "
                                     << weights_.cols << ", panels from " << first << " to " << end);
-    std::vector<cuda::uint4> rest(panels_.begin() + 2 * std::ssize(panels_) / 4, panels_.end());
-    packed.w = {kType, kOutputs, weights_.cols, reinterpret_cast<const std::byte*>(panels_.data())};
+    const std::span<const std::byte> all = weights_.panels;
+    const Guarded panels(all.first(all.size() / 2)), rest(all.last(all.size() / 2)),
+        x(std::span<const Half>{x_});
+    packed.w = {kType, kOutputs, weights_.cols, panels.begin()};
     packed.w.split = 2;
-    packed.w.rest = reinterpret_cast<const std::byte*>(rest.data());
+    packed.w.rest = rest.begin();
     packed.first = first;
     packed.added = before_.data();
     HalfProduct& p = packed.product;
-    p.x = x_.data();
+    p.x = reinterpret_cast<const Half*>(x.begin());
     p.rows = rows_;
     const int64_t begin = first * kPanelRows;
     p.outputs = std::min(end * kPanelRows, kOutputs) - begin;
@@ -112,7 +143,6 @@ class PackedCase {
   int64_t rows_;
   std::vector<Half> x_;
   std::vector<float> bias_, before_;
-  std::vector<cuda::uint4> panels_;  // aligned as a GPU's are
 };
 
 template <typename Type>

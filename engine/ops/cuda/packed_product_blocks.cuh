@@ -95,16 +95,15 @@ __device__ void expand_tile(int tile, int columns, char* shared) {
     const std::byte* const scaled = packed + first / R::kPanel.block_k * R::kPanel.block_bytes;
     const int k = first % R::kPanel.block_k;
     const Affine of = panel_affine<kType>(scaled, row, k);
+    const auto weight = [&](int at) {
+      const int code = signed_code<kType>(panel_code<kType>(scaled, row, at));
+      const float product = of.scale * static_cast<float>(code);
+      return kHasOffset<kType> ? product + of.offset : product;
+    };
     uint32_t pairs[kExpanded / 2];
 #pragma unroll
     for (int i = 0; i < kExpanded; i += 2) {
-      const auto weight = [&](int at) {
-        const int code = signed_code<kType>(panel_code<kType>(scaled, row, at));
-        const float product = of.scale * static_cast<float>(code);
-        return static_cast<uint32_t>(
-            headrace::to_half(kHasOffset<kType> ? product + of.offset : product).bits);
-      };
-      pairs[i / 2] = weight(k + i) | weight(k + i + 1) << 16;
+      pairs[i / 2] = pack_saturated(weight(k + i), weight(k + i + 1));
     }
     auto* const out = reinterpret_cast<uint4*>(to + first * 2);
     out[0] = {pairs[0], pairs[1], pairs[2], pairs[3]};

@@ -56,6 +56,13 @@ inline __device__ uint32_t pack(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&both);
 }
 
+// Each as to_half() has it.
+inline __device__ uint32_t pack_saturated(float low, float high) {
+  const __half2 most = __float2half2_rn(kF16Max), both = __floats2half2_rn(low, high);
+  const __half2 clamped = __hmax2_nan(__hmin2_nan(both, most), __hneg2(most));
+  return *reinterpret_cast<const uint32_t*>(&clamped);
+}
+
 inline __device__ float2 unpack(uint32_t both) {
   return __half22float2(*reinterpret_cast<const __half2*>(&both));
 }
