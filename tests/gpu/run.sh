@@ -72,7 +72,7 @@ bench() {
 
 if [[ ${1:-} != --bench ]]; then
   check products 150 bin/products_test
-  grep tried log.products
+  grep "tried\|bits are" log.products
   check ops 120 bin/device_ops_test --gtest_brief=1 --gtest_filter='*/gpu'
   check weights 60 bin/device_weights_test --gtest_brief=1
   # At once, each with a part of the GPU.
@@ -92,6 +92,8 @@ if [[ ${1:-} != --bench ]]; then
     if command -v compute-sanitizer >/dev/null; then
       check "$tool" 120 compute-sanitizer --tool $tool --error-exitcode 9 bin/device_ops_test \
         --gtest_brief=1 --gtest_filter="$small*/DeviceOps.Rope/gpu:*/DeviceOps.Small*/gpu"
+      check "$tool-packed" 60 compute-sanitizer --tool $tool --error-exitcode 9 bin/products_test \
+        --gtest_brief=1 --gtest_filter='PackedKernel.*'
     else
       row "$tool" "not run: not there" 0
     fi
@@ -100,6 +102,7 @@ fi
 if [[ ${1:-} != --tests ]]; then
   echo "batch, prefill / decode / generated tokens per second, each min median max"
   timeout -k 5 60 bin/device_bench bin/libheadrace_cuda.so attention
+  timeout -k 5 60 bin/device_bench bin/libheadrace_cuda.so packed
   bench qwen2.5-0.5b --model synthetic:qwen2.5-0.5b:bf16 --batch 1,4,16,64 --repeat 5
   opt=(--model synthetic:opt-6.7b --prompt-tokens 512 --generate-tokens 32 --prefill-chunk 512)
   bench opt-6.7b "${opt[@]}" --batch 32,192 --repeat 5

@@ -101,7 +101,7 @@ class PackedCase {
         const auto at = static_cast<size_t>(row * kStride + n);
         const float expected = n < p.outputs ? plain(packed, row, n) : kNan;
         if (is_half) {
-          ASSERT_EQ(n < p.outputs ? to_half(expected).bits : 0x7E00, halves[at].bits)
+          ASSERT_EQ(n < p.outputs ? f32_to_f16(expected) : 0x7E00, halves[at].bits)
               << row << ", " << n;
         } else if (n < p.outputs) {
           ASSERT_EQ(std::bit_cast<uint32_t>(expected), std::bit_cast<uint32_t>(floats[at]))

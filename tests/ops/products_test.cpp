@@ -1,6 +1,7 @@
 // Every algorithm that a product may take gives each row the same bits in any batch, not only the
 // one that is the fastest at the moment. Skipped where there is no GPU.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -9,8 +10,10 @@
 #include <vector>
 
 #include "engine/device/cuda/algorithms.h"
+#include "engine/ops/cuda/packed_product.h"
 #include "engine/ops/cuda/row_ops.h"
 #include "tests/ops/op_test.h"
+#include "tests/ops/random_weights.h"
 
 namespace headrace {
 namespace {
@@ -24,15 +27,12 @@ const char* name_of(Result result) {
 constexpr int64_t kRows = 2048;
 constexpr int64_t kMostCalls = 256;
 
-class ProductAlgorithms : public testing::Test {
+class OnGpu : public testing::Test {
  protected:
   void SetUp() override {
     int count = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) GTEST_SKIP() << "no GPU";
     stream_.emplace();
-    blas_.emplace();
-    algorithms_.emplace(*blas_);
-    count_.emplace(sizeof(uint32_t));
   }
 
   std::byte* allocate(int64_t bytes) {
@@ -52,6 +52,21 @@ class ProductAlgorithms : public testing::Test {
     values.reserve(static_cast<size_t>(count));
     for (const float value : random_.floats(count)) values.push_back(to_half(value));
     return put(values);
+  }
+
+  Random random_{7};
+  std::optional<CudaStream> stream_;
+  std::vector<std::unique_ptr<DeviceMemory>> memory_;
+};
+
+class ProductAlgorithms : public OnGpu {
+ protected:
+  void SetUp() override {
+    OnGpu::SetUp();
+    if (IsSkipped()) return;
+    blas_.emplace();
+    algorithms_.emplace(*blas_);
+    count_.emplace(sizeof(uint32_t));
   }
 
   // The first rows of x, so many at a time, into y.
@@ -76,12 +91,9 @@ class ProductAlgorithms : public testing::Test {
     return result;
   }
 
-  Random random_{7};
-  std::optional<CudaStream> stream_;
   std::optional<CublasLt> blas_;
   std::optional<Algorithms> algorithms_;
   std::optional<DeviceMemory> count_;
-  std::vector<std::unique_ptr<DeviceMemory>> memory_;
 };
 
 class AlgorithmsOf
@@ -198,6 +210,173 @@ TEST_F(ProductAlgorithms, PiecesHaveTheBitsOfTheWhole) {
     }
   }
 }
+
+// Against sums in float64, without cuBLASLt: for tools that look at every access.
+class PackedKernel : public OnGpu {};
+
+TEST_F(PackedKernel, IsTheProduct) {
+  constexpr int64_t kOutputs = 97, kInputs = 1280;
+  for (const DType dtype : all_dtypes()) {
+    if (dtype_info(dtype).block_elements == 1) continue;
+    const Weights weights = random_weights(dtype, kOutputs, kInputs, 5);
+    const PackedMatrix w{dtype, kOutputs, kInputs, put(weights.panels)};
+    for (const int64_t rows : {1, 13, 32, 64}) {
+      SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << rows << " rows");
+      const std::vector<float> x = random_.floats(rows * kInputs);
+      std::vector<Half> rounded(x.size());
+      std::transform(x.begin(), x.end(), rounded.begin(), to_half);
+      auto* const y = put(nans(rows * kOutputs));
+      const HalfProduct p{.x = put(rounded),
+                          .rows = rows,
+                          .outputs = kOutputs,
+                          .inputs = kInputs,
+                          .y = y,
+                          .stride = kOutputs};
+      if (!cuda::multiply_packed(stream_->get(), {p, w})) {
+        std::printf("%s: not %d rows on this GPU\n", dtype_name(dtype), static_cast<int>(rows));
+        continue;
+      }
+      check_cuda(cudaStreamSynchronize(stream_->get()), "a product");
+      std::vector<float> got(static_cast<size_t>(rows * kOutputs));
+      check_cuda(cudaMemcpy(got.data(), y, got.size() * sizeof(float), cudaMemcpyDeviceToHost),
+                 "get");
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t n = 0; n < kOutputs; ++n) {
+          double sum = 0, size = 0;
+          for (int64_t k = 0; k < kInputs; ++k) {
+            const double factor = static_cast<double>(
+                f16_to_f32(to_half(weights.floats[static_cast<size_t>(n * kInputs + k)]).bits));
+            const double term = factor * static_cast<double>(f16_to_f32(
+                                             rounded[static_cast<size_t>(row * kInputs + k)].bits));
+            sum += term;
+            size += std::abs(term);
+          }
+          // Tensor cores drop bits of what is small beside the sum so far.
+          ASSERT_NEAR(got[static_cast<size_t>(row * kOutputs + n)], sum, 5e-5 * size + 1e-30);
+        }
+      }
+    }
+  }
+}
+
+class PackedOf : public ProductAlgorithms,
+                 public testing::WithParamInterface<std::tuple<DType, int64_t, int64_t, Result>> {
+ protected:
+  // In y [rows][outputs] what is added, at first.
+  std::vector<float> result_of(const HalfProduct& p) {
+    const auto count = static_cast<size_t>(p.rows * p.outputs);
+    std::vector<float> values(count);
+    if (p.result != Result::kReluHalf) {
+      check_cuda(cudaMemcpy(values.data(), p.y, count * sizeof(float), cudaMemcpyDeviceToHost),
+                 "get");
+      return values;
+    }
+    std::vector<Half> halves(count);
+    check_cuda(cudaMemcpy(halves.data(), p.y, count * sizeof(Half), cudaMemcpyDeviceToHost), "get");
+    std::transform(halves.begin(), halves.end(), values.begin(),
+                   [](Half half) { return f16_to_f32(half.bits); });
+    return values;
+  }
+};
+
+std::string name_of(const testing::TestParamInfo<PackedOf::ParamType>& info) {
+  const auto& [dtype, outputs, inputs, result] = info.param;
+  return std::string(dtype_name(dtype)) + "_" + std::to_string(outputs) + "x" +
+         std::to_string(inputs) + "_" + name_of(result);
+}
+
+// The kernel that reads low-bit weights as they are computes the product, whatever its bits are,
+// which are printed with what it takes.
+TEST_P(PackedOf, IsTheProduct) {
+  using Order = cuda::PackedProduct::Order;
+  const auto& [dtype, outputs, inputs, result] = GetParam();
+  // Large ones have the same panels again and again.
+  const int64_t repeats = outputs % 256 == 0 ? outputs / 256 : 1;
+  const Weights weights = random_weights(dtype, outputs / repeats, inputs, 5);
+  std::vector<std::byte> panels;
+  for (int64_t i = 0; i < repeats; ++i) {
+    panels.insert(panels.end(), weights.panels.begin(), weights.panels.end());
+  }
+  const PackedMatrix w{dtype, outputs, inputs, put(panels)};
+  auto* const expanded = reinterpret_cast<Half*>(allocate(outputs * inputs * 2));
+  const float* const before = floats(kFewRows * outputs);
+  HalfProduct p{.x = halves(kFewRows * inputs),
+                .w = expanded,
+                .outputs = outputs,
+                .inputs = inputs,
+                .bias = floats(outputs),
+                .scale = 0.5f,
+                .result = result,
+                .y = allocate(kFewRows * outputs * 4),
+                .stride = outputs};
+  auto* const half_bias = reinterpret_cast<Half*>(allocate(outputs * 2));
+  const auto expand = [&] { cuda::unpack(stream_->get(), w, 0, w.panel_count(), expanded); };
+  expand();
+  cuda::to_half(stream_->get(), p.bias, outputs, half_bias);
+  HalfProduct other = p;  // of expanded ones
+  other.y = allocate(kFewRows * outputs * 4);
+  if (result == Result::kReluHalf) other.bias = reinterpret_cast<const float*>(half_bias);
+  for (const int64_t rows : {1, 8, 13, 32, 64}) {
+    p.rows = other.rows = rows;
+    const auto bytes = static_cast<size_t>(rows * outputs) * element_bytes(result);
+    for (void* const y : {p.y, other.y}) {
+      check_cuda(cudaMemcpyAsync(y, before, bytes, cudaMemcpyDeviceToDevice, stream_->get()),
+                 "what results are added to");
+    }
+    const auto algorithm = algorithms_->fitting(stream_->get(), other, 1).at(0);
+    const auto expands = [&](const HalfProduct& product, const void* added, void* y) {
+      expand();
+      return ProductProblem(product).run(*blas_, stream_->get(), product, algorithm, added, y);
+    };
+    const auto reads = [&, bias = p.bias](Order order) {
+      return [&, order, bias](const HalfProduct& product, const void* added, void* y) {
+        cuda::PackedProduct packed{product, w, 0, added, order};
+        packed.product.bias = bias;
+        packed.product.y = y;
+        return cuda::multiply_packed(stream_->get(), packed);
+      };
+    };
+    if (!reads(Order::kAddedFirst)(p, before, p.y)) {
+      std::printf("%2d rows: not on this GPU\n", static_cast<int>(rows));
+      continue;
+    }
+    ASSERT_TRUE(expands(other, before, other.y));
+    check_cuda(cudaStreamSynchronize(stream_->get()), "both ways");
+    const std::vector<float> got = result_of(p), expected = result_of(other);
+    double squares = 0, differences = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      squares += std::pow(static_cast<double>(expected[i]), 2);
+      differences += std::pow(static_cast<double>(expected[i]) - static_cast<double>(got[i]), 2);
+    }
+    EXPECT_LT(std::sqrt(differences / squares), 1e-3) << rows << " rows";  // NaN never passes
+    const char* bits = "others";
+    for (const Order order : {Order::kAddedFirst, Order::kBiasFirst}) {
+      if (!algorithms_->agrees(stream_->get(), other, reads(order))) continue;
+      bits = order == Order::kAddedFirst ? "the same" : "the same, the bias first";
+      break;
+    }
+    std::printf("%2d rows: bits are %s; %.1f us, %.1f us expanded\n", static_cast<int>(rows), bits,
+                1e6 * algorithms_->seconds(stream_->get(), other, reads(Order::kAddedFirst)),
+                1e6 * algorithms_->seconds(stream_->get(), other, expands));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Products, PackedOf,
+                         testing::Values(std::tuple(DType::kG4, 4096, 4096, Result::kAdded),
+                                         std::tuple(DType::kG4, 16384, 4096, Result::kReluHalf),
+                                         std::tuple(DType::kG4, 4096, 16384, Result::kAdded),
+                                         std::tuple(DType::kG8, 4096, 4096, Result::kFloat),
+                                         std::tuple(DType::kQ4_K, 4864, 768, Result::kFloat),
+                                         std::tuple(DType::kQ6_K, 896, 4864, Result::kAdded),
+                                         std::tuple(DType::kQ8_0, 128, 896, Result::kFloat),
+                                         std::tuple(DType::kQ4_0, 97, 928, Result::kReluHalf),
+                                         std::tuple(DType::kQ4_1, 97, 928, Result::kAdded),
+                                         std::tuple(DType::kQ5_0, 97, 928, Result::kFloat),
+                                         std::tuple(DType::kQ5_1, 97, 928, Result::kFloat),
+                                         std::tuple(DType::kQ2_K, 97, 1280, Result::kFloat),
+                                         std::tuple(DType::kQ3_K, 97, 1280, Result::kFloat),
+                                         std::tuple(DType::kQ5_K, 97, 1280, Result::kFloat)),
+                         [](const auto& of) { return name_of(of); });
 
 }  // namespace
 }  // namespace headrace

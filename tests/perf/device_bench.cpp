@@ -1,5 +1,5 @@
 // How long single ops of a GPU take, in the shapes of OPT-6.7B and Qwen2.5-0.5B. A tool for whoever
-// works on them: device_bench MODULE [attention | rows | unpack | products]
+// works on them: device_bench MODULE [attention | rows | unpack | products | packed]
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -168,6 +168,42 @@ void unpacking(Bench& b) {
   }
 }
 
+// Of a few rows with low-bit weights, the way that the device takes.
+void packed(Bench& b) {
+  struct Shape {
+    int64_t outputs, inputs;
+  };
+  for (const Shape& s : {Shape{4096, 4096}, Shape{16384, 4096}, Shape{4096, 16384}}) {
+    const auto expanded = b.memory(static_cast<size_t>(s.outputs * s.inputs * 2));
+    for (const DType type : {DType::kG4, DType::kQ4_K, DType::kQ6_K, DType::kQ8_0}) {
+      const size_t bytes = panel_bytes(type, s.inputs) * static_cast<size_t>(s.outputs / 32);
+      const size_t copies = std::max<size_t>(1, (256 << 20) / bytes);
+      const auto panels = b.memory(copies * bytes);
+      for (const int64_t rows : {1, 8, 16, 64}) {
+        const auto x = b.memory(static_cast<size_t>(rows * s.inputs * 2));
+        const auto y = b.memory(static_cast<size_t>(rows * s.outputs * 4));
+        char name[64];
+        std::snprintf(name, sizeof name, "%ld x %ld of %s, %ld rows", s.outputs, s.inputs,
+                      dtype_name(type), rows);
+        size_t copy = 0;
+        b.time(name, static_cast<double>(bytes),
+               2.0 * static_cast<double>(s.outputs * s.inputs * rows), [&] {
+                 b.device_.multiply_packed(
+                     *b.stream_,
+                     {.x = x->as<Half>(),
+                      .rows = rows,
+                      .outputs = s.outputs,
+                      .inputs = s.inputs,
+                      .y = y->data(),
+                      .stride = s.outputs},
+                     {type, s.outputs, s.inputs, panels->data() + copy++ % copies * bytes}, 0,
+                     expanded->as<Half>());
+               });
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace headrace
 
@@ -192,4 +228,5 @@ int main(int count, char** argv) {
   }
   if (wants("unpack")) unpacking(bench);
   if (wants("products")) products(bench);
+  if (wants("packed")) packed(bench);
 }

@@ -26,7 +26,8 @@ int most_shared() {
 template <DType kType, int kTiles>
 bool start(cudaStream_t stream, const PackedProduct& p) {
   constexpr int kShared = PackedRoom<kType, kTiles>::kBytes;
-  if (kShared > most_shared()) return false;
+  static const int most = most_shared();
+  if (kShared > most) return false;
   const auto kernel = packed_product_kernel<kType, kTiles>;
   allow_shared("a product", kernel, kShared, "tiles of packed weights are larger");
   const auto panels = static_cast<unsigned>((p.product.outputs + kPanelRows - 1) / kPanelRows);

@@ -141,7 +141,8 @@ __device__ inline void write_output(const PackedProduct& packed, int64_t row, in
   const int64_t at = row * p.stride + n;
   if (p.result == HalfProduct::Result::kReluHalf) {
     if (p.bias) value += f16_to_f32(headrace::to_half(p.bias[n]).bits);
-    static_cast<Half*>(p.y)[at] = headrace::to_half(value < 0.0f ? 0.0f : value);
+    const uint32_t rounded = pack(value < 0.0f ? 0.0f : value, 0.0f);
+    static_cast<Half*>(p.y)[at] = {static_cast<uint16_t>(rounded)};
     return;
   }
   const bool adds = p.result == HalfProduct::Result::kAdded;
