@@ -79,7 +79,15 @@ struct HalfProduct {
   int64_t w_apart = 0, bias_apart = 0, y_apart = 0;
 };
 
-// Rows of x with which a product may read low-bit weights as they are packed.
+// One of them, not several at once, with panels of w from `first` on in place of product.w.
+struct PackedProduct {
+  HalfProduct product;
+  PackedMatrix w = {};
+  int64_t first = 0;
+
+  int64_t panels() const { return (product.outputs + kPanelRows - 1) / kPanelRows; }
+};
+// Rows of x with which products may read low-bit weights as they are packed.
 inline constexpr int64_t kFewRows = 64;
 
 // One thread uses a device and what it makes, which it outlives. All pointers are to device memory
@@ -155,10 +163,10 @@ class Device {
   virtual void unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
                       Half* rows) = 0;
   virtual void multiply(DeviceStream& stream, const HalfProduct& product) = 0;
-  // The product with panels of w from `first` on in place of product.w, not several at once. Has
-  // the bits of unpack() and multiply(), which a device may do in `rows`: what that has room for.
-  virtual void multiply_packed(DeviceStream& stream, const HalfProduct& product,
-                               const PackedMatrix& w, int64_t first, Half* rows);
+  // Products of the same x. They have the bits of unpack() and multiply(), which a device may do in
+  // `rows`: what that has room for, of each.
+  virtual void multiply_packed(DeviceStream& stream, std::span<const PackedProduct> products,
+                               Half* rows);
   // y[row][i] = scale * silu(gate[row][i]) * up[row][i], rows of `stride` elements, up's of
   // `width`.
   virtual void silu_multiply(DeviceStream& stream, const float* gate, const float* up, int64_t rows,
@@ -168,12 +176,14 @@ class Device {
                          int heads, float scale, const float* q, Half* out) = 0;
 };
 
-inline void Device::multiply_packed(DeviceStream& stream, const HalfProduct& product,
-                                    const PackedMatrix& w, int64_t first, Half* rows) {
-  unpack(stream, w, first, first + (product.outputs + kPanelRows - 1) / kPanelRows, rows);
-  HalfProduct unpacked = product;
-  unpacked.w = rows;
-  multiply(stream, unpacked);
+inline void Device::multiply_packed(DeviceStream& stream, std::span<const PackedProduct> products,
+                                    Half* rows) {
+  for (const PackedProduct& packed : products) {
+    unpack(stream, packed.w, packed.first, packed.first + packed.panels(), rows);
+    HalfProduct product = packed.product;
+    product.w = rows;
+    multiply(stream, product);
+  }
 }
 
 }  // namespace headrace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <vector>
 
 namespace headrace {
 namespace {
@@ -58,6 +59,7 @@ void HalfOps::linear_panels(const Operand* x, int64_t rows, const PackedMatrix& 
 }
 
 bool HalfOps::linear_together(const Operand* x, int64_t rows, std::span<const Projection> all) {
+  if (!all[0].weight.half_rows) return packed_together(x, rows, all);
   const Projection &first = all[0], &second = all[1];
   const PackedMatrix& w = first.weight;
   const auto weights = [](const Projection& p) {
@@ -88,6 +90,28 @@ bool HalfOps::linear_together(const Operand* x, int64_t rows, std::span<const Pr
     }
   }
   if (rows > 0) device_.multiply(stream_, product);
+  return true;
+}
+
+bool HalfOps::packed_together(const Operand* x, int64_t rows, std::span<const Projection> all) {
+  std::vector<PackedProduct> products;
+  for (const Projection& p : all) {
+    const PackedMatrix& w = p.weight;
+    if (w.half_rows || room_.size() < static_cast<size_t>(w.rows * w.cols) * sizeof(Half)) {
+      return false;
+    }
+    const HalfProduct product{.x = halves(x),
+                              .rows = rows,
+                              .outputs = w.rows,
+                              .inputs = w.cols,
+                              .bias = p.bias,
+                              .y = p.y,
+                              .stride = w.rows};
+    products.push_back({product, w});
+  }
+  if (rows > 0) {
+    device_.multiply_packed(stream_, products, reinterpret_cast<Half*>(room_.data()));
+  }
   return true;
 }
 
@@ -168,7 +192,8 @@ void HalfOps::multiply(HalfProduct product, const PackedMatrix& w, int64_t first
       product.w = reinterpret_cast<const Half*>(w.panel(begin));
       device_.multiply(stream_, product);
     } else {
-      device_.multiply_packed(stream_, product, w, begin, reinterpret_cast<Half*>(room_.data()));
+      const PackedProduct packed{product, w, begin};
+      device_.multiply_packed(stream_, {&packed, 1}, reinterpret_cast<Half*>(room_.data()));
     }
     begin = until;
   }

@@ -33,7 +33,8 @@ class HalfOps final : public DeviceOps {
   const Operand* operand(const float* x, int64_t rows, int64_t n, float* room) override;
   void linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                      int64_t first, int64_t end, float* y) override;
-  // One product where f16 rows of the same shape, biases and results lie evenly apart.
+  // One product where f16 rows of the same shape, biases and results lie evenly apart, or where
+  // none are rows of f16 and each has room as such.
   bool linear_together(const Operand* x, int64_t rows, std::span<const Projection> all) override;
   void add_panels(const Operand* x, int64_t rows, const PackedMatrix& w, const float* bias,
                   int64_t first, int64_t end, float* room, float* y) override;
@@ -46,6 +47,7 @@ class HalfOps final : public DeviceOps {
               float scale, const float* q, const float* k, const float* v, Operand* out) override;
 
  private:
+  bool packed_together(const Operand* x, int64_t rows, std::span<const Projection> all);
   void multiply(HalfProduct product, const PackedMatrix& w, int64_t first, int64_t end);
 
   const std::span<std::byte> room_;

@@ -279,10 +279,10 @@ void TimedDevice::multiply(DeviceStream& stream, const HalfProduct& product) {
   device_->multiply(inner(stream), product);
 }
 
-void TimedDevice::multiply_packed(DeviceStream& stream, const HalfProduct& product,
-                                  const PackedMatrix& w, int64_t first, Half* rows) {
-  const Op op(*this, stream, "product", {Arg::kRows, product.rows});
-  device_->multiply_packed(inner(stream), product, w, first, rows);
+void TimedDevice::multiply_packed(DeviceStream& stream, std::span<const PackedProduct> products,
+                                  Half* rows) {
+  const Op op(*this, stream, "product", {Arg::kRows, products[0].product.rows});
+  device_->multiply_packed(inner(stream), products, rows);
 }
 
 void TimedDevice::silu_multiply(DeviceStream& stream, const float* gate, const float* up,

@@ -59,8 +59,8 @@ class TimedDevice final : public Device {
   void unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
               Half* rows) override;
   void multiply(DeviceStream& stream, const HalfProduct& product) override;
-  void multiply_packed(DeviceStream& stream, const HalfProduct& product, const PackedMatrix& w,
-                       int64_t first, Half* rows) override;
+  void multiply_packed(DeviceStream& stream, std::span<const PackedProduct> products,
+                       Half* rows) override;
   void silu_multiply(DeviceStream& stream, const float* gate, const float* up, int64_t rows,
                      int64_t width, int64_t stride, float scale, Half* y) override;
   void attention(DeviceStream& stream, const KvPageShape& shape, const AttentionSequence* sequences,

@@ -109,22 +109,19 @@ void unpack(cudaStream_t, const PackedMatrix& w, int64_t first, int64_t end, Hal
   }
 }
 
-bool multiply_packed(cudaStream_t, const PackedProduct& packed) {
-  test::FakePacked& fake = test::fake_blas().packed;
-  if (!fake.works) return false;
-  ++fake.calls;
-  now_s += fake.seconds;
-  const HalfProduct& p = packed.product;
+void multiply(const PackedWork& work) {
+  const HalfProduct& p = work.of.product;
+  const PackedMatrix& w = work.of.w;
   for (int64_t n = 0; n < p.outputs; ++n) {
     std::vector<Half> weights;
-    for (int64_t k = 0; k < packed.w.cols; ++k) {
-      const int64_t row = packed.first * kPanelRows + n;
+    for (int64_t k = 0; k < w.cols; ++k) {
+      const int64_t row = work.of.first * kPanelRows + n;
       weights.push_back(headrace::to_half(panel_weight<DType::kQ8_0>(
-          packed.w.panel(row / kPanelRows), static_cast<int>(row % kPanelRows), k)));
+          w.panel(row / kPanelRows), static_cast<int>(row % kPanelRows), k)));
     }
     for (int64_t row = 0; row < p.rows; ++row) {
-      float value = p.scale * sum(fake.order, weights.data(), p.x + row * packed.w.cols,
-                                  packed.w.cols, p.rows);
+      float value = p.scale * sum(test::fake_blas().packed.order, weights.data(),
+                                  p.x + row * w.cols, w.cols, p.rows);
       const int64_t at = row * p.stride + n;
       if (p.result == HalfProduct::Result::kReluHalf) {
         if (p.bias) value += f16_to_f32(headrace::to_half(p.bias[n]).bits);
@@ -132,14 +129,22 @@ bool multiply_packed(cudaStream_t, const PackedProduct& packed) {
         continue;
       }
       const bool adds = p.result == HalfProduct::Result::kAdded;
-      const float before = adds ? static_cast<const float*>(packed.added)[at] : 0.0f;
-      const bool added_first = packed.order == PackedProduct::Order::kAddedFirst;
+      const float before = adds ? static_cast<const float*>(work.added)[at] : 0.0f;
+      const bool added_first = work.order == PackedWork::Order::kAddedFirst;
       if (added_first) value += before;
       if (p.bias) value += p.bias[n];
       if (!added_first) value += before;
       static_cast<float*>(p.y)[at] = value;
     }
   }
+}
+
+bool multiply_packed(cudaStream_t, const PackedWorks& works) {
+  test::FakePacked& fake = test::fake_blas().packed;
+  if (!fake.works) return false;
+  ++fake.calls;
+  now_s += fake.seconds;
+  for (int i = 0; i < works.count; ++i) multiply(works.all[i]);
   return true;
 }
 

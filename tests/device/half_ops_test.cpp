@@ -8,6 +8,7 @@
 
 #include "tests/device/fake_device.h"
 #include "tests/ops/op_test.h"
+#include "tests/ops/random_weights.h"
 
 namespace headrace {
 namespace {
@@ -93,6 +94,37 @@ TEST_F(ProductsAtOnce, NotWhereSomethingIsDifferent) {
   expect_refused("no bias", [](auto& all) { all[1].bias = nullptr; });
   expect_refused("a bias elsewhere", [](auto& all) { all[2].bias += 16; });
   expect_refused("results elsewhere", [](auto& all) { all[2].y += kOutputs; });
+}
+
+// Low-bit weights, which need not be of one format.
+TEST_F(ProductsAtOnce, AreThoseOfEachWithPackedWeights) {
+  constexpr int64_t kColumns = 32;  // as if rows of x had no more
+  std::vector<std::unique_ptr<DeviceBuffer>> panels;
+  for (size_t i = 0; i < all_.size(); ++i) {
+    const DType format = i == 1 ? DType::kQ4_0 : DType::kQ8_0;
+    const Weights w = random_weights(format, kOutputs - 20 * static_cast<int64_t>(i), kColumns, i);
+    panels.push_back(device_.allocate(w.panels.size()));
+    device_.copy_in(*stream_, panels.back()->data(), w.panels);
+    stream_->synchronize();
+    all_[i].weight = {format, w.rows, w.cols, panels.back()->data()};
+  }
+  const auto room = device_.allocate(kOutputs * kColumns * sizeof(Half));
+  const HalfOps::Sizes sizes{.step_rows = kMostRows, .width = kOutputs, .pages = 1};
+  HalfOps ops(device_, *stream_, sizes, {room->data(), room->size()});
+  fill<float>(*results_, [] { return -7.0f; });
+  ASSERT_TRUE(ops.linear_together(x(), kRows, all_));
+  const std::vector<float> at_once = results();
+  fill<float>(*results_, [] { return -7.0f; });
+  for (const Projection& p : all_) {
+    ops.linear_panels(x(), kRows, p.weight, p.bias, 0, p.weight.panel_count(), p.y);
+  }
+  EXPECT_TRUE(same_bits(results(), at_once));
+
+  HalfOps small(device_, *stream_, sizes, {room->data(), room->size() - sizeof(Half)});
+  EXPECT_FALSE(small.linear_together(x(), kRows, all_)) << "no room for the first";
+  all_[2].weight.half_rows = true;
+  EXPECT_FALSE(ops.linear_together(x(), kRows, all_)) << "one that is expanded";
+  EXPECT_TRUE(same_bits(results(), at_once)) << "nothing was done";
 }
 
 }  // namespace

@@ -295,7 +295,8 @@ class PackedChoice : public ProductChoice {
     p.inputs = kColumns;
     p.outputs -= first * kPanelRows;
     p.bias += first * kPanelRows;
-    products.multiply_packed(nullptr, p, weights_.view(), first, room());
+    const PackedProduct one{p, weights_.view(), first};
+    products.multiply_packed(nullptr, {&one, 1}, room());
     return p;
   }
   // As of a matrix of f16.
@@ -400,7 +401,8 @@ TEST_P(PackedChoice, LaterPanelsOfAMatrix) {
       p.outputs -= kPanelRows;
       p.bias += kPanelRows;
       p.y = reinterpret_cast<std::byte*>(y_.data()) + begin;
-      products.multiply_packed(nullptr, p, weights_.view(), 1, room());
+      const PackedProduct later{p, weights_.view(), 1};
+      products.multiply_packed(nullptr, {&later, 1}, room());
       for (int64_t row = 0; row < rows; ++row) {
         const size_t at = static_cast<size_t>(row * kOutputs) * element + begin;
         EXPECT_EQ(std::memcmp(reinterpret_cast<const std::byte*>(whole.data()) + at,
@@ -411,6 +413,47 @@ TEST_P(PackedChoice, LaterPanelsOfAMatrix) {
       }
     }
   }
+}
+
+// Of the same x, as many as the kernel takes; one that is expanded goes by itself.
+TEST_P(PackedChoice, SeveralAtOnce) {
+  if (GetParam() == Result::kReluHalf) return;  // its bias has one place
+  constexpr int64_t kSome = 7;
+  Products products;
+  const auto part = [&](int64_t first, int64_t end) {
+    HalfProduct p = product(kSome);
+    p.inputs = kColumns;
+    p.outputs = std::min(end * kPanelRows, kOutputs) - first * kPanelRows;
+    p.bias += first * kPanelRows;
+    p.y = y_.data() + first * kPanelRows;
+    return PackedProduct{p, weights_.view(), first};
+  };
+  const std::vector<float> expected = expanded(products, kSome);
+  test::FakePacked& fake = test::fake_blas().packed;
+  for (const bool again : {false, true}) {
+    fake.calls = fake.expanded = 0;
+    const PackedProduct all[] = {part(0, 1), part(1, 2), part(2, 3)};
+    products.multiply_packed(nullptr, all, room());
+    EXPECT_EQ(std::memcmp(expected.data(), y_.data(), y_.size() * sizeof(float)), 0);
+    if (again) {
+      EXPECT_EQ(fake.calls, 1);
+    }
+  }
+  // So many that not all go at once.
+  const PackedProduct five[] = {part(0, 1), part(1, 2), part(1, 2), part(0, 1), part(2, 3)};
+  if (GetParam() == Result::kFloat) {
+    fake.calls = 0;
+    products.multiply_packed(nullptr, five, room());
+    EXPECT_EQ(std::memcmp(expected.data(), y_.data(), y_.size() * sizeof(float)), 0);
+    EXPECT_EQ(fake.calls, 2);
+  }
+  // What does not go any more.
+  fake.works = false;
+  fake.expanded = 0;
+  const PackedProduct all[] = {part(0, 1), part(1, 2), part(2, 3)};
+  products.multiply_packed(nullptr, all, room());
+  EXPECT_EQ(std::memcmp(expected.data(), y_.data(), y_.size() * sizeof(float)), 0);
+  EXPECT_EQ(fake.expanded, 3);
 }
 
 INSTANTIATE_TEST_SUITE_P(Results, PackedChoice,

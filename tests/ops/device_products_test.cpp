@@ -146,7 +146,8 @@ TEST_P(DeviceProducts, WithPackedWeights) {
           device_->multiply(*stream_, p);
           p.w = nullptr;
           p.y = packed_y->data();
-          device_->multiply_packed(*stream_, p, matrix, 0, room->as<Half>());
+          const PackedProduct packed{p, matrix};
+          device_->multiply_packed(*stream_, {&packed, 1}, room->as<Half>());
           ASSERT_TRUE(same_bits(get<float>(*y), get<float>(*packed_y)));
         }
       }

@@ -16,21 +16,25 @@
 namespace headrace {
 namespace {
 
-using cuda::PackedProduct;
-using Order = PackedProduct::Order;
+using cuda::PackedWork;
+using cuda::PackedWorks;
+using Order = PackedWork::Order;
 using Result = HalfProduct::Result;
 
 constexpr int64_t kOutputs = 3 * kPanelRows + 1, kStride = kOutputs + 3;
 
-// Of a panel, as the kernel is started for so many rows.
+// All blocks, as the kernel is started for so many rows.
 template <DType kType, int kTiles = 1>
-void run(const PackedProduct& p, uint64_t seed) {
+void run(const PackedWorks& works, uint64_t seed) {
   if constexpr (kTiles < 8) {
-    if (p.product.rows > kTiles * 8) return run<kType, kTiles * 2>(p, seed);
+    if (works.all[0].of.product.rows > kTiles * 8) return run<kType, kTiles * 2>(works, seed);
   }
-  for (unsigned panel = 0; panel < (p.product.outputs + kPanelRows - 1) / kPanelRows; ++panel) {
+  int64_t panels = 0;
+  for (int i = 0; i < works.count; ++i) panels += works.all[i].of.panels();
+  for (unsigned panel = 0; panel < panels; ++panel) {
     cuda::Block block(cuda::kPackedThreads, cuda::PackedRoom<kType, kTiles>::kBytes, seed++);
-    block.run({panel}, [&](char* shared) { cuda::packed_product_block<kType, kTiles>(p, shared); });
+    block.run({panel},
+              [&](char* shared) { cuda::packed_product_block<kType, kTiles>(works, shared); });
   }
 }
 
@@ -61,6 +65,14 @@ class Guarded {
   std::byte *memory_, *begin_;
 };
 
+// Panels [first, end) of the case's matrix.
+struct Part {
+  int64_t first = 0, end = 4;
+  Result result = Result::kFloat;
+  bool has_bias = false;
+  Order order = Order::kAddedFirst;
+};
+
 template <DType kType>
 class PackedCase {
  public:
@@ -72,53 +84,67 @@ class PackedCase {
     before_ = random.floats(rows * kStride);
   }
 
-  // Panels [first, end), and of them those from 2 on elsewhere.
-  void check(PackedProduct packed, int64_t first, int64_t end, uint64_t seed) {
-    SCOPED_TRACE(testing::Message() << dtype_name(kType) << ", " << rows_ << " rows of "
-                                    << weights_.cols << ", panels from " << first << " to " << end);
+  // At once; of the panels, those from 2 on lie elsewhere.
+  void check(const std::vector<Part>& parts, uint64_t seed) {
     const std::span<const std::byte> all = weights_.panels;
     const Guarded panels(all.first(all.size() / 2)), rest(all.last(all.size() / 2)),
         x(std::span<const Half>{x_});
-    packed.w = {kType, kOutputs, weights_.cols, panels.begin()};
-    packed.w.split = 2;
-    packed.w.rest = rest.begin();
-    packed.first = first;
-    packed.added = before_.data();
-    HalfProduct& p = packed.product;
-    p.x = reinterpret_cast<const Half*>(x.begin());
-    p.rows = rows_;
-    const int64_t begin = first * kPanelRows;
-    p.outputs = std::min(end * kPanelRows, kOutputs) - begin;
-    if (p.bias) p.bias = bias_.data() + begin;
-    p.stride = kStride;
+    PackedMatrix w{kType, kOutputs, weights_.cols, panels.begin()};
+    w.split = 2;
+    w.rest = rest.begin();
+    PackedWorks works;
+    std::vector<std::vector<float>> results(parts.size(), nans(rows_ * kStride));
+    for (const Part& part : parts) {
+      const int64_t begin = part.first * kPanelRows;
+      const HalfProduct p{.x = reinterpret_cast<const Half*>(x.begin()),
+                          .rows = rows_,
+                          .outputs = std::min(part.end * kPanelRows, kOutputs) - begin,
+                          .inputs = weights_.cols,
+                          .bias = part.has_bias ? bias_.data() + begin : nullptr,
+                          .scale = kScale,
+                          .result = part.result,
+                          .y = results[static_cast<size_t>(works.count)].data(),
+                          .stride = kStride};
+      works.all[works.count++] = {{p, w, part.first}, before_.data(), part.order};
+    }
+    run<kType>(works, seed);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      SCOPED_TRACE(testing::Message()
+                   << dtype_name(kType) << ", " << rows_ << " rows of " << weights_.cols
+                   << ", panels from " << parts[i].first << " to " << parts[i].end);
+      ASSERT_NO_FATAL_FAILURE(compare(works.all[i], results[i]));
+    }
+  }
+
+ private:
+  static constexpr float kScale = 16.0f;
+
+  void compare(const PackedWork& work, const std::vector<float>& floats) const {
+    const HalfProduct& p = work.of.product;
     const bool is_half = p.result == Result::kReluHalf;
-    std::vector<float> floats = nans(rows_ * kStride);
-    std::vector<Half> halves(static_cast<size_t>(rows_ * kStride), Half{0x7E00});
-    p.y = is_half ? static_cast<void*>(halves.data()) : floats.data();
-    run<kType>(packed, seed);
+    const auto* const halves = reinterpret_cast<const Half*>(floats.data());
+    const std::vector<float> poison = nans(rows_ * kStride);
+    const auto* const half_poison = reinterpret_cast<const Half*>(poison.data());
     for (int64_t row = 0; row < rows_; ++row) {
       for (int64_t n = 0; n < kStride; ++n) {
         const auto at = static_cast<size_t>(row * kStride + n);
-        const float expected = n < p.outputs ? plain(packed, row, n) : kNan;
+        const float expected = n < p.outputs ? plain(work, row, n) : poison[at];
         if (is_half) {
-          ASSERT_EQ(n < p.outputs ? f32_to_f16(expected) : 0x7E00, halves[at].bits)
-              << row << ", " << n;
-        } else if (n < p.outputs) {
+          const uint16_t half = n < p.outputs ? f32_to_f16(expected) : half_poison[at].bits;
+          ASSERT_EQ(half, halves[at].bits) << row << ", " << n;
+        } else {
           ASSERT_EQ(std::bit_cast<uint32_t>(expected), std::bit_cast<uint32_t>(floats[at]))
               << row << ", " << n;
-        } else {
-          ASSERT_TRUE(std::isnan(floats[at])) << row << ", " << n;
         }
       }
     }
   }
 
- private:
   static float rounded(float value) { return f16_to_f32(to_half(value).bits); }
 
-  float plain(const PackedProduct& packed, int64_t row, int64_t n) const {
-    const HalfProduct& p = packed.product;
-    const int64_t output = packed.first * kPanelRows + n, cols = weights_.cols;
+  float plain(const PackedWork& work, int64_t row, int64_t n) const {
+    const HalfProduct& p = work.of.product;
+    const int64_t output = work.of.first * kPanelRows + n, cols = weights_.cols;
     float sum = 0;
     for (int64_t k = 0; k < cols; ++k) {
       sum += rounded(weights_.floats[static_cast<size_t>(output * cols + k)]) *
@@ -132,7 +158,7 @@ class PackedCase {
         return p.bias ? sum + bias : sum;
       case Result::kAdded:
         if (!p.bias) return sum + before;
-        return packed.order == Order::kAddedFirst ? sum + before + bias : sum + bias + before;
+        return work.order == Order::kAddedFirst ? sum + before + bias : sum + bias + before;
       case Result::kReluHalf:
         return std::max(0.0f, p.bias ? sum + rounded(bias) : sum);
     }
@@ -170,7 +196,7 @@ TYPED_TEST(PackedProducts, HaveTheBitsOfPlainSums) {
   for (const int64_t cols : {block, tile + block, 5 * tile + block}) {
     for (const int64_t rows : {1, 8, 11, 32, 50}) {
       PackedCase<kType> one(cols, rows);
-      one.check({}, 0, 4, static_cast<uint64_t>(cols + rows));
+      one.check({{}}, static_cast<uint64_t>(cols + rows));
     }
   }
 }
@@ -178,23 +204,26 @@ TYPED_TEST(PackedProducts, HaveTheBitsOfPlainSums) {
 TYPED_TEST(PackedProducts, BiasesResultsAndPanels) {
   constexpr DType kType = TypeParam::value;
   PackedCase<kType> one(256, 3);
-  const float biases = 0;
   for (const Result result : {Result::kFloat, Result::kAdded, Result::kReluHalf}) {
-    for (const float* bias : {static_cast<const float*>(nullptr), &biases}) {
+    for (const bool has_bias : {false, true}) {
       for (const Order order : {Order::kAddedFirst, Order::kBiasFirst}) {
-        const PackedProduct p{.product = {.bias = bias, .scale = 16.0f, .result = result},
-                              .order = order};
-        one.check(p, 0, 4, 1);
-        one.check(p, 1, 3, 2);
-        one.check(p, 3, 4, 3);
+        one.check({{0, 4, result, has_bias, order}}, 1);
+        one.check({{1, 3, result, has_bias, order}}, 2);
+        one.check({{3, 4, result, has_bias, order}}, 3);
       }
     }
   }
 }
 
+TYPED_TEST(PackedProducts, SeveralAtOnce) {
+  PackedCase<TypeParam::value> one(512, 9);
+  one.check({{0, 4}, {1, 2, Result::kFloat, true}, {3, 4}}, 1);
+  one.check({{3, 4, Result::kAdded, true, Order::kBiasFirst}, {0, 3, Result::kReluHalf}}, 2);
+}
+
 TYPED_TEST(PackedProducts, TheOrderOfThreadsDoesNotMatter) {
   PackedCase<TypeParam::value> one(1280, 17);
-  for (uint64_t seed = 1; seed < 6; ++seed) one.check({}, 1, 2, seed * 1000);
+  for (uint64_t seed = 1; seed < 6; ++seed) one.check({{1, 2}}, seed * 1000);
 }
 
 }  // namespace

@@ -232,7 +232,8 @@ TEST_F(PackedKernel, IsTheProduct) {
                           .inputs = kInputs,
                           .y = y,
                           .stride = kOutputs};
-      if (!cuda::multiply_packed(stream_->get(), {p, w})) {
+      const cuda::PackedWorks works{{{{p, w}}}, 1};
+      if (!cuda::multiply_packed(stream_->get(), works)) {
         std::printf("%s: not %d rows on this GPU\n", dtype_name(dtype), static_cast<int>(rows));
         continue;
       }
@@ -288,7 +289,7 @@ std::string name_of(const testing::TestParamInfo<PackedOf::ParamType>& info) {
 // The kernel that reads low-bit weights as they are computes the product, whatever its bits are,
 // which are printed with what it takes.
 TEST_P(PackedOf, IsTheProduct) {
-  using Order = cuda::PackedProduct::Order;
+  using Order = cuda::PackedWork::Order;
   const auto& [dtype, outputs, inputs, result] = GetParam();
   // Large ones have the same panels again and again.
   const int64_t repeats = outputs % 256 == 0 ? outputs / 256 : 1;
@@ -330,10 +331,10 @@ TEST_P(PackedOf, IsTheProduct) {
     };
     const auto reads = [&, bias = p.bias](Order order) {
       return [&, order, bias](const HalfProduct& product, const void* added, void* y) {
-        cuda::PackedProduct packed{product, w, 0, added, order};
-        packed.product.bias = bias;
-        packed.product.y = y;
-        return cuda::multiply_packed(stream_->get(), packed);
+        cuda::PackedWorks works{{{{product, w}, added, order}}, 1};
+        works.all[0].of.product.bias = bias;
+        works.all[0].of.product.y = y;
+        return cuda::multiply_packed(stream_->get(), works);
       };
     };
     if (!reads(Order::kAddedFirst)(p, before, p.y)) {

@@ -188,16 +188,15 @@ void packed(Bench& b) {
         size_t copy = 0;
         b.time(name, static_cast<double>(bytes),
                2.0 * static_cast<double>(s.outputs * s.inputs * rows), [&] {
-                 b.device_.multiply_packed(
-                     *b.stream_,
+                 const PackedProduct one{
                      {.x = x->as<Half>(),
                       .rows = rows,
                       .outputs = s.outputs,
                       .inputs = s.inputs,
                       .y = y->data(),
                       .stride = s.outputs},
-                     {type, s.outputs, s.inputs, panels->data() + copy++ % copies * bytes}, 0,
-                     expanded->as<Half>());
+                     {type, s.outputs, s.inputs, panels->data() + copy++ % copies * bytes}};
+                 b.device_.multiply_packed(*b.stream_, {&one, 1}, expanded->as<Half>());
                });
       }
     }

@@ -182,10 +182,10 @@ class CudaDevice final : public Device {
     if (!products_) products_.emplace();
     products_->multiply(of(stream), product);
   }
-  void multiply_packed(DeviceStream& stream, const HalfProduct& product, const PackedMatrix& w,
-                       int64_t first, Half* rows) override {
+  void multiply_packed(DeviceStream& stream, std::span<const PackedProduct> products,
+                       Half* rows) override {
     if (!products_) products_.emplace();
-    products_->multiply_packed(of(stream), product, w, first, rows);
+    products_->multiply_packed(of(stream), products, rows);
   }
   void silu_multiply(DeviceStream& stream, const float* gate, const float* up, int64_t rows,
                      int64_t width, int64_t stride, float scale, Half* y) override {

@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <string>
+#include <utility>
 
 #include "engine/device/cuda/check.h"
 #include "engine/ops/cuda/row_ops.h"
@@ -17,10 +18,11 @@ int64_t power_of_two(int64_t rows) {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
 }
 
-// The panels of a product to rows of f16.
-void expand(cudaStream_t stream, const cuda::PackedProduct& p, Half* rows) {
-  const int64_t panels = (p.product.outputs + kPanelRows - 1) / kPanelRows;
-  cuda::unpack(stream, p.w, p.first, p.first + panels, rows);
+// The product, when its weights are rows.
+HalfProduct expanded(const PackedProduct& packed, const Half* rows) {
+  HalfProduct p = packed.product;
+  p.w = rows;
+  return p;
 }
 
 }  // namespace
@@ -62,21 +64,41 @@ void Products::multiply(cudaStream_t stream, const HalfProduct& product) {
                         " rows on the GPU failed: its algorithm does not fit any more");
 }
 
-void Products::multiply_packed(cudaStream_t stream, const HalfProduct& product,
-                               const PackedMatrix& w, int64_t first, Half* rows) {
-  cuda::PackedProduct packed{product, w, first, product.y};
-  packed.product.w = rows;
-  if (const PackedOrder order = packed_order(stream, packed, rows)) {
-    packed.order = *order;
-    if (cuda::multiply_packed(stream, packed)) return;
+void Products::multiply_packed(cudaStream_t stream, std::span<const PackedProduct> products,
+                               Half* rows) {
+  cuda::PackedWorks works;
+  for (const PackedProduct& one : products) {
+    const PackedOrder order = packed_order(stream, one, rows);
+    if (!order) {
+      multiply_expanded(stream, one, rows);
+      continue;
+    }
+    const bool goes_along = works.count > 0 && works.count < cuda::PackedWorks::kMost &&
+                            works.all[0].of.w.dtype == one.w.dtype;
+    if (!goes_along) multiply_as_they_are(stream, works, rows);
+    works.all[works.count++] = {one, one.product.y, *order};
   }
-  expand(stream, packed, rows);
-  multiply(stream, packed.product);
+  multiply_as_they_are(stream, works, rows);
 }
 
-Products::PackedOrder Products::packed_order(cudaStream_t stream, const cuda::PackedProduct& packed,
+void Products::multiply_expanded(cudaStream_t stream, const PackedProduct& packed, Half* rows) {
+  cuda::unpack(stream, packed.w, packed.first, packed.first + packed.panels(), rows);
+  multiply(stream, expanded(packed, rows));
+}
+
+// All of them, of which none are left.
+void Products::multiply_as_they_are(cudaStream_t stream, cuda::PackedWorks& works, Half* rows) {
+  const int count = std::exchange(works.count, 0);
+  if (count == 0) return;
+  cuda::PackedWorks all = works;
+  all.count = count;
+  if (cuda::multiply_packed(stream, all)) return;
+  for (int i = 0; i < count; ++i) multiply_expanded(stream, works.all[i].of, rows);
+}
+
+Products::PackedOrder Products::packed_order(cudaStream_t stream, const PackedProduct& packed,
                                              Half* rows) {
-  const HalfProduct& p = packed.product;
+  const HalfProduct p = expanded(packed, rows);
   const Shape shape = Algorithms::shape_of(p);
   if (p.rows > kFewRows || shape.aligned.operands < 16) return std::nullopt;
   const auto key = std::tuple(shape, power_of_two(p.rows), packed.w.dtype);
@@ -87,26 +109,29 @@ Products::PackedOrder Products::packed_order(cudaStream_t stream, const cuda::Pa
   return found->second;
 }
 
-Products::PackedOrder Products::find_packed_order(cudaStream_t stream,
-                                                  const cuda::PackedProduct& packed, Half* rows) {
-  using Order = cuda::PackedProduct::Order;
-  expand(stream, packed, rows);
-  const HalfProduct expanded = with_its_bias(stream, packed.product);
-  const std::optional<Algorithm> algorithm = prepared(stream, expanded).algorithm;
+Products::PackedOrder Products::find_packed_order(cudaStream_t stream, const PackedProduct& packed,
+                                                  Half* rows) {
+  using Order = cuda::PackedWork::Order;
+  const auto expand = [&] {
+    cuda::unpack(stream, packed.w, packed.first, packed.first + packed.panels(), rows);
+  };
+  expand();
+  const HalfProduct product = with_its_bias(stream, expanded(packed, rows));
+  const std::optional<Algorithm> algorithm = prepared(stream, product).algorithm;
   const auto expands = [&](const HalfProduct& p, const void* added, void* y) {
-    expand(stream, packed, rows);
+    expand();
     return ProductProblem(p).run(blas_, stream, p, *algorithm, added, y);
   };
   for (const Order order : {Order::kAddedFirst, Order::kBiasFirst}) {
     const auto reads = [&](const HalfProduct& p, const void* added, void* y) {
-      cuda::PackedProduct one{p, packed.w, packed.first, added, order};
-      one.product.bias = packed.product.bias;
-      one.product.y = y;
-      return cuda::multiply_packed(stream, one);
+      cuda::PackedWorks works{{{{p, packed.w, packed.first}, added, order}}, 1};
+      works.all[0].of.product.bias = packed.product.bias;
+      works.all[0].of.product.y = y;
+      return cuda::multiply_packed(stream, works);
     };
-    if (!algorithms_.agrees(stream, expanded, reads)) continue;
-    const bool is_faster = algorithms_.seconds(stream, expanded, reads) <
-                           algorithms_.seconds(stream, expanded, expands);
+    if (!algorithms_.agrees(stream, product, reads)) continue;
+    const bool is_faster =
+        algorithms_.seconds(stream, product, reads) < algorithms_.seconds(stream, product, expands);
     return is_faster ? PackedOrder(order) : std::nullopt;
   }
   return std::nullopt;

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 
@@ -32,8 +33,7 @@ class Products {
   // As Device::multiply_packed(). Few rows read the weights as they are where that has every bit of
   // the other way and takes less time: the first product of a shape, a format and a new power of
   // two of rows finds that out.
-  void multiply_packed(cudaStream_t stream, const HalfProduct& product, const PackedMatrix& w,
-                       int64_t first, Half* rows);
+  void multiply_packed(cudaStream_t stream, std::span<const PackedProduct> products, Half* rows);
 
  private:
   using Algorithm = ProductProblem::Algorithm;
@@ -50,11 +50,13 @@ class Products {
   };
 
   // No order: the weights are expanded.
-  using PackedOrder = std::optional<cuda::PackedProduct::Order>;
+  using PackedOrder = std::optional<cuda::PackedWork::Order>;
 
   HalfProduct with_its_bias(cudaStream_t stream, const HalfProduct& product);
-  PackedOrder packed_order(cudaStream_t stream, const cuda::PackedProduct& packed, Half* rows);
-  PackedOrder find_packed_order(cudaStream_t stream, const cuda::PackedProduct& packed, Half* rows);
+  void multiply_expanded(cudaStream_t stream, const PackedProduct& packed, Half* rows);
+  void multiply_as_they_are(cudaStream_t stream, cuda::PackedWorks& works, Half* rows);
+  PackedOrder packed_order(cudaStream_t stream, const PackedProduct& packed, Half* rows);
+  PackedOrder find_packed_order(cudaStream_t stream, const PackedProduct& packed, Half* rows);
   Prepared& prepared(cudaStream_t stream, const HalfProduct& product);
   std::optional<Algorithm> fastest(cudaStream_t stream, const HalfProduct& product);
 

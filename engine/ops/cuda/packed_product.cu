@@ -10,9 +10,9 @@ namespace headrace::cuda {
 namespace {
 
 template <DType kType, int kTiles>
-__global__ void __launch_bounds__(kPackedThreads) packed_product_kernel(PackedProduct product) {
+__global__ void __launch_bounds__(kPackedThreads) packed_product_kernel(PackedWorks works) {
   extern __shared__ uint4 memory[];
-  packed_product_block<kType, kTiles>(product, reinterpret_cast<char*>(memory));
+  packed_product_block<kType, kTiles>(works, reinterpret_cast<char*>(memory));
 }
 
 int most_shared() {
@@ -24,55 +24,58 @@ int most_shared() {
 }
 
 template <DType kType, int kTiles>
-bool start(cudaStream_t stream, const PackedProduct& p) {
+bool start(cudaStream_t stream, const PackedWorks& works) {
   constexpr int kShared = PackedRoom<kType, kTiles>::kBytes;
   static const int most = most_shared();
   if (kShared > most) return false;
   const auto kernel = packed_product_kernel<kType, kTiles>;
   allow_shared("a product", kernel, kShared, "tiles of packed weights are larger");
-  const auto panels = static_cast<unsigned>((p.product.outputs + kPanelRows - 1) / kPanelRows);
-  kernel<<<panels, kPackedThreads, kShared, stream>>>(p);
+  int64_t panels = 0;
+  for (int i = 0; i < works.count; ++i) panels += works.all[i].of.panels();
+  if (panels == 0) return true;
+  kernel<<<static_cast<unsigned>(panels), kPackedThreads, kShared, stream>>>(works);
   check_start("a product");
   return true;
 }
 
 template <DType kType>
-bool start(cudaStream_t stream, const PackedProduct& p) {
-  if (p.product.rows <= 8) return start<kType, 1>(stream, p);
-  if (p.product.rows <= 16) return start<kType, 2>(stream, p);
-  if (p.product.rows <= 32) return start<kType, 4>(stream, p);
-  return start<kType, 8>(stream, p);
+bool start(cudaStream_t stream, const PackedWorks& works) {
+  const int64_t rows = works.all[0].of.product.rows;
+  if (rows <= 8) return start<kType, 1>(stream, works);
+  if (rows <= 16) return start<kType, 2>(stream, works);
+  if (rows <= 32) return start<kType, 4>(stream, works);
+  return start<kType, 8>(stream, works);
 }
 
 }  // namespace
 
-bool multiply_packed(cudaStream_t stream, const PackedProduct& p) {
-  if (p.product.rows == 0 || p.product.outputs == 0) return true;
-  switch (p.w.dtype) {
+bool multiply_packed(cudaStream_t stream, const PackedWorks& works) {
+  if (works.count == 0 || works.all[0].of.product.rows == 0) return true;
+  switch (works.all[0].of.w.dtype) {
     case DType::kQ8_0:
-      return start<DType::kQ8_0>(stream, p);
+      return start<DType::kQ8_0>(stream, works);
     case DType::kQ4_0:
-      return start<DType::kQ4_0>(stream, p);
+      return start<DType::kQ4_0>(stream, works);
     case DType::kQ4_1:
-      return start<DType::kQ4_1>(stream, p);
+      return start<DType::kQ4_1>(stream, works);
     case DType::kQ5_0:
-      return start<DType::kQ5_0>(stream, p);
+      return start<DType::kQ5_0>(stream, works);
     case DType::kQ5_1:
-      return start<DType::kQ5_1>(stream, p);
+      return start<DType::kQ5_1>(stream, works);
     case DType::kQ2_K:
-      return start<DType::kQ2_K>(stream, p);
+      return start<DType::kQ2_K>(stream, works);
     case DType::kQ3_K:
-      return start<DType::kQ3_K>(stream, p);
+      return start<DType::kQ3_K>(stream, works);
     case DType::kQ4_K:
-      return start<DType::kQ4_K>(stream, p);
+      return start<DType::kQ4_K>(stream, works);
     case DType::kQ5_K:
-      return start<DType::kQ5_K>(stream, p);
+      return start<DType::kQ5_K>(stream, works);
     case DType::kQ6_K:
-      return start<DType::kQ6_K>(stream, p);
+      return start<DType::kQ6_K>(stream, works);
     case DType::kG8:
-      return start<DType::kG8>(stream, p);
+      return start<DType::kG8>(stream, works);
     case DType::kG4:
-      return start<DType::kG4>(stream, p);
+      return start<DType::kG4>(stream, works);
     case DType::kF32:
     case DType::kF16:
     case DType::kBF16:

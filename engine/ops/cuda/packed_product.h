@@ -14,19 +14,24 @@ struct CUstream_st;  // what a cudaStream_t points to
 
 namespace headrace::cuda {
 
-// A product whose weights are panels of a low-bit format, from `first` on; product.w is not used,
-// its count is 1, and its x begins at 16 bytes. Biases are rounded to f16 where the result is.
-struct PackedProduct {
-  HalfProduct product;
-  PackedMatrix w = {};
-  int64_t first = 0;
+// A product with weights of a low-bit format, whose x begins at 16 bytes. Biases are rounded to f16
+// where the result is.
+struct PackedWork {
+  PackedProduct of;
   const void* added = nullptr;  // what results are added to, as product.y is; may be the same
   // What comes to the sum first, where results are added to what was there and have a bias.
   enum class Order { kAddedFirst, kBiasFirst } order = Order::kAddedFirst;
 };
 
-// Queues it, for kFewRows at most. False where this GPU's blocks have too little memory for so many
-// rows.
-bool multiply_packed(CUstream_st* stream, const PackedProduct& product);
+// Of the same x and format.
+struct PackedWorks {
+  static constexpr int kMost = 3;
+  PackedWork all[kMost];
+  int count = 0;
+};
+
+// Queues them, of kFewRows at most. False, and nothing is done, where this GPU's blocks have too
+// little memory for so many rows.
+bool multiply_packed(CUstream_st* stream, const PackedWorks& works);
 
 }  // namespace headrace::cuda

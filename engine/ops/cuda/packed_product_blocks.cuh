@@ -51,8 +51,8 @@ struct PackedRoom {
 
 // Columns of a tile that are there, a multiple of 32.
 template <int kColumns>
-__device__ int columns_of(const PackedProduct& p, int tile) {
-  const int64_t left = p.w.cols - static_cast<int64_t>(tile) * kColumns;
+__device__ int columns_of(int64_t cols, int tile) {
+  const int64_t left = cols - static_cast<int64_t>(tile) * kColumns;
   return left < kColumns ? static_cast<int>(left) : kColumns;
 }
 
@@ -69,16 +69,16 @@ __device__ void load_packed(const std::byte* panel, int tile, int columns, char*
 
 // Rows that are not there are zero.
 template <DType kType, int kTiles>
-__device__ void load_x(const PackedProduct& p, int tile, int columns, char* shared) {
+__device__ void load_x(const HalfProduct& p, int tile, int columns, char* shared) {
   using R = PackedRoom<kType, kTiles>;
   constexpr int kPieces = R::kColumns / 8;  // of 16 bytes, of a row
   char* const to = R::x(shared, tile);
   for (int i = static_cast<int>(threadIdx.x); i < kTiles * 8 * kPieces; i += kPackedThreads) {
     const int row = i / kPieces, k = i % kPieces * 8;
     if (k >= columns) continue;
-    const bool is_there = row < p.product.rows;
-    const Half* const from = p.product.x + (is_there ? row : 0) * p.w.cols +
-                             static_cast<int64_t>(tile) * R::kColumns + k;
+    const bool is_there = row < p.rows;
+    const Half* const from =
+        p.x + (is_there ? row : 0) * p.inputs + static_cast<int64_t>(tile) * R::kColumns + k;
     copy_16(to + row * R::kRow + k * 2, reinterpret_cast<const std::byte*>(from), is_there);
   }
 }
@@ -134,9 +134,8 @@ __device__ void multiply_tile(int tile, int columns, const PackedUnit& unit, cha
   }
 }
 
-__device__ inline void write_output(const PackedProduct& packed, int64_t row, int64_t n,
-                                    float sum) {
-  const HalfProduct& p = packed.product;
+__device__ inline void write_output(const PackedWork& work, int64_t row, int64_t n, float sum) {
+  const HalfProduct& p = work.of.product;
   float value = p.scale * sum;
   const int64_t at = row * p.stride + n;
   if (p.result == HalfProduct::Result::kReluHalf) {
@@ -146,22 +145,32 @@ __device__ inline void write_output(const PackedProduct& packed, int64_t row, in
     return;
   }
   const bool adds = p.result == HalfProduct::Result::kAdded;
-  const float before = adds ? static_cast<const float*>(packed.added)[at] : 0.0f;
-  const bool added_first = packed.order == PackedProduct::Order::kAddedFirst;
+  const float before = adds ? static_cast<const float*>(work.added)[at] : 0.0f;
+  const bool added_first = work.order == PackedWork::Order::kAddedFirst;
   if (adds && added_first) value += before;
   if (p.bias) value += p.bias[n];
   if (adds && !added_first) value += before;
   static_cast<float*>(p.y)[at] = value;
 }
 
+__device__ inline int64_t panels_of(const PackedWork& work) {
+  return (work.of.product.outputs + kPanelRows - 1) / kPanelRows;
+}
+
+// Each block has a panel of all the products' together.
 template <DType kType, int kTiles>
-__device__ void packed_product_block(const PackedProduct& p, char* shared) {
+__device__ void packed_product_block(const PackedWorks& works, char* shared) {
   using R = PackedRoom<kType, kTiles>;
   constexpr int kUnits = 2 * kTiles, kOfWarp = (kUnits + kPackedWarps - 1) / kPackedWarps;
   const auto warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const std::byte* const panel = p.w.panel(p.first + blockIdx.x);
-  const int tiles = static_cast<int>((p.w.cols + R::kColumns - 1) / R::kColumns);
-  const auto columns = [&](int tile) { return columns_of<R::kColumns>(p, tile); };
+  int64_t number = blockIdx.x;
+  int which = 0;
+  while (number >= panels_of(works.all[which])) number -= panels_of(works.all[which++]);
+  const PackedWork& work = works.all[which];
+  const HalfProduct& p = work.of.product;
+  const std::byte* const panel = work.of.w.panel(work.of.first + number);
+  const int tiles = static_cast<int>((p.inputs + R::kColumns - 1) / R::kColumns);
+  const auto columns = [&](int tile) { return columns_of<R::kColumns>(p.inputs, tile); };
   // Packed ones of tile i + kAhead and x of tile i + kXAhead are a group.
   const auto load = [&](int i) {
     const int packed = i + R::kAhead, x = i + R::kXAhead;
@@ -188,7 +197,7 @@ __device__ void packed_product_block(const PackedProduct& p, char* shared) {
     }
     if (i + 1 < tiles) expand_tile<kType, kTiles>(i + 1, columns(i + 1), shared);
   }
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kPanelRows;
+  const int64_t first = number * kPanelRows;
 #pragma unroll
   for (int u = 0; u < kOfWarp; ++u) {
     const PackedUnit unit(warp + u * kPackedWarps);
@@ -197,7 +206,7 @@ __device__ void packed_product_block(const PackedProduct& p, char* shared) {
     for (int i = 0; i < 4; ++i) {
       const int64_t n = first + unit.half * 16 + lane / 4 + i / 2 * 8;
       const int64_t row = unit.tile * 8 + lane % 4 * 2 + i % 2;
-      if (n < p.product.outputs && row < p.product.rows) write_output(p, row, n, sums[u][i]);
+      if (n < p.outputs && row < p.rows) write_output(work, row, n, sums[u][i]);
     }
   }
 }
