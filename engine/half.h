@@ -82,7 +82,13 @@ HEADRACE_BOTH inline uint16_t u16_at(const std::byte* p) {
   std::memcpy(&bits, p, sizeof bits);
   return bits;
 }
-HEADRACE_BOTH inline float f16_at(const std::byte* p) { return f16_to_f32(u16_at(p)); }
+HEADRACE_BOTH inline float f16_at(const std::byte* p) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(u16_at(p)));
+#else
+  return f16_to_f32(u16_at(p));
+#endif
+}
 
 // A number in binary16, as tensor cores take it.
 struct Half {

@@ -159,7 +159,7 @@ class Device {
   virtual void to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) = 0;
   virtual void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
                          Half* y) = 0;
-  // Panels [first, end) of w as rows of f16 [..][w.cols], as many as w has.
+  // Panels [first, end) of w as rows of f16 [..][w.cols], as many as w has, which begin at 16 bytes.
   virtual void unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
                       Half* rows) = 0;
   virtual void multiply(DeviceStream& stream, const HalfProduct& product) = 0;

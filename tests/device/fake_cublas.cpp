@@ -9,6 +9,7 @@
 #include "engine/half.h"
 #include "engine/ops/cuda/packed_product.h"
 #include "engine/ops/cuda/row_ops.h"
+#include "engine/ops/cuda/unpack.h"
 #include "engine/ops/panel_elements.h"
 
 namespace headrace {

@@ -1,5 +1,5 @@
-// The kernel for a few rows through low-bit weights, on the CPU, a block at a time: the bits of the
-// plain sums, whatever order its threads come in.
+// The kernels that expand low-bit weights, and multiply a few rows with them, on the CPU, a block
+// at a time: the bits of the plain definitions, whatever order threads come in.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -10,6 +10,7 @@
 
 // After the instructions.
 #include "engine/ops/cuda/packed_product_blocks.cuh"
+#include "engine/ops/cuda/unpack_blocks.cuh"
 #include "tests/ops/op_test.h"
 #include "tests/ops/random_weights.h"
 
@@ -224,6 +225,31 @@ TYPED_TEST(PackedProducts, SeveralAtOnce) {
 TYPED_TEST(PackedProducts, TheOrderOfThreadsDoesNotMatter) {
   PackedCase<TypeParam::value> one(1280, 17);
   for (uint64_t seed = 1; seed < 6; ++seed) one.check({{1, 2}}, seed * 1000);
+}
+
+TYPED_TEST(PackedProducts, PanelsBecomeRows) {
+  constexpr DType kType = TypeParam::value;
+  const int64_t block = panel_layout(kType).block_k;
+  for (const int64_t cols : {block, int64_t{256}, 512 + block}) {
+    SCOPED_TRACE(testing::Message() << dtype_name(kType) << ", " << cols << " columns");
+    const Weights weights = random_weights(kType, kOutputs, cols, 8);
+    const Guarded panels(std::span<const std::byte>{weights.panels});
+    const PackedMatrix w{kType, kOutputs, cols, panels.begin()};
+    constexpr int64_t kFirst = 1;
+    const auto elements = static_cast<size_t>((kOutputs - kFirst * kPanelRows) * cols);
+    std::vector<Half> rows(elements + 16, Half{0xFFFF});
+    for (unsigned panel = 0; panel < w.panel_count() - kFirst; ++panel) {
+      for (unsigned columns = 0; columns < (cols + 255) / 256; ++columns) {
+        cuda::Block one(cuda::kExpandThreads, cuda::UnpackRoom<kType>::kBytes, panel + columns);
+        one.run({panel, columns},
+                [&](char* shared) { cuda::unpack_block<kType>(w, kFirst, rows.data(), shared); });
+      }
+    }
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const auto at = static_cast<size_t>(kFirst * kPanelRows * cols) + i;
+      ASSERT_EQ(i < elements ? to_half(weights.floats[at]).bits : 0xFFFF, rows[i].bits) << i;
+    }
+  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "engine/device/cuda/algorithms.h"
 #include "engine/ops/cuda/packed_product.h"
 #include "engine/ops/cuda/row_ops.h"
+#include "engine/ops/cuda/unpack.h"
 #include "tests/ops/op_test.h"
 #include "tests/ops/random_weights.h"
 

@@ -11,6 +11,7 @@
 #include "engine/ops/cuda/half_attention.h"
 #include "engine/ops/cuda/linear.h"
 #include "engine/ops/cuda/row_ops.h"
+#include "engine/ops/cuda/unpack.h"
 
 namespace headrace {
 namespace {

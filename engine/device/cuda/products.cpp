@@ -6,6 +6,7 @@
 
 #include "engine/device/cuda/check.h"
 #include "engine/ops/cuda/row_ops.h"
+#include "engine/ops/cuda/unpack.h"
 
 namespace headrace {
 namespace {

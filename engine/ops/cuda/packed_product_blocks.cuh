@@ -11,14 +11,13 @@
 #include <cstdint>
 
 #include "engine/half.h"
+#include "engine/ops/cuda/expand_tile.cuh"
 #include "engine/ops/cuda/packed_product.h"
-#include "engine/ops/panel_elements.h"
 
 namespace headrace::cuda {
 
-constexpr int kPackedThreads = 256;
+constexpr int kPackedThreads = kExpandThreads;
 constexpr int kPackedWarps = kPackedThreads / 32;
-constexpr int kExpanded = 16;  // columns of a row that a thread expands at a time
 
 // A block's shared memory, for kTiles times eight rows of x.
 template <DType kType, int kTiles>
@@ -80,34 +79,6 @@ __device__ void load_x(const HalfProduct& p, int tile, int columns, char* shared
     const Half* const from =
         p.x + (is_there ? row : 0) * p.inputs + static_cast<int64_t>(tile) * R::kColumns + k;
     copy_16(to + row * R::kRow + k * 2, reinterpret_cast<const std::byte*>(from), is_there);
-  }
-}
-
-// A tile of the panel to rows of f16, with the bits that panel_weight() and to_half() give.
-template <DType kType, int kTiles>
-__device__ void expand_tile(int tile, int columns, char* shared) {
-  using R = PackedRoom<kType, kTiles>;
-  static_assert(kScaleColumns<kType> % kExpanded == 0);
-  const auto row = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const auto* const packed = reinterpret_cast<const std::byte*>(R::packed(shared, tile));
-  char* const to = R::half(shared, tile) + row * R::kRow;
-  for (int first = warp * kExpanded; first < columns; first += kPackedWarps * kExpanded) {
-    const std::byte* const scaled = packed + first / R::kPanel.block_k * R::kPanel.block_bytes;
-    const int k = first % R::kPanel.block_k;
-    const Affine of = panel_affine<kType>(scaled, row, k);
-    const auto weight = [&](int at) {
-      const int code = signed_code<kType>(panel_code<kType>(scaled, row, at));
-      const float product = of.scale * static_cast<float>(code);
-      return kHasOffset<kType> ? product + of.offset : product;
-    };
-    uint32_t pairs[kExpanded / 2];
-#pragma unroll
-    for (int i = 0; i < kExpanded; i += 2) {
-      pairs[i / 2] = pack_saturated(weight(k + i), weight(k + i + 1));
-    }
-    auto* const out = reinterpret_cast<uint4*>(to + first * 2);
-    out[0] = {pairs[0], pairs[1], pairs[2], pairs[3]};
-    out[1] = {pairs[4], pairs[5], pairs[6], pairs[7]};
   }
 }
 
@@ -195,7 +166,9 @@ __device__ void packed_product_block(const PackedWorks& works, char* shared) {
         multiply_tile<kType, kTiles>(i, columns(i), PackedUnit(unit), shared, sums[u]);
       }
     }
-    if (i + 1 < tiles) expand_tile<kType, kTiles>(i + 1, columns(i + 1), shared);
+    if (i + 1 < tiles) {
+      expand_tile<kType>(R::packed(shared, i + 1), columns(i + 1), R::kRow, R::half(shared, i + 1));
+    }
   }
   const int64_t first = number * kPanelRows;
 #pragma unroll

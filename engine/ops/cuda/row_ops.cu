@@ -198,123 +198,6 @@ __global__ void find_best_kernel(const float* logits, int64_t width, int64_t id,
   so_far.has_nan |= has_nan;
 }
 
-constexpr int kUnpackColumns = 64;
-
-__device__ float f16_to_float(const std::byte* p) {
-  return __half2float(__ushort_as_half(u16_at(p)));
-}
-
-// Columns of a panel, two at a time.
-__device__ void write_tile(const PackedMatrix& w, int64_t first,
-                           const Half (&tile)[kPanelRows][kUnpackColumns + 2], int columns,
-                           Half* out) {
-  const int64_t k0 = static_cast<int64_t>(blockIdx.y) * kUnpackColumns;
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kPanelRows,
-                rows = w.rows - first * kPanelRows - row0;
-  if (w.cols % 2 == 0) {
-    for (int i = static_cast<int>(threadIdx.x); i < kPanelRows * kUnpackColumns / 2;
-         i += kThreads) {
-      const int row = i / (kUnpackColumns / 2), k = i % (kUnpackColumns / 2) * 2;
-      if (row >= rows || k >= columns) continue;
-      *reinterpret_cast<uint32_t*>(out + (row0 + row) * w.cols + k0 + k) =
-          *reinterpret_cast<const uint32_t*>(&tile[row][k]);
-    }
-    return;
-  }
-  for (int i = static_cast<int>(threadIdx.x); i < kPanelRows * kUnpackColumns; i += kThreads) {
-    const int row = i / kUnpackColumns, k = i % kUnpackColumns;
-    if (row < rows && k < columns) out[(row0 + row) * w.cols + k0 + k] = tile[row][k];
-  }
-}
-
-template <DType kType>
-__global__ void unpack_kernel(PackedMatrix w, int64_t first, Half* out) {
-  __shared__ Half tile[kPanelRows][kUnpackColumns + 2];
-  const std::byte* const panel = w.panel(first + blockIdx.x);
-  const int64_t k0 = static_cast<int64_t>(blockIdx.y) * kUnpackColumns, left = w.cols - k0;
-  const int columns = static_cast<int>(left < kUnpackColumns ? left : kUnpackColumns);
-  for (int i = static_cast<int>(threadIdx.x); i < columns * kPanelRows; i += kThreads) {
-    const int row = i % kPanelRows, k = i / kPanelRows;
-    tile[row][k] = headrace::to_half(panel_weight<kType>(panel, row, k0 + k));
-  }
-  __syncthreads();
-  write_tile(w, first, tile, columns, out);
-}
-
-// What a thread makes of four rows' codes (`low`) and of those 16 rows further on (`high`), of one
-// column.
-struct RowScales {
-  float scale[8], offset[8];
-};
-
-// G4: the same values as panel_weight() gives, four bytes of codes at a time.
-__global__ void unpack_g4_kernel(PackedMatrix w, int64_t first, Half* out) {
-  constexpr PanelLayout kLayout = panel_layout(DType::kG4);
-  static_assert(kLayout.block_k == kUnpackColumns);
-  __shared__ Half tile[kPanelRows][kUnpackColumns + 2];
-  const std::byte* const block = w.panel(first + blockIdx.x) + blockIdx.y * kLayout.block_bytes;
-  const auto t = static_cast<int>(threadIdx.x);
-  const int j = t % 4 * 4;
-  RowScales of;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int row = j + i % 4 + i / 4 * 16;
-    of.scale[i] = f16_to_float(block + row * 2);
-    of.offset[i] = f16_to_float(block + kPanelRows * 2 + row * 2);
-  }
-  for (int k = t / 4; k < kUnpackColumns; k += kThreads / 4) {
-    const uint32_t codes =
-        *reinterpret_cast<const uint32_t*>(block + kLayout.codes_offset + k * 16 + j);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const uint32_t code = codes >> (i % 4 * 8 + i / 4 * 4) & 15u;
-      tile[j + i % 4 + i / 4 * 16][k] =
-          headrace::to_half(of.scale[i] * static_cast<float>(code) + of.offset[i]);
-    }
-  }
-  __syncthreads();
-  write_tile(w, first, tile, kUnpackColumns, out);
-}
-
-// F16, BF16: eight rows at a time.
-template <DType kType>
-__global__ void unpack_plain_kernel(PackedMatrix w, int64_t first, Half* out) {
-  __shared__ Half tile[kPanelRows][kUnpackColumns + 2];
-  const int64_t k0 = static_cast<int64_t>(blockIdx.y) * kUnpackColumns, left = w.cols - k0;
-  const int columns = static_cast<int>(left < kUnpackColumns ? left : kUnpackColumns);
-  const std::byte* const panel = w.panel(first + blockIdx.x) + k0 * kPanelRows * 2;
-  for (int i = static_cast<int>(threadIdx.x); i < columns * 4; i += kThreads) {
-    const int k = i / 4, row = i % 4 * 8;
-    const uint4 eight = *reinterpret_cast<const uint4*>(panel + k * kPanelRows * 2 + row * 2);
-    const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const auto bits = static_cast<uint16_t>(pairs[n / 2] >> (n % 2 * 16));
-      tile[row + n][k] = kType == DType::kF16 ? Half{bits} : headrace::to_half(bf16_to_f32(bits));
-    }
-  }
-  __syncthreads();
-  write_tile(w, first, tile, columns, out);
-}
-
-using Unpack = void (*)(PackedMatrix, int64_t, Half*);
-// In the order of the enum.
-constexpr Unpack kUnpacks[kDTypeCount] = {unpack_kernel<DType::kF32>,
-                                          unpack_plain_kernel<DType::kF16>,
-                                          unpack_plain_kernel<DType::kBF16>,
-                                          unpack_kernel<DType::kQ8_0>,
-                                          unpack_kernel<DType::kQ4_0>,
-                                          unpack_kernel<DType::kQ4_1>,
-                                          unpack_kernel<DType::kQ5_0>,
-                                          unpack_kernel<DType::kQ5_1>,
-                                          unpack_kernel<DType::kQ2_K>,
-                                          unpack_kernel<DType::kQ3_K>,
-                                          unpack_kernel<DType::kQ4_K>,
-                                          unpack_kernel<DType::kQ5_K>,
-                                          unpack_kernel<DType::kQ6_K>,
-                                          unpack_kernel<DType::kG8>,
-                                          unpack_g4_kernel};
-
 using LookUp = void (*)(PackedMatrix, const int32_t*, int64_t, bool, bool, float*);
 // In the order of the enum.
 constexpr LookUp kLookUps[kDTypeCount] = {
@@ -408,14 +291,6 @@ void silu_multiply(cudaStream_t stream, const float* gate, const float* up, int6
   silu_multiply_kernel<<<blocks_for(rows * width), kThreads, 0, stream>>>(gate, up, rows, width,
                                                                           stride, scale, y);
   check_start("silu_multiply");
-}
-
-void unpack(cudaStream_t stream, const PackedMatrix& w, int64_t first, int64_t end, Half* rows) {
-  if (first == end) return;
-  const dim3 grid(static_cast<unsigned>(end - first),
-                  static_cast<unsigned>((w.cols + kUnpackColumns - 1) / kUnpackColumns));
-  kUnpacks[static_cast<int>(w.dtype)]<<<grid, kThreads, 0, stream>>>(w, first, rows);
-  check_start("unpack");
 }
 
 void add(cudaStream_t stream, float* x, const float* y, int64_t count) {

@@ -27,8 +27,6 @@ void find_best(cudaStream_t stream, const float* logits, int64_t rows, int64_t w
 void to_half(cudaStream_t stream, const float* x, int64_t count, Half* y);
 void silu_multiply(cudaStream_t stream, const float* gate, const float* up, int64_t rows,
                    int64_t width, int64_t stride, float scale, Half* y);
-// Panels [first, end) of w as rows of f16.
-void unpack(cudaStream_t stream, const PackedMatrix& w, int64_t first, int64_t end, Half* rows);
 
 // *differing = how many of the 16-bit parts of `bytes` bytes (even) are not the same.
 void count_differing(cudaStream_t stream, const void* a, const void* b, size_t bytes,
