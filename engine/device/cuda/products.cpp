@@ -2,7 +2,6 @@
 
 #include <bit>
 #include <string>
-#include <utility>
 
 #include "engine/device/cuda/check.h"
 #include "engine/ops/cuda/row_ops.h"
@@ -68,6 +67,13 @@ void Products::multiply(cudaStream_t stream, const HalfProduct& product) {
 void Products::multiply_packed(cudaStream_t stream, std::span<const PackedProduct> products,
                                Half* rows) {
   cuda::PackedWorks works;
+  const auto do_works = [&] {
+    if (works.count == 0) return;
+    if (!cuda::multiply_packed(stream, works)) {
+      for (int i = 0; i < works.count; ++i) multiply_expanded(stream, works.all[i].of, rows);
+    }
+    works.count = 0;
+  };
   for (const PackedProduct& one : products) {
     const PackedOrder order = packed_order(stream, one, rows);
     if (!order) {
@@ -76,25 +82,15 @@ void Products::multiply_packed(cudaStream_t stream, std::span<const PackedProduc
     }
     const bool goes_along = works.count > 0 && works.count < cuda::PackedWorks::kMost &&
                             works.all[0].of.w.dtype == one.w.dtype;
-    if (!goes_along) multiply_as_they_are(stream, works, rows);
+    if (!goes_along) do_works();
     works.all[works.count++] = {one, one.product.y, *order};
   }
-  multiply_as_they_are(stream, works, rows);
+  do_works();
 }
 
 void Products::multiply_expanded(cudaStream_t stream, const PackedProduct& packed, Half* rows) {
   cuda::unpack(stream, packed.w, packed.first, packed.first + packed.panels(), rows);
   multiply(stream, expanded(packed, rows));
-}
-
-// All of them, of which none are left.
-void Products::multiply_as_they_are(cudaStream_t stream, cuda::PackedWorks& works, Half* rows) {
-  const int count = std::exchange(works.count, 0);
-  if (count == 0) return;
-  cuda::PackedWorks all = works;
-  all.count = count;
-  if (cuda::multiply_packed(stream, all)) return;
-  for (int i = 0; i < count; ++i) multiply_expanded(stream, works.all[i].of, rows);
 }
 
 Products::PackedOrder Products::packed_order(cudaStream_t stream, const PackedProduct& packed,

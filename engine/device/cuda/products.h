@@ -54,7 +54,6 @@ class Products {
 
   HalfProduct with_its_bias(cudaStream_t stream, const HalfProduct& product);
   void multiply_expanded(cudaStream_t stream, const PackedProduct& packed, Half* rows);
-  void multiply_as_they_are(cudaStream_t stream, cuda::PackedWorks& works, Half* rows);
   PackedOrder packed_order(cudaStream_t stream, const PackedProduct& packed, Half* rows);
   PackedOrder find_packed_order(cudaStream_t stream, const PackedProduct& packed, Half* rows);
   Prepared& prepared(cudaStream_t stream, const HalfProduct& product);
