@@ -98,14 +98,21 @@ void count_differing(cudaStream_t, const void* a, const void* b, size_t bytes,
   }
 }
 
+// Of Q8_0 and Q4_0.
+Half weight_of(const PackedMatrix& w, int64_t n, int64_t k) {
+  const std::byte* const panel = w.panel(n / kPanelRows);
+  const auto row = static_cast<int>(n % kPanelRows);
+  return headrace::to_half(w.dtype == DType::kQ8_0 ? panel_weight<DType::kQ8_0>(panel, row, k)
+                                                   : panel_weight<DType::kQ4_0>(panel, row, k));
+}
+
 void unpack(cudaStream_t, const PackedMatrix& w, int64_t first, int64_t end, Half* rows) {
   test::FakePacked& fake = test::fake_blas().packed;
   ++fake.expanded;
   now_s += fake.expanding_s;
   for (int64_t n = first * kPanelRows; n < std::min(end * kPanelRows, w.rows); ++n) {
     for (int64_t k = 0; k < w.cols; ++k) {
-      const int row = static_cast<int>(n % kPanelRows);
-      *rows++ = headrace::to_half(panel_weight<DType::kQ8_0>(w.panel(n / kPanelRows), row, k));
+      *rows++ = weight_of(w, n, k);
     }
   }
 }
@@ -116,9 +123,7 @@ void multiply(const PackedWork& work) {
   for (int64_t n = 0; n < p.outputs; ++n) {
     std::vector<Half> weights;
     for (int64_t k = 0; k < w.cols; ++k) {
-      const int64_t row = work.of.first * kPanelRows + n;
-      weights.push_back(headrace::to_half(panel_weight<DType::kQ8_0>(
-          w.panel(row / kPanelRows), static_cast<int>(row % kPanelRows), k)));
+      weights.push_back(weight_of(w, work.of.first * kPanelRows + n, k));
     }
     for (int64_t row = 0; row < p.rows; ++row) {
       float value = p.scale * sum(test::fake_blas().packed.order, weights.data(),

@@ -25,7 +25,7 @@ struct FakeAlgorithm {
   std::function<bool(const FakeProduct&)> works = nullptr;           // null: for all
 };
 
-// The kernel that reads low-bit weights as they are (Q8_0), and the one that expands them.
+// The kernel that reads low-bit weights as they are, and the one that expands them.
 struct FakePacked {
   double seconds = 1, expanding_s = 1;
   FakeAlgorithm::Order order = FakeAlgorithm::Order::kUp;

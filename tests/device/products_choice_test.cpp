@@ -456,6 +456,36 @@ TEST_P(PackedChoice, SeveralAtOnce) {
   EXPECT_EQ(fake.expanded, 3);
 }
 
+TEST_P(PackedChoice, EachFormatByItself) {
+  if (GetParam() == Result::kReluHalf) return;
+  const Weights others = random_weights(DType::kQ4_0, kOutputs, kColumns, 4);
+  test::FakePacked& fake = test::fake_blas().packed;
+  const auto result = [&](Products& products) {
+    std::vector<PackedProduct> all;
+    const HalfProduct whole = product(7);
+    for (const int64_t panel : {0, 1, 2}) {
+      HalfProduct p = whole;
+      p.inputs = kColumns;
+      p.outputs = kPanelRows;
+      p.bias += panel * kPanelRows;
+      p.y = y_.data() + panel * kPanelRows;
+      all.push_back({p, panel == 1 ? others.view() : weights_.view(), panel});
+    }
+    fake.calls = fake.expanded = 0;
+    products.multiply_packed(nullptr, all, room());
+    return y_;
+  };
+  Products products;
+  result(products);
+  const std::vector<float> got = result(products);
+  EXPECT_EQ(fake.calls, 3);
+  EXPECT_EQ(fake.expanded, 0);
+  fake.works = false;
+  const std::vector<float> expected = result(products);
+  EXPECT_EQ(fake.expanded, 3);
+  EXPECT_EQ(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)), 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(Results, PackedChoice,
                          testing::Values(Result::kFloat, Result::kAdded, Result::kReluHalf),
                          [](const auto& result) {

@@ -230,6 +230,7 @@ inline void copy_16(char* to, const std::byte* from, bool is_there) {
   static constexpr std::byte kZeros[16] = {};
   block->copy(to, is_there ? from : kZeros);
 }
+inline void wait_for_block() { block->wait_for_block(); }
 inline void end_copies() { block->end_copies(); }
 template <int kBut>
 void wait_for_copies() {

@@ -33,7 +33,8 @@ void run(const PackedWorks& works, uint64_t seed) {
   int64_t panels = 0;
   for (int i = 0; i < works.count; ++i) panels += works.all[i].of.panels();
   for (unsigned panel = 0; panel < panels; ++panel) {
-    cuda::Block block(cuda::kPackedThreads, cuda::PackedRoom<kType, kTiles>::kBytes, seed++);
+    using Shape = cuda::PackedBlock<kType, kTiles>;
+    cuda::Block block(Shape::kThreads, Shape::kBytes, seed++);
     block.run({panel},
               [&](char* shared) { cuda::packed_product_block<kType, kTiles>(works, shared); });
   }

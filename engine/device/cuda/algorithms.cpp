@@ -1,6 +1,7 @@
 #include "engine/device/cuda/algorithms.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <initializer_list>
 #include <string>
@@ -239,7 +240,7 @@ double Algorithms::seconds(cudaStream_t stream, const Trial& trial, const Way& w
   for (int i = 0; i < kTimed && (i == 0 || least_s < longest); ++i) {
     check_cuda(cudaMemsetAsync(trial.got, 0xff, kTried, stream), "clearing");
     begin.record(stream);
-    way(p, trial.added, trial.got);
+    if (!way(p, trial.added, trial.got)) return INFINITY;
     end.record(stream);
     end.synchronize();
     least_s = std::min(least_s, end.seconds_since(begin));

@@ -47,7 +47,7 @@ class Algorithms {
   using Way = std::function<bool(const HalfProduct& product, const void* added, void* y)>;
   // Whether it gives every bit of the reference. As fitting(), of a product that has one.
   bool agrees(cudaStream_t stream, const HalfProduct& product, const Way& way);
-  // What a way that does the product takes, with nothing in the GPU's caches.
+  // What it takes, with nothing in the GPU's caches; infinity where it does not do the product.
   double seconds(cudaStream_t stream, const HalfProduct& product, const Way& way);
 
  private:

@@ -97,7 +97,8 @@ Products::PackedOrder Products::packed_order(cudaStream_t stream, const PackedPr
                                              Half* rows) {
   const HalfProduct p = expanded(packed, rows);
   const Shape shape = Algorithms::shape_of(p);
-  if (p.rows > kFewRows || shape.aligned.operands < 16) return std::nullopt;
+  const bool is_low_bit = dtype_info(packed.w.dtype).block_elements > 1;
+  if (!is_low_bit || p.rows > kFewRows || shape.aligned.operands < 16) return std::nullopt;
   const auto key = std::tuple(shape, power_of_two(p.rows), packed.w.dtype);
   auto found = packed_.find(key);
   if (found == packed_.end()) {
@@ -119,7 +120,9 @@ Products::PackedOrder Products::find_packed_order(cudaStream_t stream, const Pac
     expand();
     return ProductProblem(p).run(blas_, stream, p, *algorithm, added, y);
   };
+  const bool is_ordered = product.bias && product.result == HalfProduct::Result::kAdded;
   for (const Order order : {Order::kAddedFirst, Order::kBiasFirst}) {
+    if (order == Order::kBiasFirst && !is_ordered) break;  // the same
     const auto reads = [&](const HalfProduct& p, const void* added, void* y) {
       cuda::PackedWorks works{{{{p, packed.w, packed.first}, added, order}}, 1};
       works.all[0].of.product.bias = packed.product.bias;

@@ -3,6 +3,7 @@
 // (tests/ops/emulated_gpu.h).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "engine/half.h"
@@ -12,6 +13,14 @@ namespace headrace::cuda {
 
 constexpr int kExpandThreads = 256;
 constexpr int kExpanded = 16;  // columns of a row that a thread expands at a time
+
+// As panel_weight(): with an offset the product is exact, of 17 bits of scale at most and 8 of
+// code.
+template <DType kType>
+__device__ float weight_of(const Affine& of, int unsigned_code) {
+  const auto code = static_cast<float>(signed_code<kType>(unsigned_code));
+  return kHasOffset<kType> ? std::fma(of.scale, code, of.offset) : of.scale * code;
+}
 
 // Whole blocks of the format, packed, of `columns` columns (a multiple of 32), to rows that begin
 // `row_bytes` apart, at 16 bytes. Each weight has the bits of panel_weight() and to_half().
@@ -26,9 +35,7 @@ __device__ void expand_tile(const char* packed, int columns, int row_bytes, char
     const int k = first % kPanel.block_k;
     const Affine of = panel_affine<kType>(scaled, row, k);
     const auto weight = [&](int at) {
-      const int code = signed_code<kType>(panel_code<kType>(scaled, row, at));
-      const float product = of.scale * static_cast<float>(code);
-      return kHasOffset<kType> ? product + of.offset : product;
+      return weight_of<kType>(of, panel_code<kType>(scaled, row, at));
     };
     uint32_t pairs[kExpanded / 2];
 #pragma unroll

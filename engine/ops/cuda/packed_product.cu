@@ -1,5 +1,7 @@
 #include "engine/ops/cuda/packed_product.h"
 
+#include <algorithm>
+
 #include "engine/ops/cuda/start.h"
 #include "engine/ops/cuda/warp_instructions.cuh"
 
@@ -9,8 +11,13 @@
 namespace headrace::cuda {
 namespace {
 
-template <DType kType, int kTiles>
-__global__ void __launch_bounds__(kPackedThreads) packed_product_kernel(PackedWorks works) {
+// Blocks of an SM at once, as an H100 has shared memory for them, and registers.
+template <typename B>
+constexpr int kBlocks = std::clamp(227 * 1024 / (B::kBytes + 1024), 1, 1280 / B::kThreads);
+
+template <DType kType, int kTiles, typename B = PackedBlock<kType, kTiles>>
+__global__ void __launch_bounds__(B::kThreads, kBlocks<B>)
+    packed_product_kernel(PackedWorks works) {
   extern __shared__ uint4 memory[];
   packed_product_block<kType, kTiles>(works, reinterpret_cast<char*>(memory));
 }
@@ -25,7 +32,7 @@ int most_shared() {
 
 template <DType kType, int kTiles>
 bool start(cudaStream_t stream, const PackedWorks& works) {
-  constexpr int kShared = PackedRoom<kType, kTiles>::kBytes;
+  constexpr int kShared = PackedBlock<kType, kTiles>::kBytes;
   static const int most = most_shared();
   if (kShared > most) return false;
   const auto kernel = packed_product_kernel<kType, kTiles>;
@@ -33,7 +40,8 @@ bool start(cudaStream_t stream, const PackedWorks& works) {
   int64_t panels = 0;
   for (int i = 0; i < works.count; ++i) panels += works.all[i].of.panels();
   if (panels == 0) return true;
-  kernel<<<static_cast<unsigned>(panels), kPackedThreads, kShared, stream>>>(works);
+  kernel<<<static_cast<unsigned>(panels), PackedBlock<kType, kTiles>::kThreads, kShared, stream>>>(
+      works);
   check_start("a product");
   return true;
 }

@@ -58,14 +58,17 @@ inline __device__ uint32_t pack(float low, float high) {
 
 // Each as to_half() has it.
 inline __device__ uint32_t pack_saturated(float low, float high) {
-  const __half2 most = __float2half2_rn(kF16Max), both = __floats2half2_rn(low, high);
-  const __half2 clamped = __hmax2_nan(__hmin2_nan(both, most), __hneg2(most));
-  return *reinterpret_cast<const uint32_t*>(&clamped);
+  uint32_t both;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
 }
 
 inline __device__ float2 unpack(uint32_t both) {
   return __half22float2(*reinterpret_cast<const __half2*>(&both));
 }
+
+// As __syncthreads(), but not all need come to the same one.
+inline __device__ void wait_for_block() { asm volatile("bar.sync 0;" ::: "memory"); }
 
 // The copies since the last end are a group.
 inline __device__ void end_copies() { asm volatile("cp.async.commit_group;"); }
