@@ -6,6 +6,7 @@
 #include "engine/device/cuda/check.h"
 #include "engine/ops/cuda/row_ops.h"
 #include "engine/ops/cuda/unpack.h"
+#include "engine/ops/panel_elements.h"
 
 namespace headrace {
 namespace {
@@ -97,7 +98,7 @@ Products::PackedOrder Products::packed_order(cudaStream_t stream, const PackedPr
                                              Half* rows) {
   const HalfProduct p = expanded(packed, rows);
   const Shape shape = Algorithms::shape_of(p);
-  const bool is_low_bit = dtype_info(packed.w.dtype).block_elements > 1;
+  const bool is_low_bit = panel_layout(packed.w.dtype).low_bits > 0;
   if (!is_low_bit || p.rows > kFewRows || shape.aligned.operands < 16) return std::nullopt;
   const auto key = std::tuple(shape, power_of_two(p.rows), packed.w.dtype);
   auto found = packed_.find(key);
