@@ -194,7 +194,7 @@ TYPED_TEST(PackedProducts, HaveTheBitsOfPlainSums) {
   constexpr DType kType = TypeParam::value;
   const int64_t block = panel_layout(kType).block_k;
   // One block, a tile and a piece of one, and more tiles than are on their way at once.
-  const int64_t tile = std::max<int64_t>(128, block);
+  const int64_t tile = 256;
   for (const int64_t cols : {block, tile + block, 5 * tile + block}) {
     for (const int64_t rows : {1, 8, 11, 32, 50}) {
       PackedCase<kType> one(cols, rows);

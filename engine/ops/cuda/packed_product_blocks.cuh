@@ -23,15 +23,15 @@ constexpr int kExpanders = 8;  // warps
 template <DType kType, int kTiles>
 struct PackedBlock {
   static constexpr PanelLayout kPanel = panel_layout(kType);
-  static constexpr int kColumns = std::max(128, kPanel.block_k);  // of a tile
-  static constexpr int kSteps = kColumns / 16;                    // products of 16 columns
+  static constexpr int kColumns = 256;          // of a tile
+  static constexpr int kSteps = kColumns / 16;  // products of 16 columns
   // Half of the panel times eight rows of x each.
   static constexpr int kUnits = 2 * kTiles;
   static constexpr int kMultipliers = std::min(kUnits, 8);  // warps
   static constexpr int kThreads = (kExpanders + kMultipliers) * 32;
 
   // Tiles that are on their way. Those of x and what is expanded are used a tile later.
-  static constexpr int kAhead = 4, kXAhead = 3, kXSlots = kXAhead + 1;
+  static constexpr int kAhead = 3, kXAhead = 1, kXSlots = kXAhead + 1;
   static constexpr int kPackedTile =
       kColumns / kPanel.block_k * static_cast<int>(kPanel.block_bytes);
   static constexpr int kXRow = kColumns * 2 + 16;  // bytes; eight rows are in different banks
@@ -96,16 +96,20 @@ __device__ void codes_of(const std::byte* scaled, int g, int k, int (&codes)[4])
   }
 }
 
+// Of the rows whose codes codes_of() gives, for columns [k, k + kScaleColumns) of a block.
+template <DType kType>
+__device__ void scales_of(const std::byte* scaled, int g, int k, Affine (&of)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) of[i] = panel_affine<kType>(scaled, panel_row(i / 2, g, i % 2), k);
+}
+
 // This lane's part of 32 x 16 weights, columns [k, k + 16) of a block, each with the bits of
 // panel_weight() and to_half().
 template <DType kType>
-__device__ void expand_step(const std::byte* scaled, int k, uint4* expanded) {
-  static_assert(kScaleColumns<kType> % 16 == 0);
+__device__ void expand_step(const std::byte* scaled, const Affine (&of)[4], int k,
+                            uint4* expanded) {
   const auto lane = static_cast<int>(threadIdx.x % 32);
   const int g = lane / 4;
-  Affine of[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) of[i] = panel_affine<kType>(scaled, panel_row(i / 2, g, i % 2), k);
   uint32_t pairs[4][2];  // of each row, of columns 2t and 2t + 1, and of those 8 columns on
 #pragma unroll
   for (int pair = 0; pair < 2; ++pair) {
@@ -151,15 +155,21 @@ class Expander {
 
   __device__ void expand(int tile, int columns) {
     constexpr int kOfWarp = B::kSteps / kExpanders;
+    constexpr int kOfScales = std::min(kOfWarp, kScaleColumns<kType> / 16);
+    static_assert(kOfWarp % kOfScales == 0);
     const auto first = static_cast<int>(threadIdx.x / 32) * kOfWarp;
     const auto* const packed = reinterpret_cast<const std::byte*>(B::packed(shared_, tile));
     uint4* const to = B::expanded(shared_, tile);
+    Affine of[4];
 #pragma unroll
     for (int i = 0; i < kOfWarp; ++i) {
       const int step = first + i, k = step * 16;
       if (k >= columns) return;
-      expand_step<kType>(packed + k / B::kPanel.block_k * B::kPanel.block_bytes,
-                         k % B::kPanel.block_k, to + step * 64);
+      const std::byte* const scaled = packed + k / B::kPanel.block_k * B::kPanel.block_bytes;
+      if (i % kOfScales == 0) {
+        scales_of<kType>(scaled, static_cast<int>(threadIdx.x % 32) / 4, k % B::kPanel.block_k, of);
+      }
+      expand_step<kType>(scaled, of, k % B::kPanel.block_k, to + step * 64);
     }
   }
 
@@ -194,7 +204,7 @@ class Multiplier {
   static constexpr int kOfWarp = B::kUnits / B::kMultipliers;
   static constexpr int kPieces = B::kColumns / 8;               // of 16 bytes, of a row of x
   static constexpr int kRows = B::kMultipliers * 32 / kPieces;  // that come at once
-  static_assert(B::kMultipliers * 32 % kPieces == 0);
+  static_assert(B::kMultipliers * 32 % kPieces == 0 && kTiles * 8 % kRows == 0);
 
  public:
   __device__ Multiplier(const HalfProduct& p, char* shared)
@@ -214,7 +224,6 @@ class Multiplier {
       const Half* from = x_ + first;
 #pragma unroll
       for (int row = 0; row < kTiles * 8; row += kRows) {
-        if (kTiles * 8 % kRows != 0 && row + row_ >= kTiles * 8) break;
         copy_16(to + row * B::kXRow, reinterpret_cast<const std::byte*>(from), true);
         if (row + row_ + kRows < rows_) from += kRows * inputs_;
       }
