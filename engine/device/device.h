@@ -85,7 +85,7 @@ struct PackedProduct {
   PackedMatrix w = {};
   int64_t first = 0;
 
-  int64_t panels() const { return (product.outputs + kPanelRows - 1) / kPanelRows; }
+  HEADRACE_BOTH int64_t panels() const { return (product.outputs + kPanelRows - 1) / kPanelRows; }
 };
 // Rows of x with which products may read low-bit weights as they are packed.
 inline constexpr int64_t kFewRows = 64;
@@ -159,7 +159,8 @@ class Device {
   virtual void to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) = 0;
   virtual void normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
                          Half* y) = 0;
-  // Panels [first, end) of w as rows of f16 [..][w.cols], as many as w has, which begin at 16 bytes.
+  // Panels [first, end) of w as rows of f16 [..][w.cols], as many as w has, which begin at 16
+  // bytes.
   virtual void unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
                       Half* rows) = 0;
   virtual void multiply(DeviceStream& stream, const HalfProduct& product) = 0;

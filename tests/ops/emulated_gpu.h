@@ -34,7 +34,7 @@ struct float2 {
 };
 class Block;
 inline Dim threadIdx, blockIdx;
-inline Block* block = nullptr;
+inline Block* running = nullptr;
 
 class Block {
  public:
@@ -50,7 +50,7 @@ class Block {
   void run(Dim index, const std::function<void(char* shared)>& body) {
     body_ = &body;
     blockIdx = index;
-    block = this;
+    running = this;
     for (size_t i = 0; i < fibers_.size(); ++i) start(i);
     for (size_t left = fibers_.size(); left > 0;) {
       const size_t next = choose();
@@ -59,7 +59,7 @@ class Block {
       swapcontext(&main_, &fibers_[next].context);
       if (fibers_[next].done) --left;
     }
-    block = nullptr;
+    running = nullptr;
   }
 
   void wait_for_block() {
@@ -135,7 +135,7 @@ class Block {
   }
 
   static void body() {
-    Block& here = *block;
+    Block& here = *running;
     (*here.body_)(reinterpret_cast<char*>(here.shared_.data()));
     here.fibers_[here.current_].done = true;
   }
@@ -179,10 +179,10 @@ T max(T a, T b) {
 }
 using std::fmaxf;
 
-inline void __syncthreads() { block->wait_for_block(); }
+inline void __syncthreads() { running->wait_for_block(); }
 inline void __syncwarp() {
   int nothing = 0;
-  block->together<int>(nothing, [](auto&) {});
+  running->together<int>(nothing, [](auto&) {});
 }
 
 // `from`: the lane that each lane reads.
@@ -191,7 +191,7 @@ T exchanged(T value, From from) {
   struct Lane {
     T value, result;
   } mine{value, value};
-  block->together<Lane>(mine, [&](auto& all) {
+  running->together<Lane>(mine, [&](auto& all) {
     for (int i = 0; i < Block::kWarp; ++i) all[i]->result = all[from(i)]->value;
   });
   return mine.result;
@@ -208,7 +208,7 @@ T __shfl_sync(unsigned, T value, int source) {
     int source;
     T result;
   } mine{value, source, value};
-  block->together<Lane>(mine, [](auto& all) {
+  running->together<Lane>(mine, [](auto& all) {
     for (Lane* lane : all) lane->result = all[lane->source]->value;
   });
   return mine.result;
@@ -217,7 +217,7 @@ inline bool __any_sync(unsigned, bool value) {
   struct Lane {
     bool value, result;
   } mine{value, false};
-  block->together<Lane>(mine, [](auto& all) {
+  running->together<Lane>(mine, [](auto& all) {
     const bool any = std::any_of(std::begin(all), std::end(all), [](Lane* l) { return l->value; });
     for (Lane* lane : all) lane->result = any;
   });
@@ -228,13 +228,13 @@ inline bool __any_sync(unsigned, bool value) {
 
 inline void copy_16(char* to, const std::byte* from, bool is_there) {
   static constexpr std::byte kZeros[16] = {};
-  block->copy(to, is_there ? from : kZeros);
+  running->copy(to, is_there ? from : kZeros);
 }
-inline void wait_for_block() { block->wait_for_block(); }
-inline void end_copies() { block->end_copies(); }
+inline void wait_for_block() { running->wait_for_block(); }
+inline void end_copies() { running->end_copies(); }
 template <int kBut>
 void wait_for_copies() {
-  block->wait_for_copies(kBut);
+  running->wait_for_copies(kBut);
 }
 
 inline float exp2_of(float x) {
@@ -265,7 +265,7 @@ inline uint16_t matrix_element(MatrixLane* const (&all)[Block::kWarp], int matri
   return element;
 }
 inline void load_matrices(MatrixLane& mine, bool turned) {
-  block->together<MatrixLane>(mine, [turned](auto& all) {
+  running->together<MatrixLane>(mine, [turned](auto& all) {
     for (int lane = 0; lane < Block::kWarp; ++lane) {
       for (int m = 0; m < 4; ++m) {
         const int a = lane / 4, b = lane % 4 * 2;
@@ -295,7 +295,7 @@ inline void multiply_add(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1
     float* c;
     uint32_t a[4], b[2];
   } mine{c, {a.x, a.y, a.z, a.w}, {b0, b1}};
-  block->together<Lane>(mine, [](auto& all) {
+  running->together<Lane>(mine, [](auto& all) {
     float left[16][16], right[16][8];
     const auto of = [](uint32_t pair, int i) {
       return f16_to_f32(static_cast<uint16_t>(pair >> (16 * i)));

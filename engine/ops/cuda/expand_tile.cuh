@@ -30,12 +30,12 @@ __device__ void expand_tile(const char* packed, int columns, int row_bytes, char
   static_assert(kScaleColumns<kType> % kExpanded == 0);
   const auto row = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   for (int first = warp * kExpanded; first < columns; first += kExpandThreads / 32 * kExpanded) {
-    const auto* const scaled =
+    const auto* const block =
         reinterpret_cast<const std::byte*>(packed) + first / kPanel.block_k * kPanel.block_bytes;
     const int k = first % kPanel.block_k;
-    const Affine of = panel_affine<kType>(scaled, row, k);
+    const Affine of = panel_affine<kType>(block, row, k);
     const auto weight = [&](int at) {
-      return weight_of<kType>(of, panel_code<kType>(scaled, row, at));
+      return weight_of<kType>(of, panel_code<kType>(block, row, at));
     };
     uint32_t pairs[kExpanded / 2];
 #pragma unroll

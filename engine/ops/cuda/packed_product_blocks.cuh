@@ -61,9 +61,9 @@ inline __device__ int panel_row(int half, int g, int later) { return half * 16 +
 // Codes of panel_row(0, g, 0), (0, g, 1), (1, g, 0) and (1, g, 1), column k of a block, before they
 // are shifted to their signed meaning (see panel_code()).
 template <DType kType>
-__device__ void codes_of(const std::byte* scaled, int g, int k, int (&codes)[4]) {
+__device__ void codes_of(const std::byte* block, int g, int k, int (&codes)[4]) {
   constexpr PanelLayout kPanel = panel_layout(kType);
-  const std::byte* const low = scaled + kPanel.codes_offset + 2 * g;
+  const std::byte* const low = block + kPanel.codes_offset + 2 * g;
   const auto two_bytes = [](const std::byte* at) {
     return static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(at));
   };
@@ -98,16 +98,15 @@ __device__ void codes_of(const std::byte* scaled, int g, int k, int (&codes)[4])
 
 // Of the rows whose codes codes_of() gives, for columns [k, k + kScaleColumns) of a block.
 template <DType kType>
-__device__ void scales_of(const std::byte* scaled, int g, int k, Affine (&of)[4]) {
+__device__ void scales_of(const std::byte* block, int g, int k, Affine (&of)[4]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) of[i] = panel_affine<kType>(scaled, panel_row(i / 2, g, i % 2), k);
+  for (int i = 0; i < 4; ++i) of[i] = panel_affine<kType>(block, panel_row(i / 2, g, i % 2), k);
 }
 
 // This lane's part of 32 x 16 weights, columns [k, k + 16) of a block, each with the bits of
 // panel_weight() and to_half().
 template <DType kType>
-__device__ void expand_step(const std::byte* scaled, const Affine (&of)[4], int k,
-                            uint4* expanded) {
+__device__ void expand_step(const std::byte* block, const Affine (&of)[4], int k, uint4* expanded) {
   const auto lane = static_cast<int>(threadIdx.x % 32);
   const int g = lane / 4;
   uint32_t pairs[4][2];  // of each row, of columns 2t and 2t + 1, and of those 8 columns on
@@ -117,7 +116,7 @@ __device__ void expand_step(const std::byte* scaled, const Affine (&of)[4], int 
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       int codes[4];
-      codes_of<kType>(scaled, g, k + lane % 4 * 2 + pair * 8 + i, codes);
+      codes_of<kType>(block, g, k + lane % 4 * 2 + pair * 8 + i, codes);
 #pragma unroll
       for (int row = 0; row < 4; ++row) {
         weights[row][i] = weight_of<kType>(of[row], codes[row]);
@@ -165,11 +164,11 @@ class Expander {
     for (int i = 0; i < kOfWarp; ++i) {
       const int step = first + i, k = step * 16;
       if (k >= columns) return;
-      const std::byte* const scaled = packed + k / B::kPanel.block_k * B::kPanel.block_bytes;
+      const std::byte* const block = packed + k / B::kPanel.block_k * B::kPanel.block_bytes;
       if (i % kOfScales == 0) {
-        scales_of<kType>(scaled, static_cast<int>(threadIdx.x % 32) / 4, k % B::kPanel.block_k, of);
+        scales_of<kType>(block, static_cast<int>(threadIdx.x % 32) / 4, k % B::kPanel.block_k, of);
       }
-      expand_step<kType>(scaled, of, k % B::kPanel.block_k, to + step * 64);
+      expand_step<kType>(block, of, k % B::kPanel.block_k, to + step * 64);
     }
   }
 
@@ -280,17 +279,13 @@ class Multiplier {
   float sums_[kOfWarp][4] = {};
 };
 
-inline __device__ int64_t panels_of(const PackedWork& work) {
-  return (work.of.product.outputs + kPanelRows - 1) / kPanelRows;
-}
-
 // Each block has a panel of all the works' together.
 template <DType kType, int kTiles>
 __device__ void packed_product_block(const PackedWorks& works, char* shared) {
   using B = PackedBlock<kType, kTiles>;
   int64_t number = blockIdx.x;
   int which = 0;
-  while (number >= panels_of(works.all[which])) number -= panels_of(works.all[which++]);
+  for (; number >= works.all[which].of.panels(); ++which) number -= works.all[which].of.panels();
   const PackedWork& work = works.all[which];
   const HalfProduct& p = work.of.product;
   const int tiles = static_cast<int>((p.inputs + B::kColumns - 1) / B::kColumns);
