@@ -120,6 +120,15 @@ class Float16(Gpu):
         for formats in (("--weights", "q4"), ("--kv", "q8"), ("--weights", "q8", "--kv", "q4")):
             self.check(TINY[0], 300, "760MiB", *formats)
 
+    # Few rows may read weights as they are packed, more find them expanded.
+    def test_a_larger_model_in_4_bits(self):
+        model, formats = "synthetic:qwen2.5-0.5b", ("--weights", "q4")
+        requests = requests_of(LARGE_VOCABULARY)
+        expected = self.generate(model, requests, *CUDA, *formats, limit=120)
+        self.check_same(model, requests, expected, [(*way, *formats) for way in [
+            (*CUDA, "--max-batch", 1, "--prefill-chunk", 1), (*CUDA, "--max-batch", 3, "--prefill-chunk", 33),
+            (*CUDA, "--max-batch", 8, "--device-weights", 0), (2, *CUDA, "--max-batch", 6)]])
+
     def test_larger_models(self):
         self.check("synthetic:qwen2.5-0.5b", LARGE_VOCABULARY, "1300MiB")
         self.assertTrue(any("of them in host memory" in job.log() for job in self.jobs))

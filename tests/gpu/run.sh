@@ -106,6 +106,9 @@ if [[ ${1:-} != --tests ]]; then
   bench qwen2.5-0.5b --model synthetic:qwen2.5-0.5b:bf16 --batch 1,4,16,64 --repeat 5
   opt=(--model synthetic:opt-6.7b --prompt-tokens 512 --generate-tokens 32 --prefill-chunk 512)
   bench opt-6.7b "${opt[@]}" --batch 32,192 --repeat 5
+  # Few rows, which may read the weights as they are packed.
+  bench qwen2.5-0.5b-q4 --model synthetic:qwen2.5-0.5b --weights q4 --batch 1,16,64 --repeat 3
+  bench opt-6.7b-q4 "${opt[@]}" --weights q4 --batch 32 --repeat 3
   bench opt-6.7b-q4-from-host "${opt[@]}" --batch 256 --weights q4 --device-weights 250MiB --repeat 3
   host=(--batch 128 --device-weights 0 --device-memory 6GiB)
   bench opt-6.7b-all-on-host "${opt[@]}" "${host[@]}"
