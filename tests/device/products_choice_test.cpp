@@ -20,6 +20,10 @@ using Result = HalfProduct::Result;
 
 constexpr int64_t kInputs = 48, kOutputs = 96, kMostRows = 80;
 
+std::string name_of(const testing::TestParamInfo<Result>& info) {
+  return info.param == Result::kFloat ? "float" : info.param == Result::kAdded ? "added" : "relu";
+}
+
 class ProductChoice : public testing::TestWithParam<Result> {
  protected:
   ProductChoice() {
@@ -213,11 +217,7 @@ TEST_P(ProductChoice, WhatNoneCanDoIsAnError) {
 
 INSTANTIATE_TEST_SUITE_P(Results, ProductChoice,
                          testing::Values(Result::kFloat, Result::kAdded, Result::kReluHalf),
-                         [](const auto& result) {
-                           return std::string(result.param == Result::kFloat   ? "float"
-                                              : result.param == Result::kAdded ? "added"
-                                                                               : "relu");
-                         });
+                         name_of);
 
 // Three at once, as q, k and v are.
 class ProductsAtOnce : public ProductChoice {
@@ -273,9 +273,7 @@ TEST_P(ProductsAtOnce, ABiasThatIsAlignedByChanceOnly) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Results, ProductsAtOnce, testing::Values(Result::kFloat, Result::kAdded),
-                         [](const auto& result) {
-                           return std::string(result.param == Result::kFloat ? "float" : "added");
-                         });
+                         name_of);
 
 // Of low-bit weights, which a kernel may read as they are.
 class PackedChoice : public ProductChoice {
@@ -488,11 +486,7 @@ TEST_P(PackedChoice, EachFormatByItself) {
 
 INSTANTIATE_TEST_SUITE_P(Results, PackedChoice,
                          testing::Values(Result::kFloat, Result::kAdded, Result::kReluHalf),
-                         [](const auto& result) {
-                           return std::string(result.param == Result::kFloat   ? "float"
-                                              : result.param == Result::kAdded ? "added"
-                                                                               : "relu");
-                         });
+                         name_of);
 
 }  // namespace
 }  // namespace headrace
