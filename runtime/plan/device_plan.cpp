@@ -18,7 +18,7 @@ constexpr uint64_t kLibraries = 640 << 20;  // of device memory: cuBLASLt and wh
 constexpr uint64_t kOnTheWay = 96 << 20;    // of host memory, while weights are brought over
 constexpr uint64_t kReadAhead = 256 << 20;  // of a ring, where there is room
 constexpr int64_t kLeastRows = 512;         // of a step, where the user wants as many
-constexpr int kSlots = 3;                   // layers on the device that pass through
+constexpr int kSlots = 3, kLeastSlots = 2;  // for layers that pass through the device
 constexpr uint64_t kWindow = 512 << 20;     // for KV pages that come from the host
 // Of the memory's rate, with which weights are expanded to f16; measured (tests/perf/gpu.md).
 constexpr double kPlainExpansion = 0.8, kLowBitExpansion = 0.45;
@@ -92,15 +92,26 @@ class DevicePlanner {
     sizes.slots = sequences;
     sizes.weights.half_rows = device_.half;
     sizes.weights.resident.assign(layout_.units.size(), false);
-    sizes.weights.slots = kSlots;
     return sizes;
+  }
+
+  // With fewer slots less is copied ahead, but there is more room.
+  std::optional<StagePlan> for_sequences(int sequences) const {
+    std::optional<StagePlan> best;
+    for (int slots = kSlots; slots >= kLeastSlots; --slots) {
+      const std::optional<StagePlan> plan = with_slots(slots, sequences);
+      if (plan && (!best || serves_more(*plan, *best))) best = plan;
+      if (best && is_all_there(*best)) break;
+    }
+    return best;
   }
 
   // Fewer rows in a step leave more room for weights and KV pages, but all weights that pass
   // through come over for each of the steps that prompts take.
-  std::optional<StagePlan> for_sequences(int sequences) const {
+  std::optional<StagePlan> with_slots(int slots, int sequences) const {
     std::optional<StagePlan> best;
     DeviceStage::Sizes sizes = start(sequences);
+    sizes.weights.slots = slots;
     for (;; halve_rows(sizes)) {
       const std::optional<StagePlan> plan = with_rows(sizes, sequences);
       if (plan && (!best || serves_more(*plan, *best))) best = plan;
@@ -326,9 +337,9 @@ class DevicePlanner {
     if (cpus > 0 && rates_.host_memory > 0) {
       plan.host_s = std::max(plan.host_s, (cpus * kv + copied) / rates_.host_memory);
     }
-    plan.compute_s = groups * (weights / rates_.device_memory +
-                               layout_.range.layers() * kLayerOverhead) +
-                     std::max(plan.host_s, (1 - cpus) * kv / rates_.device_memory);
+    plan.compute_s =
+        groups * (weights / rates_.device_memory + layout_.range.layers() * kLayerOverhead) +
+        std::max(plan.host_s, (1 - cpus) * kv / rates_.device_memory);
     if (rates_.disk > 0) {
       // Full pages come in every round, and one in so many fills another.
       const double moved = std::max(0.0, kv - page_each / 2) + page_each / kPageTokens;
@@ -368,12 +379,13 @@ class DevicePlanner {
   std::string refusal() const {
     const int sequences = workload_.exact ? workload_.sequences : 1;
     DeviceStage::Sizes least = start(sequences);
+    least.weights.slots = kLeastSlots;
     least.kv_host_pages = least.kv_pages;
     least.kv_window = window_pages(least, 0);
     while (least.step_rows > kLeastRows) halve_rows(least);
     const std::string table =
         "\n  weights      " + format_bytes(DeviceWeights::bytes_needed(layout_, least.weights)) +
-        " for " + std::to_string(kSlots) + " layers on their way" + "\n  needed       " +
+        " for " + std::to_string(kLeastSlots) + " layers on their way" + "\n  needed       " +
         format_bytes(bytes(least)) + "\n  budget       " + format_bytes(device_.memory);
     if (bytes(least) > device_.memory) {
       return "device memory is too small for this stage" + table +

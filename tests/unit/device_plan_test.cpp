@@ -168,7 +168,30 @@ TEST_F(DevicePlanTest, TheUserMayKeepWeightsOffTheDevice) {
   const StagePlan none = plan(uint64_t{8} << 30);
   EXPECT_EQ(none.device->weights, 0U);
   EXPECT_GT(none.device->streamed, 200 * kMiB);
+  EXPECT_EQ(none.device->sizes.weights.slots, 3) << "fewer would bring nothing";
   build(none);
+}
+
+TEST_F(DevicePlanTest, FewerLayersAreOnTheirWayWhereThereIsLittleRoom) {
+  open("synthetic:smollm2-135m");
+  uint64_t more = 60 * kMiB;
+  while (!refusal(kLibraries + more).empty()) more += kMiB / 4;
+  const StagePlan least = plan(kLibraries + more);
+  EXPECT_EQ(least.device->sizes.weights.slots, 2);
+  build(least);
+  EXPECT_NE(refusal(kLibraries + more - kMiB).find("for 2 layers on their way"), std::string::npos);
+}
+
+// A layer of f16 is 3.4 GiB, and once more as rows.
+TEST_F(DevicePlanTest, AVeryLargeModelPassesThroughASmallDevice) {
+  open("synthetic:opt-175b");
+  workload_ = {64, false, 544, 512, 544, 1};
+  sizes_.slots = 64;
+  limits_.host_memory = uint64_t{1} << 40;
+  const StagePlan some = plan(uint64_t{12} << 30);
+  EXPECT_EQ(some.device->weights, 0U);
+  EXPECT_EQ(some.device->sizes.weights.slots, 2);
+  EXPECT_GE(some.sizes.slots, 32);
 }
 
 TEST_F(DevicePlanTest, TheUserMayKeepKvPagesOffTheDevice) {
