@@ -10,14 +10,9 @@ namespace {
 constexpr uint64_t kAligned = 256;
 constexpr int64_t kHeadRows = 16384;  // of the head, which are expanded at a time
 
-// Rows of f16 take no more.
-bool becomes_rows(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
-}
-
 PackedMatrix resident_matrix(const PlacedMatrix& placed, bool half_rows) {
   PackedMatrix matrix{placed.tensor->dtype, placed.tensor->rows, placed.tensor->cols};
-  matrix.half_rows = half_rows && becomes_rows(matrix.dtype);
+  matrix.half_rows = half_rows && !is_low_bit(matrix.dtype);
   return matrix;
 }
 
@@ -58,7 +53,7 @@ uint64_t DeviceWeights::expanded_bytes(const WeightLayout& layout,
     if (layout.units[u].kind != WeightUnit::Kind::kLayer) continue;
     uint64_t bytes = 0;
     for (const PlacedMatrix& placed : layout.units[u].matrices) {
-      if (placement.has(u) && becomes_rows(placed.tensor->dtype)) continue;
+      if (placement.has(u) && !is_low_bit(placed.tensor->dtype)) continue;
       PackedMatrix rows{placed.tensor->dtype, placed.tensor->rows, placed.tensor->cols};
       rows.half_rows = true;
       bytes += matrix_bytes(rows);
@@ -67,7 +62,7 @@ uint64_t DeviceWeights::expanded_bytes(const WeightLayout& layout,
   }
   if (!layout.range.is_last) return most;
   const TensorInfo& head = *layout.units[layout.head_unit()].matrices.front().tensor;
-  if (placement.has(layout.head_unit()) && becomes_rows(head.dtype)) return most;
+  if (placement.has(layout.head_unit()) && !is_low_bit(head.dtype)) return most;
   PackedMatrix part{head.dtype, std::min(head.rows, kHeadRows), head.cols};
   part.half_rows = true;
   return std::max(most, matrix_bytes(part));
@@ -83,7 +78,7 @@ DeviceWeights::Expansions DeviceWeights::expansions(const WeightLayout& layout,
     if (!is_layer && !is_head) continue;
     const auto matrices = std::span(layout.units[u].matrices);
     for (const PlacedMatrix& placed : is_layer ? matrices : matrices.first(1)) {
-      const bool is_plain = becomes_rows(placed.tensor->dtype);
+      const bool is_plain = !is_low_bit(placed.tensor->dtype);
       if (placement.has(u) && is_plain) continue;
       Expansion& expansion = is_plain ? all.plain : all.low_bit;
       expansion.packed += placed.bytes();
@@ -256,7 +251,7 @@ void DeviceWeights::fill_from(int layer, bool from_disk) {
 bool DeviceWeights::stays_packed(const LayerWeights& weights) const {
   return few_rows_ && std::ranges::all_of(kLayerMatrices, [&](const auto matrix) {
            const PackedMatrix& w = (weights.*matrix).weight;
-           return w.rows == 0 || w.half_rows || !becomes_rows(w.dtype);
+           return w.rows == 0 || w.half_rows || is_low_bit(w.dtype);
          });
 }
 

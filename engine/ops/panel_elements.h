@@ -2,6 +2,7 @@
 // (ops/packed_matrix.h shows the layout). Plain code that the scalar CPU path and the GPU share.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -70,6 +71,8 @@ HEADRACE_BOTH constexpr PanelLayout panel_layout(DType dtype) {
   return plain_layout(4);
 }
 
+HEADRACE_BOTH constexpr bool is_low_bit(DType dtype) { return panel_layout(dtype).low_bits > 0; }
+
 // Bytes of a panel of so many columns, a multiple of the dtype's block_elements.
 HEADRACE_BOTH constexpr size_t panel_bytes(DType dtype, int64_t cols) {
   const PanelLayout layout = panel_layout(dtype);
@@ -103,7 +106,8 @@ HEADRACE_BOTH inline int panel_code(const std::byte* block, int r, int k) {
   return code;
 }
 
-// w = scale * signed code [+ offset], each step rounded.
+// w = scale * signed code [+ offset], rounded once: with an offset the product is exact, of 17 bits
+// of scale at most and 8 of code.
 struct Affine {
   float scale, offset;
 };
@@ -162,6 +166,12 @@ HEADRACE_BOTH constexpr int signed_code(int code) {
   }
 }
 
+template <DType kType>
+HEADRACE_BOTH inline float weight_of(const Affine& of, int code) {
+  const auto factor = static_cast<float>(signed_code<kType>(code));
+  return kHasOffset<kType> ? std::fma(of.scale, factor, of.offset) : of.scale * factor;
+}
+
 // The weight of row r and column k of a panel.
 template <DType kType>
 HEADRACE_BOTH inline float panel_weight(const std::byte* panel, int r, int64_t k) {
@@ -178,10 +188,8 @@ HEADRACE_BOTH inline float panel_weight(const std::byte* panel, int r, int64_t k
     return bf16_to_f32(u16_at(block + r * 2));
   } else {
     const int column = static_cast<int>(k % kLayout.block_k);
-    const Affine a = panel_affine<kType>(block, r, column);
-    const float product =
-        a.scale * static_cast<float>(signed_code<kType>(panel_code<kType>(block, r, column)));
-    return kHasOffset<kType> ? product + a.offset : product;
+    return weight_of<kType>(panel_affine<kType>(block, r, column),
+                            panel_code<kType>(block, r, column));
   }
 }
 

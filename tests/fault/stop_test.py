@@ -101,7 +101,7 @@ class Stop(harness.ProgramTest):
 
     def test_what_one_rank_finds_is_said_before_the_others_miss_it(self):
         """The rank leaves rank 0 the first word, but for less long than the others wait for it."""
-        for timeout in (2, 20):
+        for timeout in (4, 20):
             with self.subTest(timeout=timeout):
                 begin = time.monotonic()
                 job = self.start(*self.options("--input", self.input, "--peer-timeout", timeout),
@@ -110,9 +110,7 @@ class Stop(harness.ProgramTest):
                 seconds = time.monotonic() - begin
                 self.assertEqual(code, harness.DOES_NOT_FIT, job.log())
                 self.assertIn("--host-memory", job.log())
-                # On a busy machine the others may miss it before they are ended.
-                said, missed = (job.log().find(text) for text in ("--host-memory", "gave no sign of life"))
-                self.assertTrue(missed < 0 or said < missed and timeout == 2, job.log())
+                self.assertNotIn("gave no sign of life", job.log())
                 print(f"--peer-timeout {timeout}: over after {seconds:.1f} s", flush=True)
                 job.await_no_process()
 

@@ -241,7 +241,7 @@ TYPED_TEST(PackedProducts, PanelsBecomeRows) {
     std::vector<Half> rows(elements + 16, Half{0xFFFF});
     for (unsigned panel = 0; panel < w.panel_count() - kFirst; ++panel) {
       for (unsigned columns = 0; columns < (cols + 255) / 256; ++columns) {
-        cuda::Block one(cuda::kExpandThreads, cuda::UnpackRoom<kType>::kBytes, panel + columns);
+        cuda::Block one(cuda::kUnpackThreads, cuda::UnpackRoom<kType>::kBytes, panel + columns);
         one.run({panel, columns},
                 [&](char* shared) { cuda::unpack_block<kType>(w, kFirst, rows.data(), shared); });
       }

@@ -98,8 +98,9 @@ Products::PackedOrder Products::packed_order(cudaStream_t stream, const PackedPr
                                              Half* rows) {
   const HalfProduct p = expanded(packed, rows);
   const Shape shape = Algorithms::shape_of(p);
-  const bool is_low_bit = panel_layout(packed.w.dtype).low_bits > 0;
-  if (!is_low_bit || p.rows > kFewRows || shape.aligned.operands < 16) return std::nullopt;
+  if (!is_low_bit(packed.w.dtype) || p.rows > kFewRows || shape.aligned.operands < 16) {
+    return std::nullopt;
+  }
   const auto key = std::tuple(shape, power_of_two(p.rows), packed.w.dtype);
   auto found = packed_.find(key);
   if (found == packed_.end()) {

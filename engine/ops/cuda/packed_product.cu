@@ -11,7 +11,8 @@
 namespace headrace::cuda {
 namespace {
 
-// Blocks of an SM at once, as an H100 has shared memory for them, and registers.
+// Blocks of an SM at once: as an H100 has shared memory for them, and 48 registers for each of 1280
+// threads.
 template <typename B>
 constexpr int kBlocks = std::clamp(227 * 1024 / (B::kBytes + 1024), 1, 1280 / B::kThreads);
 
@@ -55,41 +56,29 @@ bool start(cudaStream_t stream, const PackedWorks& works) {
   return start<kType, 8>(stream, works);
 }
 
+using Start = bool (*)(cudaStream_t, const PackedWorks&);
+// In the order of the enum.
+constexpr Start kStarts[kDTypeCount] = {nullptr,
+                                        nullptr,
+                                        nullptr,
+                                        start<DType::kQ8_0>,
+                                        start<DType::kQ4_0>,
+                                        start<DType::kQ4_1>,
+                                        start<DType::kQ5_0>,
+                                        start<DType::kQ5_1>,
+                                        start<DType::kQ2_K>,
+                                        start<DType::kQ3_K>,
+                                        start<DType::kQ4_K>,
+                                        start<DType::kQ5_K>,
+                                        start<DType::kQ6_K>,
+                                        start<DType::kG8>,
+                                        start<DType::kG4>};
+
 }  // namespace
 
 bool multiply_packed(cudaStream_t stream, const PackedWorks& works) {
   if (works.count == 0 || works.all[0].of.product.rows == 0) return true;
-  switch (works.all[0].of.w.dtype) {
-    case DType::kQ8_0:
-      return start<DType::kQ8_0>(stream, works);
-    case DType::kQ4_0:
-      return start<DType::kQ4_0>(stream, works);
-    case DType::kQ4_1:
-      return start<DType::kQ4_1>(stream, works);
-    case DType::kQ5_0:
-      return start<DType::kQ5_0>(stream, works);
-    case DType::kQ5_1:
-      return start<DType::kQ5_1>(stream, works);
-    case DType::kQ2_K:
-      return start<DType::kQ2_K>(stream, works);
-    case DType::kQ3_K:
-      return start<DType::kQ3_K>(stream, works);
-    case DType::kQ4_K:
-      return start<DType::kQ4_K>(stream, works);
-    case DType::kQ5_K:
-      return start<DType::kQ5_K>(stream, works);
-    case DType::kQ6_K:
-      return start<DType::kQ6_K>(stream, works);
-    case DType::kG8:
-      return start<DType::kG8>(stream, works);
-    case DType::kG4:
-      return start<DType::kG4>(stream, works);
-    case DType::kF32:
-    case DType::kF16:
-    case DType::kBF16:
-      break;
-  }
-  return false;
+  return kStarts[static_cast<int>(works.all[0].of.w.dtype)](stream, works);
 }
 
 }  // namespace headrace::cuda

@@ -11,7 +11,6 @@
 #include <cstdint>
 
 #include "engine/half.h"
-#include "engine/ops/cuda/expand_tile.cuh"
 #include "engine/ops/cuda/packed_product.h"
 #include "engine/ops/panel_elements.h"
 
@@ -30,22 +29,23 @@ struct PackedBlock {
   static constexpr int kMultipliers = std::min(kUnits, 8);  // warps
   static constexpr int kThreads = (kExpanders + kMultipliers) * 32;
 
-  // Tiles that are on their way. Those of x and what is expanded are used a tile later.
-  static constexpr int kAhead = 3, kXAhead = 1, kXSlots = kXAhead + 1;
+  // Tiles that are on their way, packed; of x, and of what is expanded, one is while another is
+  // used.
+  static constexpr int kAhead = 3;
   static constexpr int kPackedTile =
       kColumns / kPanel.block_k * static_cast<int>(kPanel.block_bytes);
   static constexpr int kXRow = kColumns * 2 + 16;  // bytes; eight rows are in different banks
   static constexpr int kXTile = kTiles * 8 * kXRow;
   static constexpr int kExpandedTile = kSteps * 2 * 32 * static_cast<int>(sizeof(uint4));
   static constexpr int kX = kAhead * kPackedTile;
-  static constexpr int kExpanded = kX + kXSlots * kXTile;
+  static constexpr int kExpanded = kX + 2 * kXTile;
   static constexpr int kBytes = kExpanded + 2 * kExpandedTile;
 
   __device__ static char* packed(char* shared, int tile) {
     return shared + static_cast<unsigned>(tile) % kAhead * kPackedTile;
   }
   __device__ static char* x(char* shared, int tile) {
-    return shared + kX + static_cast<unsigned>(tile) % kXSlots * kXTile;
+    return shared + kX + static_cast<unsigned>(tile) % 2 * kXTile;
   }
   // [step][half of the panel][lane]: what the lane has of 16 x 16 weights.
   __device__ static uint4* expanded(char* shared, int tile) {
@@ -313,12 +313,11 @@ __device__ void packed_product_block(const PackedWorks& works, char* shared) {
     }
   } else {
     Multiplier<kType, kTiles> multiplier(p, shared);
-    for (int tile = 0; tile < B::kXAhead - 1; ++tile) multiplier.load(tile);
 #pragma unroll 1
     for (int i = -1; i < tiles; ++i) {
-      wait_for_copies<B::kXAhead - 1>();
+      wait_for_copies<0>();
       wait_for_block();
-      multiplier.load(i + B::kXAhead);
+      multiplier.load(i + 1);
       if (i >= 0) multiplier.multiply(i, columns(i));
     }
     multiplier.write(work, number * kPanelRows);

@@ -9,7 +9,7 @@
 namespace headrace::cuda {
 namespace {
 
-constexpr int kThreads = kExpandThreads;
+constexpr int kThreads = kUnpackThreads;
 constexpr int kPlainColumns = 64;  // of a block
 
 template <DType kType>
@@ -103,8 +103,7 @@ constexpr Unpack kUnpacks[kDTypeCount] = {unpack_f32_kernel,
 
 void unpack(cudaStream_t stream, const PackedMatrix& w, int64_t first, int64_t end, Half* rows) {
   if (first == end) return;
-  const bool is_plain = panel_layout(w.dtype).low_bits == 0;
-  const int64_t columns = is_plain ? kPlainColumns : UnpackRoom<DType::kG4>::kColumns;
+  const int64_t columns = is_low_bit(w.dtype) ? UnpackRoom<DType::kG4>::kColumns : kPlainColumns;
   const dim3 grid(static_cast<unsigned>(end - first),
                   static_cast<unsigned>((w.cols + columns - 1) / columns));
   kUnpacks[static_cast<int>(w.dtype)]<<<grid, kThreads, 0, stream>>>(w, first, rows);

@@ -5,10 +5,14 @@
 
 #include <cstdint>
 
-#include "engine/ops/cuda/expand_tile.cuh"
+#include "engine/half.h"
 #include "engine/ops/packed_matrix.h"
+#include "engine/ops/panel_elements.h"
 
 namespace headrace::cuda {
+
+constexpr int kUnpackThreads = 256;
+constexpr int kExpanded = 16;  // columns of a row that a thread expands at a time
 
 // A block's shared memory: columns of a panel as they are packed, and as rows.
 template <DType kType>
@@ -19,6 +23,33 @@ struct UnpackRoom {
   static constexpr int kPacked = kColumns / kPanel.block_k * static_cast<int>(kPanel.block_bytes);
   static constexpr int kBytes = kPacked + kPanelRows * kRow;
 };
+
+// What is packed of `columns` columns, a multiple of 32, to rows. Each weight has the bits of
+// panel_weight() and to_half().
+template <DType kType>
+__device__ void expand_columns(const char* packed, int columns, char* rows) {
+  using R = UnpackRoom<kType>;
+  constexpr PanelLayout kPanel = R::kPanel;
+  static_assert(kScaleColumns<kType> % kExpanded == 0);
+  const auto row = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  for (int first = warp * kExpanded; first < columns; first += kUnpackThreads / 32 * kExpanded) {
+    const auto* const block =
+        reinterpret_cast<const std::byte*>(packed) + first / kPanel.block_k * kPanel.block_bytes;
+    const int k = first % kPanel.block_k;
+    const Affine of = panel_affine<kType>(block, row, k);
+    const auto weight = [&](int at) {
+      return weight_of<kType>(of, panel_code<kType>(block, row, at));
+    };
+    uint32_t pairs[kExpanded / 2];
+#pragma unroll
+    for (int i = 0; i < kExpanded; i += 2) {
+      pairs[i / 2] = pack_saturated(weight(k + i), weight(k + i + 1));
+    }
+    auto* const out = reinterpret_cast<uint4*>(rows + row * R::kRow + first * 2);
+    out[0] = {pairs[0], pairs[1], pairs[2], pairs[3]};
+    out[1] = {pairs[4], pairs[5], pairs[6], pairs[7]};
+  }
+}
 
 // Panel first + blockIdx.x, columns from blockIdx.y * kColumns on. `out`: row 0 of panel `first`,
 // which begins at 16 bytes.
@@ -32,17 +63,18 @@ __device__ void unpack_block(const PackedMatrix& w, int64_t first, Half* out, ch
   const int bytes = columns / R::kPanel.block_k * static_cast<int>(R::kPanel.block_bytes);
   const std::byte* const from =
       w.panel(first + blockIdx.x) + static_cast<int64_t>(blockIdx.y) * R::kPacked;
-  for (int i = thread * 16; i < bytes; i += kExpandThreads * 16)
+  for (int i = thread * 16; i < bytes; i += kUnpackThreads * 16) {
     copy_16(shared + i, from + i, true);
+  }
   end_copies();
   wait_for_copies<0>();
   __syncthreads();
   char* const rows = shared + R::kPacked;
-  expand_tile<kType>(shared, columns, R::kRow, rows);
+  expand_columns<kType>(shared, columns, rows);
   __syncthreads();
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kPanelRows;
   const int64_t rows_left = w.rows - first * kPanelRows - row0;
-  for (int i = thread; i < kPanelRows * R::kColumns / 8; i += kExpandThreads) {
+  for (int i = thread; i < kPanelRows * R::kColumns / 8; i += kUnpackThreads) {
     const int row = i / (R::kColumns / 8), k = i % (R::kColumns / 8) * 8;
     if (row >= rows_left || k >= columns) continue;
     *reinterpret_cast<uint4*>(out + (row0 + row) * w.cols + k0 + k) =
