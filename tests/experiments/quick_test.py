@@ -54,7 +54,7 @@ class Quick(harness.ProgramTest):
         with open(self.folder / "log", "w") as log:
             process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stderr=log)
             end = time.monotonic() + 900
-            while not (out.exists() and out.read_bytes().count(b"\n")):
+            while harness.line_count(out) == 0:
                 self.assertIsNone(process.poll(), (self.folder / "log").read_text())
                 self.assertLess(time.monotonic(), end, f"no result of {run}")
                 time.sleep(0.02)

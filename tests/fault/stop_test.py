@@ -284,7 +284,7 @@ class Stop(harness.ProgramTest):
                 pass
             except OSError:  # the end
                 break
-            if not sent and self.output.exists() and self.output.read_bytes().count(b"\n") >= 10:
+            if not sent and harness.line_count(self.output) >= 10:
                 os.write(terminal, b"\x03")
                 sent = True
             if time.monotonic() > end:

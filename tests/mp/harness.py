@@ -81,6 +81,14 @@ def processes_of(session):
     return found
 
 
+def line_count(path):
+    """Of a results file, which a run makes and removes at its start, to see that it can be written."""
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
 class Job:
     """One start of the program. Standard error goes to a file, so nothing waits for a reader.
 
@@ -172,9 +180,7 @@ class Job:
 
     def await_lines(self, path, lines, limit=30):
         """Waits until a results file has so many lines."""
-        def enough():
-            return path.exists() and path.read_bytes().count(b"\n") >= lines
-        self.await_true(enough, f"{lines} results", limit)
+        self.await_true(lambda: line_count(path) >= lines, f"{lines} results", limit)
 
     def await_true(self, condition, what, limit):
         end = time.monotonic() + limit
