@@ -71,7 +71,7 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& weights, KvStor
 StageEngine::StageEngine(const ModelConfig& config, WeightStore& host_weights,
                          WeightSource& weights, KvStore& kv, Ops& ops, std::span<float> scratch,
                          const Cpu& cpu, MemoryBudget& budget, int64_t micro_batch_rows,
-                         const HostAttention& host_attention)
+                         const HostAttention& host_attention, HiddenPassage* passage)
     : config_(config),
       host_weights_(host_weights),
       weights_(weights),
@@ -80,6 +80,7 @@ StageEngine::StageEngine(const ModelConfig& config, WeightStore& host_weights,
       host_ops_(cpu),
       ops_(ops),
       host_attention_(host_attention),
+      passage_(passage),
       micro_batch_rows_(micro_batch_rows),
       block_floats_(ops_.block_floats()),
       scratch_(scratch),
@@ -120,7 +121,12 @@ void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_
       if (!config_.learned_positions) break;
       places.push_back(static_cast<int32_t>(position + config_.position_offset));
     }
-    embedded_ = ops_.enter(*tables, {tokens, places});
+    if (passes(std::ssize(tokens))) {
+      tokens_.assign(tokens.begin(), tokens.end());
+      places_ = std::move(places);
+    } else {
+      embedded_ = ops_.enter(*tables, {tokens, places});
+    }
     return;
   }
   // Where operands are f16 the tables are, too, wherever they lie.
@@ -148,19 +154,18 @@ void StageEngine::embed(std::span<const BatchItem> batch, std::span<const int32_
 }
 
 void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden) {
-  run_layers(batch, hidden);
   int64_t rows = 0;
   for (const BatchItem& item : batch) rows += item.rows;
-  ops_.leave(hidden, rows * config_.d_model);
+  run_layers(batch, hidden).leave(hidden, rows * config_.d_model);
 }
 
 void StageEngine::sweep(std::span<const BatchItem> batch, float* hidden,
                         std::span<const int64_t> rows) {
-  run_layers(batch, hidden);
-  ops_.leave_rows(hidden, config_.d_model, rows);
+  run_layers(batch, hidden).leave_rows(hidden, config_.d_model, rows);
 }
 
-void StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
+Ops& StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
+  ops_.begin_step();
   std::vector<int64_t> positions;
   for (const BatchItem& item : batch) {
     kv_.reserve(item.slot, item.first_position + item.rows);
@@ -173,6 +178,10 @@ void StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
 
   std::vector<MicroBatch> micro_batches = cut(batch);
   begin_visits(micro_batches);
+  if (passes(std::ssize(positions))) {
+    run_passing(micro_batches, hidden);
+    return host_ops_;
+  }
   float* x = std::exchange(embedded_, nullptr);
   if (!x) x = ops_.enter(hidden, std::ssize(positions) * config_.d_model);
   // Steps of so many single rows are alike, but for their tables.
@@ -182,6 +191,30 @@ void StageEngine::run_layers(std::span<const BatchItem> batch, float* hidden) {
   if (!is_alike || !ops_.repeat(std::ssize(positions))) sweep_layers(micro_batches, x);
   if (is_alike) ops_.end_repeat();
   weights_.prefetch();
+  return ops_;
+}
+
+void StageEngine::run_passing(std::vector<MicroBatch>& micro_batches, float* hidden) {
+  std::vector<int64_t> pieces;
+  for (const MicroBatch& m : micro_batches) pieces.push_back(m.rows);
+  passage_->begin_sweep(hidden, std::move(pieces), host_weights_.range().layers(),
+                        !tokens_.empty());
+  sweep_layers(micro_batches, nullptr);
+  tokens_.clear();
+  weights_.prefetch();
+  passage_->end_sweep();
+}
+
+// In the first layer they may be a token's still.
+float* StageEngine::await_passing(const MicroBatch& batch, bool in_first_layer) {
+  float* const x = passage_->acquire();
+  if (in_first_layer && !tokens_.empty()) {
+    const auto part = [&](std::span<const int32_t> ids) {
+      return ids.empty() ? ids : ids.subspan(batch.first_row, batch.rows);
+    };
+    ops_.embed(*weights_.embedding(), {part(tokens_), part(places_)}, x);
+  }
+  return x;
 }
 
 // Tables that all layers share.
@@ -201,8 +234,10 @@ void StageEngine::sweep_layers(std::vector<MicroBatch>& micro_batches, float* x)
       const Span span(Track::kCompute, "layer", {Arg::kLayer, index},
                       {Arg::kRows, micro_batch.rows});
       last_use_ = &micro_batch == &micro_batches.back();
-      run_layer(w, index - range.first_layer, micro_batch,
-                x + micro_batch.first_row * config_.d_model);
+      float* const its = x ? x + micro_batch.first_row * config_.d_model
+                           : await_passing(micro_batch, index == range.first_layer);
+      run_layer(w, index - range.first_layer, micro_batch, its);
+      if (!x) passage_->release();
     }
     weights_.release_layer(index);
   }

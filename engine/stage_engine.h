@@ -11,6 +11,7 @@
 #include "engine/memory/weight_store.h"
 #include "engine/model/config.h"
 #include "engine/ops/cpu/int8_ops.h"
+#include "engine/ops/hidden_passage.h"
 #include "engine/ops/host_attention.h"
 #include "engine/ops/rope.h"
 
@@ -29,10 +30,12 @@ class StageEngine {
               bool int8 = false);
   // The same with layers and head computed by `ops`, out of `weights`, KV pages and `scratch` in
   // their memory (scratch_bytes()). Embeddings, the final norm and projections are the host's, and
-  // attention as far as `host_attention` says: with the CPU's bits, whatever those of `ops`.
+  // attention as far as `host_attention` says: with the CPU's bits, whatever those of `ops`. Hidden
+  // states of steps that are too long for `passage` pass through it; none are without one.
   StageEngine(const ModelConfig& config, WeightStore& host_weights, WeightSource& weights,
               KvStore& kv, Ops& ops, std::span<float> scratch, const Cpu& cpu, MemoryBudget& budget,
-              int64_t micro_batch_rows, const HostAttention& host_attention = {});
+              int64_t micro_batch_rows, const HostAttention& host_attention = {},
+              HiddenPassage* passage = nullptr);
   StageEngine(const StageEngine&) = delete;
   StageEngine& operator=(const StageEngine&) = delete;
 
@@ -86,7 +89,11 @@ class StageEngine {
   void begin_visits(std::vector<MicroBatch>& micro_batches);
 
   void expect(MicroBatch& batch);
+  // `x`: all hidden states; null where they pass.
   void sweep_layers(std::vector<MicroBatch>& micro_batches, float* x);
+  bool passes(int64_t rows) const { return passage_ && rows > passage_->rows_at_once(); }
+  void run_passing(std::vector<MicroBatch>& micro_batches, float* hidden);
+  float* await_passing(const MicroBatch& batch, bool in_first_layer);
   // `layer` counts within the stage.
   void run_layer(const LayerWeights& w, int layer, MicroBatch& batch, float* x);
   // What the blocks make of `in` is added to x.
@@ -105,7 +112,8 @@ class StageEngine {
   void divide_scratch();
   const Operand* past(const Operand* x, int64_t elements) const;
   void before_head(float* hidden, int64_t rows);
-  void run_layers(std::span<const BatchItem> batch, float* hidden);
+  // Returns whose the hidden states are that come out.
+  Ops& run_layers(std::span<const BatchItem> batch, float* hidden);
   void head_pass(const Operand* x, int64_t best_rows, int64_t logit_rows, float* logits);
   void best_of_panels(const Panels& panels, const Operand* x, int64_t first_row, int64_t rows);
 
@@ -119,9 +127,12 @@ class StageEngine {
   std::optional<Int8Ops> int8_ops_;
   Ops& ops_;
   HostAttention host_attention_;
+  HiddenPassage* passage_ = nullptr;
   int64_t micro_batch_rows_, block_floats_;
   float* embedded_ = nullptr;  // where ops have the rows that embed() was called for
-  bool last_use_ = true;       // no other micro-batch of the sweep needs the layer after this one
+  // What ops look up for rows that pass, when they are wanted; none where the host has done so.
+  std::vector<int32_t> tokens_, places_;
+  bool last_use_ = true;  // no other micro-batch of the sweep needs the layer after this one
   std::vector<float> frequencies_;  // [head_dim/2]
   RopeTable rope_;                  // of the step's rows
   // Used by the layers:

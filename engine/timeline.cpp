@@ -15,9 +15,18 @@ size_t at(auto value) { return static_cast<size_t>(value); }
 }  // namespace
 
 const char* name_of(Track track) {
-  constexpr const char* kNames[] = {
-      "compute", "GPU",     "weights in",         "KV in",         "KV out",
-      "send",    "receive", "weights to the GPU", "KV to the GPU", "KV from the GPU"};
+  constexpr const char* kNames[] = {"compute",
+                                    "GPU",
+                                    "weights in",
+                                    "KV in",
+                                    "KV out",
+                                    "send",
+                                    "receive",
+                                    "weights to the GPU",
+                                    "KV to the GPU",
+                                    "KV from the GPU",
+                                    "hidden states to the GPU",
+                                    "hidden states from the GPU"};
   return kNames[at(track)];
 }
 

@@ -32,9 +32,11 @@ enum class Track : uint8_t {
   kReceive,
   kWeightsToGpu,
   kKvToGpu,
-  kKvFromGpu
+  kKvFromGpu,
+  kHiddenToGpu,
+  kHiddenFromGpu
 };
-inline constexpr int kTracks = 10;
+inline constexpr int kTracks = 12;
 const char* name_of(Track track);  // "weights in"
 
 // What the stage's thread does; at any moment it is exactly one of these.

@@ -9,7 +9,7 @@ constexpr int kDefaultSlots = 256;
 constexpr int64_t kStepRows = 512;
 constexpr int64_t kLongestStep = 8192;  // rows, where whole prompts go in one step
 // Rows on a GPU: what weights pass through the link for should be worth it, and one layer's product
-// fill the GPU.
+// fill the GPU. Of weights from disk a plan may want more.
 constexpr int64_t kDeviceStepRows = 16384;
 constexpr int64_t kDeviceMicroRows = 4096;
 // Tokens of a sequence where the input cannot be looked at beforehand.
@@ -65,6 +65,7 @@ Workload workload_of(const RunOptions& options, RequestSizes sizes, const ModelC
   workload.tokens = std::max<int64_t>(2, std::min(sizes.usual, context));
   workload.prompt = std::clamp<int64_t>(sizes.prompt, 1, workload.tokens - 1);
   workload.longest = std::min(sizes.longest, context);
+  if (options.prefill_chunk > 0) workload.chunk = options.prefill_chunk;
   workload.groups = ranks;
   workload.sampled = sizes.sampled;
   // Whole prompts go in one step as far as the user wants it.

@@ -230,8 +230,9 @@ Expected Rank::expected() const {
     expected.rates[static_cast<size_t>(Track::kKvIn)] = rates_.kv_rate();
   }
   if (plan_.device) {
-    expected.rates[static_cast<size_t>(Track::kWeightsToGpu)] = rates_.link;
-    expected.rates[static_cast<size_t>(Track::kKvToGpu)] = rates_.link;
+    for (const Track track : {Track::kWeightsToGpu, Track::kKvToGpu, Track::kHiddenToGpu}) {
+      expected.rates[static_cast<size_t>(track)] = rates_.link;
+    }
   }
   return expected;
 }
@@ -261,7 +262,7 @@ void Rank::load() {
   } else {
     stage_.emplace(config, *weights_, cpu, budget_, plan_.sizes, disk);
   }
-  const size_t bytes = link_buffer_bytes(config, plan_.sizes.step_rows);
+  const size_t bytes = link_buffer_bytes(config, plan_.hidden_rows);
   std::vector<ActivationLink::HiddenBuffer> spans;
   for (int i = 0; i < link_buffers(range_); ++i) {
     hidden_.push_back(budget_.allocate(bytes, "activations"));

@@ -97,8 +97,8 @@ class Device {
   virtual ~Device() = default;
 
   virtual std::unique_ptr<DeviceBuffer> allocate(size_t bytes) = 0;
-  // `track`: where a timeline has what the stream does; copies out of one for KV pages are on that
-  // of pages that come back.
+  // `track`: where a timeline has what the stream does; copies out of one for KV pages or hidden
+  // states are on that of what comes back.
   virtual std::unique_ptr<DeviceStream> make_stream(Track track = Track::kGpu) = 0;
   virtual std::unique_ptr<DeviceEvent> make_event() = 0;
   virtual std::unique_ptr<DeviceEvent> make_event_with_time() = 0;

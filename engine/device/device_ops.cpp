@@ -17,44 +17,49 @@ std::span<std::byte> bytes_of(float* floats, int64_t count) {
   return std::as_writable_bytes(std::span(floats, static_cast<size_t>(count)));
 }
 
+// Bytes of `rows` times `n` of them.
+template <typename T>
+size_t bytes_for(int64_t rows, int64_t n = 1) {
+  return static_cast<size_t>(rows * n) * sizeof(T);
+}
+
 // Sequences and page tables of a step.
-size_t table_bytes(int64_t step_rows, int64_t pages) {
-  return static_cast<size_t>(step_rows) * sizeof(AttentionSequence) +
-         static_cast<size_t>(pages) * sizeof(std::byte*);
+size_t table_bytes(const DeviceOps::Sizes& sizes) {
+  return bytes_for<AttentionSequence>(sizes.step_rows) + bytes_for<std::byte*>(sizes.pages);
 }
 
 }  // namespace
 
-uint64_t DeviceOps::bytes(int64_t step_rows, int64_t width, int rope_half, int64_t pages) {
-  const auto rows = static_cast<uint64_t>(step_rows);
-  return rows * (static_cast<uint64_t>(width + 2 * rope_half) * sizeof(float) + sizeof(BestToken) +
-                 2 * sizeof(int32_t)) +
-         table_bytes(step_rows, pages);
+uint64_t DeviceOps::bytes(const Sizes& sizes) {
+  return bytes_for<float>(sizes.hidden_rows, sizes.width) +
+         bytes_for<float>(sizes.step_rows, 2 * sizes.rope_half) +
+         bytes_for<int32_t>(sizes.step_rows, 2) + bytes_for<BestToken>(sizes.sequences) +
+         table_bytes(sizes);
 }
 
-uint64_t DeviceOps::host_bytes(int64_t step_rows, int rope_half, int64_t logits) {
-  const size_t of_row = std::max({static_cast<size_t>(rope_half) * sizeof(float),
-                                  2 * sizeof(int32_t), sizeof(AttentionSequence)});
-  return PinnedRoom::size_for(static_cast<size_t>(logits) * sizeof(float)) +
-         kStagings * PinnedRoom::size_for(static_cast<size_t>(step_rows) * of_row);
+uint64_t DeviceOps::host_bytes(const Sizes& sizes, int64_t logits) {
+  return PinnedRoom::size_for(bytes_for<float>(logits)) +
+         2 * PinnedRoom::size_for(bytes_for<float>(sizes.step_rows, sizes.rope_half)) +
+         kStagings * PinnedRoom::size_for(std::max(bytes_for<int32_t>(sizes.step_rows, 2),
+                                                   bytes_for<AttentionSequence>(sizes.sequences)));
 }
 
-DeviceOps::DeviceOps(Device& device, DeviceStream& stream, int64_t step_rows, int64_t width,
-                     int rope_half, int64_t pages)
+DeviceOps::DeviceOps(Device& device, DeviceStream& stream, const Sizes& sizes)
     : device_(device),
       stream_(stream),
-      hidden_(device.allocate(static_cast<size_t>(step_rows * width) * sizeof(float))),
-      tables_(device.allocate(table_bytes(step_rows, pages))),
-      best_(device.allocate(static_cast<size_t>(step_rows) * sizeof(BestToken))),
-      ids_(device.allocate(2 * static_cast<size_t>(step_rows) * sizeof(int32_t))),
-      rope_half_(rope_half),
+      hidden_(device.allocate(bytes_for<float>(sizes.hidden_rows, sizes.width))),
+      cos_(device.allocate(bytes_for<float>(sizes.step_rows, sizes.rope_half))),
+      sin_(device.allocate(bytes_for<float>(sizes.step_rows, sizes.rope_half))),
+      tables_(device.allocate(table_bytes(sizes))),
+      best_(device.allocate(bytes_for<BestToken>(sizes.sequences))),
+      ids_(device.allocate(bytes_for<int32_t>(sizes.step_rows, 2))),
+      rope_half_(sizes.rope_half),
       fetched_(device) {
-  if (rope_half > 0) {
-    const size_t bytes = static_cast<size_t>(step_rows * rope_half) * sizeof(float);
-    cos_ = device.allocate(bytes);
-    sin_ = device.allocate(bytes);
-  }
-  for (int i = 0; i < kStagings; ++i) staging_.push_back({PinnedRoom(device), device.make_event()});
+  const auto add_staging = [&](std::vector<Staging>& to) {
+    to.push_back({PinnedRoom(device), device.make_event()});
+  };
+  for (int i = 0; i < kStagings; ++i) add_staging(staging_);
+  for (int i = 0; i < 2; ++i) add_staging(rope_staging_);
 }
 
 DeviceOps::~DeviceOps() {
@@ -66,7 +71,6 @@ DeviceOps::~DeviceOps() {
 }
 
 float* DeviceOps::enter(float* host, int64_t floats) {
-  uploaded_.clear();
   const bool arrived = std::exchange(place_.arrived, false);
   if (floats == 0 || arrived) return hidden();
   const auto bytes = bytes_of(host, floats);
@@ -76,15 +80,18 @@ float* DeviceOps::enter(float* host, int64_t floats) {
 }
 
 float* DeviceOps::enter(const EmbeddingTables& tables, const EmbeddingRows& rows) {
-  uploaded_.clear();
+  embed(tables, rows, hidden());
+  return hidden();
+}
+
+void DeviceOps::embed(const EmbeddingTables& tables, const EmbeddingRows& rows, float* x) {
   std::vector<int32_t> ids(rows.tokens.begin(), rows.tokens.end());
   ids.insert(ids.end(), rows.positions.begin(), rows.positions.end());
-  bring(*ids_, std::as_bytes(std::span(ids)));
+  bring(*ids_, std::as_bytes(std::span(ids)), next_staging());
   const auto* tokens = ids_->as<int32_t>();
   device_.embed(stream_, tables, tokens,
                 rows.positions.empty() ? nullptr : tokens + rows.tokens.size(),
-                std::ssize(rows.tokens), hidden());
-  return hidden();
+                std::ssize(rows.tokens), x);
 }
 
 void DeviceOps::leave(float* host, int64_t floats) {
@@ -117,7 +124,7 @@ float* DeviceOps::fetch(float* from, int64_t floats) {
 
 void DeviceOps::begin_best(int64_t rows) {
   const std::vector<BestToken> none(static_cast<size_t>(rows));
-  bring(*best_, std::as_bytes(std::span(none)));
+  bring(*best_, std::as_bytes(std::span(none)), next_staging());
 }
 
 void DeviceOps::find_best(const float* logits, int64_t first_row, int64_t rows, int64_t width,
@@ -133,8 +140,8 @@ void DeviceOps::take_best(std::span<BestToken> host) {
 }
 
 void DeviceOps::set_rope(const RopeTable& host) {
-  bring(*cos_, std::as_bytes(host.all_cos()));
-  bring(*sin_, std::as_bytes(host.all_sin()));
+  bring(*cos_, std::as_bytes(host.all_cos()), rope_staging_[0]);
+  bring(*sin_, std::as_bytes(host.all_sin()), rope_staging_[1]);
 }
 
 void DeviceOps::normalise(const RowNorm& norm, const float* x, int64_t rows, float* y) {
@@ -246,7 +253,8 @@ const AttentionSequence* DeviceOps::upload(std::span<const AttentionSequence> se
   if (bytes > tables_->size()) throw std::logic_error("DeviceOps: a step is too large");
   std::byte* const to = tables_->data() + tables_used_;
   tables_used_ += bytes;
-  Staging& staging = stage(bytes);
+  Staging& staging = next_staging();
+  make_room(staging, bytes);
   size_t at = sequences.size_bytes();
   for (size_t i = 0; i < sequences.size(); ++i) {
     AttentionSequence s = sequences[i];
@@ -261,11 +269,9 @@ const AttentionSequence* DeviceOps::upload(std::span<const AttentionSequence> se
   return on_device;
 }
 
-DeviceOps::Staging& DeviceOps::stage(size_t bytes) {
-  Staging& staging = staging_[std::exchange(next_, (next_ + 1) % staging_.size())];
+void DeviceOps::make_room(Staging& staging, size_t bytes) {
   staging.copied->synchronize();
   staging.bytes = staging.room.of(bytes);
-  return staging;
 }
 
 void DeviceOps::bring(std::byte* to, const Staging& from) {
@@ -273,10 +279,10 @@ void DeviceOps::bring(std::byte* to, const Staging& from) {
   device_.record(stream_, *from.copied);
 }
 
-void DeviceOps::bring(DeviceBuffer& to, std::span<const std::byte> host) {
+void DeviceOps::bring(DeviceBuffer& to, std::span<const std::byte> host, Staging& staging) {
   if (host.empty()) return;
   if (host.size() > to.size()) throw std::logic_error("DeviceOps: a step is too large");
-  Staging& staging = stage(host.size());
+  make_room(staging, host.size());
   std::memcpy(staging.bytes.data(), host.data(), host.size());
   bring(to.data(), staging);
 }

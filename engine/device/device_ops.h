@@ -15,20 +15,33 @@ namespace headrace {
 
 class DeviceOps : public Ops {
  public:
-  // `step_rows` and `pages`: most rows of a step, and most KV pages of all its sequences. `device`
-  // and `stream` must outlive it. Throws DoesNotFit, ResourceMissing.
-  DeviceOps(Device& device, DeviceStream& stream, int64_t step_rows, int64_t width, int rope_half,
-            int64_t pages);
+  // The most of a step.
+  struct Sizes {
+    int64_t step_rows = 0;
+    int64_t hidden_rows = 0;  // whose hidden states are on the device at once
+    int64_t sequences = 0;
+    int64_t width = 0;  // of hidden states
+    int rope_half = 0;
+    int64_t pages = 0;  // KV pages of all sequences
+  };
+  // `device` and `stream` must outlive it. Throws DoesNotFit, ResourceMissing.
+  DeviceOps(Device& device, DeviceStream& stream, const Sizes& sizes);
   ~DeviceOps() override;
 
   // Host memory that it takes, pinned, but for page tables. `logits`: fetched at once.
-  static uint64_t host_bytes(int64_t step_rows, int rope_half, int64_t logits);
+  static uint64_t host_bytes(const Sizes& sizes, int64_t logits);
   // Device memory that it takes.
-  static uint64_t bytes(int64_t step_rows, int64_t width, int rope_half, int64_t pages);
+  static uint64_t bytes(const Sizes& sizes);
 
+  // Where hidden states are that have no other place. They may pass through it, too, while no step
+  // uses it (HiddenWindow).
+  std::span<float> hidden_room() { return {hidden_->as<float>(), hidden_->size() / sizeof(float)}; }
+
+  void begin_step() override { uploaded_.clear(); }
   void work_in(const HiddenPlace& place) override { place_ = place; }
   float* enter(float* host, int64_t floats) override;
   float* enter(const EmbeddingTables& tables, const EmbeddingRows& rows) override;
+  void embed(const EmbeddingTables& tables, const EmbeddingRows& rows, float* x) override;
   const Operand* enter_operand(float* host, int64_t rows, int64_t n) override;
   int64_t operand_bytes() const override { return sizeof(float); }
   void leave(float* host, int64_t floats) override;
@@ -86,10 +99,11 @@ class DeviceOps : public Ops {
     std::unique_ptr<DeviceEvent> copied;
     std::span<std::byte> bytes = {};
   };
-  // One that is not in use, of so many bytes.
-  Staging& stage(size_t bytes);
+  // One of them, once it is not in use.
+  Staging& next_staging() { return staging_[std::exchange(next_, (next_ + 1) % staging_.size())]; }
+  static void make_room(Staging& staging, size_t bytes);
   void bring(std::byte* to, const Staging& from);
-  void bring(DeviceBuffer& to, std::span<const std::byte> host);
+  void bring(DeviceBuffer& to, std::span<const std::byte> host, Staging& staging);
   const AttentionSequence* upload(std::span<const AttentionSequence> sequences);
 
   std::unique_ptr<DeviceBuffer> hidden_, cos_, sin_, tables_, best_, ids_;
@@ -106,7 +120,7 @@ class DeviceOps : public Ops {
   std::map<RecordingKey, std::unique_ptr<DeviceRecording>> recordings_;
   std::optional<RecordingKey> recorded_;  // the key of what is being recorded
   PinnedRoom fetched_;
-  std::vector<Staging> staging_;
+  std::vector<Staging> staging_, rope_staging_;
   size_t next_ = 0;  // of staging_
 };
 

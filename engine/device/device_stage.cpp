@@ -66,21 +66,23 @@ StagedRows::Sizes host_rows_sizes(const ModelConfig& config, const DeviceStage::
 HalfOps::Sizes half_sizes(const ModelConfig& config, const DeviceStage::Sizes& sizes) {
   HalfOps::Sizes half;
   half.step_rows = sizes.step_rows;
-  half.micro_batch_rows = sizes.micro_batch_rows;
+  half.sequences = std::min<int64_t>(sizes.slots, sizes.step_rows);
+  half.hidden_rows =
+      sizes.has_passing_rows() ? std::max(sizes.hidden_rows, half.sequences) : sizes.step_rows;
   half.width = std::max(config.d_model, config.d_embed);
   half.rope_half = config.learned_positions ? 0 : config.head_dim / 2;
   half.pages = sizes.kv_pages;
+  half.micro_batch_rows = sizes.micro_batch_rows;
   half.gated_width = config.gated_mlp ? config.d_ffn : 0;
   half.float_attention_width = sizes.kv_format == KvFormat::kF16 ? 0 : config.q_rows();
   return half;
 }
 
-std::unique_ptr<Ops> make_ops(Device& device, DeviceStream& stream, const ModelConfig& config,
-                              std::span<std::byte> room, const DeviceStage::Sizes& sizes) {
+std::unique_ptr<DeviceOps> make_ops(Device& device, DeviceStream& stream, const ModelConfig& config,
+                                    std::span<std::byte> room, const DeviceStage::Sizes& sizes) {
   const HalfOps::Sizes half = half_sizes(config, sizes);
   if (sizes.half) return std::make_unique<HalfOps>(device, stream, half, room);
-  return std::make_unique<DeviceOps>(device, stream, half.step_rows, half.width, half.rope_half,
-                                     half.pages);
+  return std::make_unique<DeviceOps>(device, stream, half);
 }
 
 }  // namespace
@@ -95,6 +97,13 @@ uint64_t DeviceStage::disk_kv_bytes(const ModelConfig& config, const StageRange&
   return KvWindow::file_bytes(window_sizes(config, range, sizes));
 }
 
+int64_t DeviceStage::host_hidden_rows(const WeightLayout& layout, const Sizes& sizes) {
+  const bool come_and_go = !layout.range.is_first || !layout.range.is_last ||
+                           sizes.has_passing_rows() ||
+                           !DeviceWeights::has_embedding(layout, sizes.weights);
+  return come_and_go ? sizes.step_rows : std::min<int64_t>(sizes.slots, sizes.step_rows);
+}
+
 uint64_t DeviceStage::host_rows_bytes(const ModelConfig& config, const Sizes& sizes) {
   return StagedRows::host_bytes(host_rows_sizes(config, sizes));
 }
@@ -102,8 +111,7 @@ uint64_t DeviceStage::host_rows_bytes(const ModelConfig& config, const Sizes& si
 uint64_t DeviceStage::host_staging_bytes(const ModelConfig& config, const StageRange& range,
                                          const Sizes& sizes) {
   const int64_t rows = range.is_last ? std::min<int64_t>(sizes.slots, StageEngine::kLogitRows) : 0;
-  const int rope_half = config.learned_positions ? 0 : config.head_dim / 2;
-  return DeviceOps::host_bytes(sizes.step_rows, rope_half, rows * config.vocab_size);
+  return DeviceOps::host_bytes(half_sizes(config, sizes), rows * config.vocab_size);
 }
 
 uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout& layout,
@@ -114,8 +122,7 @@ uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout
          KvWindow::device_bytes(window_sizes(config, layout.range, sizes)) +
          scratch_bytes(config, layout.range, sizes) +
          static_cast<uint64_t>(sizes.link_buffers) * link_buffer_bytes(config, sizes) +
-         DeviceOps::bytes(half.step_rows, half.width, half.rope_half, half.pages) +
-         (sizes.half ? HalfOps::bytes(half) : 0);
+         DeviceOps::bytes(half) + (sizes.half ? HalfOps::bytes(half) : 0);
 }
 
 DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& checkpoint,
@@ -139,6 +146,10 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
     pin({kv_host_.data(), kv_host_.size()});
     window_.emplace(*device_, *compute_, kv_host_.data(),
                     window_sizes(checkpoint.config(), host.range(), sizes), disk);
+  }
+  if (sizes.has_passing_rows()) {
+    hidden_window_.emplace(*device_, *compute_, ops_->hidden_room(), sizes.micro_batch_rows,
+                           checkpoint.config().d_model);
   }
   if (const auto rows = host_rows_sizes(checkpoint.config(), sizes); rows.rows > 0) {
     host_rows_.emplace(*device_, *compute_, budget, rows);

@@ -9,6 +9,7 @@
 
 #include "engine/device/device_ops.h"
 #include "engine/device/device_weights.h"
+#include "engine/device/hidden_window.h"
 #include "engine/device/kv_window.h"
 #include "engine/device/staged_rows.h"
 #include "engine/memory/kv_store.h"
@@ -27,6 +28,9 @@ class DeviceStage {
     double host_share = 0;  // of the pages on the host, attended to by the CPU; see HostAttention
     int slots = 1;          // sequences
     int64_t step_rows = 0, micro_batch_rows = 0;
+    // Rows whose hidden states are there at once: all of a step, or enough for a HiddenWindow of
+    // micro-batches, through which those of longer steps pass. 0: all.
+    int64_t hidden_rows = 0;
     int link_buffers = 0;    // for hidden states that come from or go to another device
     int64_t logit_rows = 1;  // rows whose logits are there at once, at least
     KvFormat kv_format = KvFormat::kF16;
@@ -34,6 +38,7 @@ class DeviceStage {
     bool half = true;
 
     bool has_passing_pages() const { return kv_host_pages + kv_disk_pages > 0; }
+    bool has_passing_rows() const { return hidden_rows > 0 && hidden_rows < step_rows; }
     int64_t kv_device_pages() const { return kv_pages - kv_host_pages - kv_disk_pages; }
   };
 
@@ -47,6 +52,9 @@ class DeviceStage {
   // Disk that KV pages take.
   static uint64_t disk_kv_bytes(const ModelConfig& config, const StageRange& range,
                                 const Sizes& sizes);
+  // Rows of a step's hidden states that host memory must have room for: those whose tokens are
+  // sampled, where no others are ever there.
+  static int64_t host_hidden_rows(const WeightLayout& layout, const Sizes& sizes);
   // Host memory for rows that the CPU attends to.
   static uint64_t host_rows_bytes(const ModelConfig& config, const Sizes& sizes);
   // Host memory, pinned, for what is small of a step, and for logits.
@@ -73,6 +81,8 @@ class DeviceStage {
   KvArena kv_on_device() { return {kv_->data(), sizes_.kv_device_pages()}; }
   // Of the pages on host and disk; null if there are none.
   KvPassage* kv_window() { return window_ ? &*window_ : nullptr; }
+  // For steps that are too long for the device; null if none are.
+  HiddenPassage* hidden_passage() { return hidden_window_ ? &*hidden_window_ : nullptr; }
   HostAttention host_attention() {
     return {host_rows_ ? &*host_rows_ : nullptr, sizes_.host_share};
   }
@@ -92,7 +102,8 @@ class DeviceStage {
   std::optional<KvWindow> window_;
   std::optional<StagedRows> host_rows_;
   std::vector<std::unique_ptr<DeviceBuffer>> link_;
-  std::unique_ptr<Ops> ops_;
+  std::unique_ptr<DeviceOps> ops_;
+  std::optional<HiddenWindow> hidden_window_;
 };
 
 }  // namespace headrace

@@ -162,7 +162,9 @@ void DeviceWeights::load(const Checkpoint& checkpoint, ThreadPool& threads, Memo
                   to);
       to += matrix_bytes(resident.matrices[i]);
     }
-    if (unit.kind == WeightUnit::Kind::kEmbedding && is_whole(unit)) keep_embedding(resident);
+    if (!looks_up(unit)) continue;
+    embedding_ = {resident.matrices.front(), {}, placement_.half_rows};
+    if (resident.matrices.size() > 1) embedding_->positions = resident.matrices[1];
   }
 }
 
@@ -170,9 +172,15 @@ bool DeviceWeights::is_whole(const WeightUnit& unit) {
   return movable(unit).size() == unit.matrices.size();
 }
 
-void DeviceWeights::keep_embedding(const Resident& resident) {
-  embedding_ = {resident.matrices.front(), {}, placement_.half_rows};
-  if (resident.matrices.size() > 1) embedding_->positions = resident.matrices[1];
+bool DeviceWeights::has_embedding(const WeightLayout& layout, const DevicePlacement& placement) {
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    if (placement.has(u) && looks_up(layout.units[u])) return true;
+  }
+  return false;
+}
+
+bool DeviceWeights::looks_up(const WeightUnit& unit) {
+  return unit.kind == WeightUnit::Kind::kEmbedding && is_whole(unit);
 }
 
 // In as many panels at once as `host` has room for.

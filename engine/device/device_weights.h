@@ -81,8 +81,11 @@ class DeviceWeights final : public WeightSource {
   // Whether the host needs nothing of a resident unit: not so where it looks tokens up, because an
   // embedding is projected, or projects logits.
   static bool is_whole(const WeightUnit& unit);
+  // Whether tokens are looked up on the device.
+  static bool has_embedding(const WeightLayout& layout, const DevicePlacement& placement);
 
  private:
+  static bool looks_up(const WeightUnit& unit);
   struct Slot {
     std::byte* memory;
     std::unique_ptr<DeviceEvent> filled, free;
@@ -103,7 +106,6 @@ class DeviceWeights final : public WeightSource {
   void load_matrix(const Checkpoint& checkpoint, const WeightUnit& unit, const PlacedMatrix& matrix,
                    ThreadPool& threads, std::span<std::byte> host, DeviceBuffer& panels,
                    std::byte* to);
-  void keep_embedding(const Resident& resident);
   // A layer whose copies are queued.
   struct Filled {
     int layer;

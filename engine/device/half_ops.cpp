@@ -22,9 +22,9 @@ size_t elements(int64_t rows, int64_t width, size_t bytes) {
 
 HalfOps::HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes,
                  std::span<std::byte> room)
-    : DeviceOps(device, stream, sizes.step_rows, sizes.width, sizes.rope_half, sizes.pages),
+    : DeviceOps(device, stream, sizes),
       room_(room),
-      entered_(device.allocate(elements(sizes.step_rows, sizes.width, sizeof(Half)))),
+      entered_(device.allocate(elements(sizes.sequences, sizes.width, sizeof(Half)))),
       attended_(device.allocate(
           elements(sizes.micro_batch_rows, sizes.float_attention_width, sizeof(float)))) {
   if (sizes.gated_width == 0) return;
@@ -33,12 +33,15 @@ HalfOps::HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes,
 }
 
 uint64_t HalfOps::bytes(const Sizes& sizes) {
-  return elements(sizes.step_rows, sizes.width, sizeof(Half)) +
+  return elements(sizes.sequences, sizes.width, sizeof(Half)) +
          elements(sizes.micro_batch_rows, sizes.gated_width, sizeof(float) + sizeof(Half)) +
          elements(sizes.micro_batch_rows, sizes.float_attention_width, sizeof(float));
 }
 
 const Operand* HalfOps::enter_operand(float* host, int64_t rows, int64_t n) {
+  if (elements(rows, n, sizeof(Half)) > entered_->size()) {
+    throw std::logic_error("HalfOps: more rows than there are sequences");
+  }
   device_.to_half(stream_, enter(host, rows * n), rows * n, entered_->as<Half>());
   return operands(entered_->as<Half>());
 }

@@ -10,11 +10,8 @@ namespace headrace {
 
 class HalfOps final : public DeviceOps {
  public:
-  struct Sizes {
-    int64_t step_rows = 0, micro_batch_rows = 0;
-    int64_t width = 0;  // of hidden states
-    int rope_half = 0;
-    int64_t pages = 0;        // KV pages of all sequences
+  struct Sizes : DeviceOps::Sizes {
+    int64_t micro_batch_rows = 0;
     int64_t gated_width = 0;  // of a gated MLP's inside; 0: there is none
     // Of the queries, where KV pages are not f16 and attention is computed in float32; else 0.
     int64_t float_attention_width = 0;

@@ -4,6 +4,20 @@
 #include <utility>
 
 namespace headrace {
+namespace {
+
+Track way_back(Track track) {
+  switch (track) {
+    case Track::kKvToGpu:
+      return Track::kKvFromGpu;
+    case Track::kHiddenToGpu:
+      return Track::kHiddenFromGpu;
+    default:
+      return track;
+  }
+}
+
+}  // namespace
 
 class TimedDevice::Stream final : public DeviceStream {
  public:
@@ -170,9 +184,8 @@ void TimedDevice::copy_in(DeviceStream& stream, std::byte* to,
 
 void TimedDevice::copy_out(DeviceStream& stream, std::span<std::byte> to_host,
                            const std::byte* from) {
-  const Track track = static_cast<Stream&>(stream).track();
-  const bool is_kv = track == Track::kKvToGpu;
-  const Op op(*this, stream, "copy", is_kv ? Track::kKvFromGpu : track, is_kv ? to_host.size() : 0);
+  const Track track = way_back(static_cast<Stream&>(stream).track());
+  const Op op(*this, stream, "copy", track, track == Track::kGpu ? 0 : to_host.size());
   device_->copy_out(inner(stream), to_host, from);
 }
 

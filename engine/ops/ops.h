@@ -57,6 +57,8 @@ class Ops {
  public:
   virtual ~Ops() = default;
 
+  // What is queued from now on is of another step: what ops keep from layer to layer is void.
+  virtual void begin_step() {}
   // Where the hidden states of the next step are, from its enter() to its leave() or leave_rows(),
   // which brings rows to the host all the same. Only on a device.
   virtual void work_in(const HiddenPlace& place) = 0;
@@ -66,7 +68,10 @@ class Ops {
   // The same, from the embedding's tables in the ops' memory. Only where the weights' source has
   // them there.
   virtual float* enter(const EmbeddingTables& tables, const EmbeddingRows& rows) = 0;
-  // Rows for linear layers, until the next call of this or enter().
+  // The same of some rows of a step that passes through the ops' memory (HiddenPassage).
+  virtual void embed(const EmbeddingTables& tables, const EmbeddingRows& rows, float* x) = 0;
+  // Rows for linear layers, until the next call of this or enter(); on a device at most one for
+  // each sequence.
   virtual const Operand* enter_operand(float* host, int64_t rows, int64_t n) = 0;
   // Bytes of an element.
   virtual int64_t operand_bytes() const = 0;

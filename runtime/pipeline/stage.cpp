@@ -60,7 +60,7 @@ Stage::Stage(const ModelConfig& config, WeightStore& weights, DeviceStage& devic
       kv_(page_shape(config, sizes.kv_format), range_.layers(), all_slots(sizes),
           device.kv_on_device(), device.kv_window()),
       engine_(config, weights, device.weights(), kv_, device.ops(), device.scratch(), cpu, budget,
-              sizes.micro_batch_rows, device.host_attention()),
+              sizes.micro_batch_rows, device.host_attention(), device.hidden_passage()),
       sizes_(sizes),
       prompt_tokens_(static_cast<size_t>(all_slots(sizes))) {
   if (range_.is_last) sampler_.emplace(cpu.kernels, all_slots(sizes), config.vocab_size);
@@ -81,10 +81,13 @@ void Stage::warm_up(float* hidden) {
     for (int64_t i = 0; i < rows; ++i) {
       tokens.push_back(static_cast<int32_t>(i * 7919 % config_.vocab_size));
     }
-    for (int64_t i = 0; i < rows * config_.d_model; ++i) {
-      hidden[i] = static_cast<float>(i * 7919 % 2003) * 1e-3f - 1.0f;
+    if (range_.is_first) {
+      engine_.embed(batch, tokens, hidden);
+    } else {
+      for (int64_t i = 0; i < rows * config_.d_model; ++i) {
+        hidden[i] = static_cast<float>(i * 7919 % 2003) * 1e-3f - 1.0f;
+      }
     }
-    if (range_.is_first) engine_.embed(batch, tokens, hidden);
     if (range_.is_last) {
       std::vector<int64_t> sampled;
       for (int64_t slot = 0; slot < slots; ++slot) sampled.push_back((slot + 1) * rows_of_each - 1);

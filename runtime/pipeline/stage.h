@@ -36,11 +36,12 @@ class Stage {
         MemoryBudget& budget, const Sizes& sizes);
 
   // Goes through a step of few rows and one of many, which nothing is left of, so that what a
-  // device does on the first of them is done. hidden: as below, overwritten.
+  // device does on the first of them is done. hidden: as for run(), overwritten.
   void warm_up(float* hidden);
 
   // Computes a step in place on hidden [step_rows][d_model]: what the previous stage sent, or what
-  // the first stage embeds itself. `place`: where that is on the stage's device, if it comes from
+  // the first stage embeds itself; a device may need fewer rows (DeviceStage::host_hidden_rows).
+  // `place`: where that is on the stage's device, if it comes from
   // there or goes there. On the last stage returns the sampled tokens.
   std::optional<StepResult> run(const StepMessage& step, float* hidden,
                                 const HiddenPlace& place = {});

@@ -1,6 +1,7 @@
 #include "runtime/plan/device_plan.h"
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -8,6 +9,7 @@
 #include "comm/device_wire.h"
 #include "engine/error.h"
 #include "engine/memory/offload_file.h"
+#include "runtime/plan/device_prediction.h"
 #include "runtime/plan/stage_plan.h"
 
 namespace headrace {
@@ -20,12 +22,12 @@ constexpr uint64_t kReadAhead = 256 << 20;  // of a ring, where there is room
 constexpr int64_t kLeastRows = 512;         // of a step, where the user wants as many
 constexpr int kSlots = 3, kLeastSlots = 2;  // for layers that pass through the device
 constexpr uint64_t kWindow = 512 << 20;     // for KV pages that come from the host
-// Of the memory's rate, with which weights are expanded to f16; measured (tests/perf/gpu.md).
-constexpr double kPlainExpansion = 0.8, kLowBitExpansion = 0.45;
-// That a layer's kernels take to begin and end, besides what they read, in seconds; measured there.
-constexpr double kLayerOverhead = 60e-6;
-constexpr int kShares = 64;  // what the CPU attends to, in steps
-constexpr int kKvSteps = 8;  // shares of the KV pages beyond the device that are tried on disk
+// Tokens per second over those of another plan from which on it is better; and where hidden states
+// pass and products have fewer rows, which is not in the prediction.
+constexpr double kWorthIt = 1.01, kWorthPassing = 1.03;
+constexpr int64_t kPlaces = 4;  // for micro-batches whose hidden states pass through the device
+constexpr int kShares = 64;     // what the CPU attends to, in steps
+constexpr int kKvSteps = 8;     // shares of the KV pages beyond the device that are tried on disk
 
 class DevicePlanner {
  public:
@@ -56,8 +58,8 @@ class DevicePlanner {
   }
 
  private:
-  static bool serves_more(const StagePlan& plan, const StagePlan& than) {
-    return plan.served_per_s > 1.01 * than.served_per_s;
+  static bool serves_more(const StagePlan& plan, const StagePlan& than, double by = kWorthIt) {
+    return plan.served_per_s > by * than.served_per_s;
   }
 
   static bool is_all_there(const StagePlan& plan) {
@@ -107,21 +109,49 @@ class DevicePlanner {
   }
 
   // Fewer rows in a step leave more room for weights and KV pages, but all weights that pass
-  // through come over for each of the steps that prompts take.
+  // through come over for each of the steps that prompts take. Longer steps than usual are for
+  // those from disk.
   std::optional<StagePlan> with_slots(int slots, int sequences) const {
     std::optional<StagePlan> best;
+    const auto consider = [&](const DeviceStage::Sizes& sizes, double by = kWorthIt) {
+      const std::optional<StagePlan> plan = with_rows(sizes, sequences);
+      if (plan && (!best || serves_more(*plan, *best, by))) best = plan;
+      return plan && is_all_there(*plan);
+    };
     DeviceStage::Sizes sizes = start(sequences);
     sizes.weights.slots = slots;
-    for (;; halve_rows(sizes)) {
-      const std::optional<StagePlan> plan = with_rows(sizes, sequences);
-      if (plan && (!best || serves_more(*plan, *best))) best = plan;
-      if ((plan && is_all_there(*plan)) || sizes.step_rows <= kLeastRows) return best;
+    for (DeviceStage::Sizes stay = sizes;; halve_rows(stay)) {
+      if (consider(stay)) return best;
+      if (stay.step_rows <= kLeastRows) break;
     }
+    if (best && best->device->streamed == 0) return best;
+    const int64_t usual = sizes.step_rows, longest = longest_step(sequences);
+    for (sizes.step_rows = longest; sizes.step_rows > usual; sizes.step_rows /= 2) consider(sizes);
+    // On a wire hidden states are on the device.
+    if (device_.wires > 0) return best;
+    for (; sizes.micro_batch_rows >= kLeastRows; sizes.micro_batch_rows /= 2) {
+      sizes.hidden_rows = kPlaces * sizes.micro_batch_rows;
+      for (sizes.step_rows = longest; sizes.step_rows > sizes.hidden_rows; sizes.step_rows /= 2) {
+        consider(sizes, kWorthPassing);
+      }
+    }
+    return best;
   }
 
   static void halve_rows(DeviceStage::Sizes& sizes) {
     sizes.step_rows /= 2;
     sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, sizes.step_rows);
+  }
+
+  // All prompts of a group, as far as they go in one step.
+  int64_t longest_step(int sequences) const {
+    const auto rows = workload_.group_of(sequences) *
+                      std::min(std::max<int64_t>(1, workload_.prompt), workload_.chunk);
+    // MPI counts the bytes of a message in an int.
+    const int64_t most = workload_.groups > 1
+                             ? INT_MAX / (config_.d_model * static_cast<int64_t>(sizeof(float)))
+                             : INT64_MAX;
+    return std::max(sizes_.step_rows, std::min(rows, most));
   }
 
   std::optional<StagePlan> with_rows(DeviceStage::Sizes sizes, int sequences) const {
@@ -241,10 +271,11 @@ class DevicePlanner {
 
     const uint64_t vectors = WeightStore::vector_bytes(layout_) + kRounding;
     const auto buffers = static_cast<uint64_t>(link_buffers(layout_.range));
-    const uint64_t hidden = link_buffer_bytes(config_, sizes.step_rows) + kRounding;
+    plan.hidden_rows = DeviceStage::host_hidden_rows(layout_, sizes);
+    const uint64_t hidden = link_buffer_bytes(config_, plan.hidden_rows) + kRounding;
     const uint64_t block = static_cast<uint64_t>(std::max(config_.d_model, config_.d_embed)) *
                            static_cast<uint64_t>(sizes.micro_batch_rows) * sizeof(float);
-    plan.activations = (buffers + 1) * hidden + block + kRounding +
+    plan.activations = buffers * hidden + block + kRounding +
                        DeviceStage::host_rows_bytes(config_, sizes) +
                        DeviceStage::host_staging_bytes(config_, layout_.range, sizes) + kRounding;
     plan.other = limits_.other;
@@ -277,11 +308,6 @@ class DevicePlanner {
     return plan;
   }
 
-  // Of a page on disk.
-  double padded() const {
-    return static_cast<double>(io_aligned(stride())) / static_cast<double>(stride());
-  }
-
   // The CPU attends to as many pages as makes a round shortest, by a percent at least.
   void share_attention(StagePlan& plan, int sequences) const {
     DeviceStage::Sizes& sizes = plan.device->sizes;
@@ -291,72 +317,10 @@ class DevicePlanner {
     std::optional<StagePlan> best;
     for (int i = 0; i <= (most > least ? kShares : 0); ++i) {
       sizes.host_share = std::lerp(least, most, static_cast<double>(i) / kShares);
-      predict(plan, sequences);
+      predict_on_device(config_, layout_, workload_, rates_, sequences, plan);
       if (!best || plan.round_s < 0.99 * best->round_s) best = plan;
     }
     plan = *best;
-  }
-
-  // A round in the middle of the sequences' lives: weights and KV pages through the device's
-  // memory, what is not there over the link, and some weights off the disk. The CPU attends to its
-  // pages while the device does so to the others, and shares the host's memory with the link. Of
-  // prompts, what they bring over the link.
-  void predict(StagePlan& plan, int sequences) const {
-    if (rates_.link == 0 || rates_.device_memory == 0) return;
-    plan.tokens = workload_.tokens;
-    plan.prompt = workload_.prompt;
-    const double groups = std::min(workload_.groups, sequences);
-    DevicePlan& device = *plan.device;
-    const auto prompt = static_cast<double>(workload_.prompt);
-    const double share = prompt / static_cast<double>(std::max<int64_t>(1, workload_.tokens));
-    const double all_kv = static_cast<double>(usual_pages(config_, workload_, sequences)) *
-                          static_cast<double>(page_);
-    const double kv = (1 + share) / 2 * all_kv;
-    const double streamed = static_cast<double>(device.streamed);
-    // What comes over is written; what is not rows of f16 is expanded; all is read.
-    const auto expanded = DeviceWeights::expansions(layout_, device.sizes.weights);
-    const auto expansion = [](const DeviceWeights::Expansion& e, double rate) {
-      return static_cast<double>(e.packed + e.rows) / rate + static_cast<double>(e.rows);
-    };
-    const double weights = static_cast<double>(device.weights) + streamed +
-                           (device_.half ? expansion(expanded.plain, kPlainExpansion) +
-                                               expansion(expanded.low_bit, kLowBitExpansion)
-                                         : streamed);
-    const double on_host = static_cast<double>(device.sizes.kv_host_pages) /
-                           static_cast<double>(device.sizes.kv_pages);
-    const double on_disk = static_cast<double>(device.sizes.kv_disk_pages) /
-                           static_cast<double>(device.sizes.kv_pages);
-    const double cpus = on_host * device.sizes.host_share;
-    const double page_each =
-        sequences * static_cast<double>(page_);  // goes back with a token in it
-    const double read = static_cast<double>(plan.streamed);
-    const double copied = groups * streamed + (on_host + on_disk - cpus) * (kv + page_each);
-    plan.link_s = copied / rates_.link;
-    plan.host_s =
-        cpus * kv / static_cast<double>(page_) * layout_.range.layers() * rates_.attention_s;
-    if (cpus > 0 && rates_.host_memory > 0) {
-      plan.host_s = std::max(plan.host_s, (cpus * kv + copied) / rates_.host_memory);
-    }
-    plan.compute_s =
-        groups * (weights / rates_.device_memory + layout_.range.layers() * kLayerOverhead) +
-        std::max(plan.host_s, (1 - cpus) * kv / rates_.device_memory);
-    if (rates_.disk > 0) {
-      // Full pages come in every round, and one in so many fills another.
-      const double moved = std::max(0.0, kv - page_each / 2) + page_each / kPageTokens;
-      plan.disk_s = groups * read / rates_.disk + on_disk * moved * padded() / rates_.kv_rate();
-    }
-    plan.round_s = std::max({plan.compute_s, plan.link_s, plan.disk_s});
-    plan.tokens_per_s = sequences / plan.round_s;
-
-    const double steps =
-        std::ceil(sequences * prompt / static_cast<double>(device.sizes.step_rows));
-    double prompts_s = (steps * streamed + (on_host + on_disk) * share * all_kv) / rates_.link;
-    if (rates_.disk > 0) {
-      prompts_s = std::max(prompts_s, steps * read / rates_.disk +
-                                          on_disk * share * all_kv * padded() / rates_.kv_rate());
-    }
-    const auto answer = static_cast<double>(workload_.tokens) - prompt;
-    plan.served_per_s = sequences * answer / (answer * plan.round_s + prompts_s);
   }
 
   // Longer sequences than usual find room there.

@@ -23,6 +23,11 @@ struct Workload {
   int groups = 1;               // steps under way at once
   bool sampled = false;         // some sequences need their logits, not just the largest
   int64_t least_step_rows = 1;  // a step must not have room for fewer, but for sizes.step_rows
+  int64_t chunk = INT64_MAX;    // tokens of a prompt that go in one step, at most
+
+  // Of so many sequences in flight.
+  int groups_of(int in_flight) const { return groups < in_flight ? groups : in_flight; }
+  int group_of(int in_flight) const { return (in_flight - 1) / groups_of(in_flight) + 1; }
 };
 
 // KV pages of a layer for so many usual sequences.
@@ -58,6 +63,7 @@ struct StagePlan {
   uint64_t ring = 0;
   uint64_t kv = 0;  // staging included
   uint64_t activations = 0;
+  int64_t hidden_rows = 0;   // of them, rows in each buffer for hidden states
   uint64_t other = 0;        // tokenizer, requests read ahead, trace
   uint64_t all_weights = 0;  // resident or not
   uint64_t streamed = 0;     // read from disk in every step

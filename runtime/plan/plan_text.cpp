@@ -35,6 +35,13 @@ std::string elsewhere(const DevicePlan& device) {
   return text;
 }
 
+// "", or ", hidden states of more than 2048 rows in host memory between layers"
+std::string passing(const DevicePlan& device) {
+  if (!device.sizes.has_passing_rows()) return "";
+  return ", hidden states of more than " + std::to_string(device.sizes.hidden_rows) +
+         " rows in host memory between layers";
+}
+
 std::string on_device(const DevicePlan& device) {
   std::string text =
       ", on the GPU " + format_bytes(device.all) + ": " + format_bytes(device.weights) +
@@ -43,6 +50,7 @@ std::string on_device(const DevicePlan& device) {
   if (device.streamed > 0) {
     text += ", " + format_bytes(device.streamed) + " of weights copied to it per step";
   }
+  text += passing(device);
   if (device.sizes.host_share > 0) text += ", " + by_the_cpu(device);
   return text;
 }
@@ -100,6 +108,8 @@ std::string plan_table(const StagePlan& plan, const Rates& rates) {
     }
     line("link", format_bytes(device.streamed) + " of weights per step" +
                      text_of(", measured at %.1f GB/s", rates.link / 1e9));
+    line("steps",
+         "of " + std::to_string(device.sizes.step_rows) + " rows at most" + passing(device));
   }
   if (!plan.device)
     line("KV cache", format_bytes(plan.kv) + " in memory; room for " +

@@ -109,8 +109,8 @@ int link_buffers(const StageRange& range) {
   return range.is_first && range.is_last ? 1 : kLinkBuffers;
 }
 
-size_t link_buffer_bytes(const ModelConfig& config, int64_t step_rows) {
-  return static_cast<size_t>(step_rows * config.d_model) * sizeof(float);
+size_t link_buffer_bytes(const ModelConfig& config, int64_t rows) {
+  return static_cast<size_t>(rows * config.d_model) * sizeof(float);
 }
 
 }  // namespace headrace

@@ -22,6 +22,6 @@ std::vector<StageRange> cut_stages(const Checkpoint& checkpoint, int stages,
 // Buffers of hidden states that a stage needs; the only one hands none on.
 int link_buffers(const StageRange& range);
 // Bytes of one of them.
-size_t link_buffer_bytes(const ModelConfig& config, int64_t step_rows);
+size_t link_buffer_bytes(const ModelConfig& config, int64_t rows);
 
 }  // namespace headrace

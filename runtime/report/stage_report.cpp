@@ -10,8 +10,9 @@ using nlohmann::json;
 constexpr std::array<const char*, kActivities> kActivityKeys = {
     "other", "compute", "wait_weights", "wait_kv", "wait_previous", "idle"};
 constexpr std::array<const char*, kTracks> kTrackKeys = {
-    "compute", "gpu",      "weights_in",     "kv_in",     "kv_out",
-    "sent",    "received", "weights_to_gpu", "kv_to_gpu", "kv_from_gpu"};
+    "compute",   "gpu",         "weights_in",    "kv_in",
+    "kv_out",    "sent",        "received",      "weights_to_gpu",
+    "kv_to_gpu", "kv_from_gpu", "hidden_to_gpu", "hidden_from_gpu"};
 constexpr std::array<const char*, kCounters> kCounterKeys = {"steps", "prefill_rows",
                                                              "decode_rows"};
 

@@ -44,7 +44,8 @@ std::string table_row(const StageReport& s) {
 std::string moved_line(const StageReport& s) {
   std::string text;
   for (const Track track : {Track::kWeightsIn, Track::kWeightsToGpu, Track::kKvIn, Track::kKvOut,
-                            Track::kKvToGpu, Track::kKvFromGpu, Track::kSend, Track::kReceive}) {
+                            Track::kKvToGpu, Track::kKvFromGpu, Track::kHiddenToGpu,
+                            Track::kHiddenFromGpu, Track::kSend, Track::kReceive}) {
     if (s.bytes(track) == 0) continue;
     text += fmt::format("{}{} {} ({})", text.empty() ? "" : ", ", name_of(track),
                         format_bytes(s.bytes(track)), rate_text(s, track));

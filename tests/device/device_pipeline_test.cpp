@@ -25,8 +25,14 @@ constexpr int64_t kPages = 60, kStepRows = 64;
 struct Cut {
   std::string stages;
   bool wires = true;
-  int resident = 100;  // percent of a device's layers
+  int resident = 100;    // percent of a device's layers
+  bool passing = false;  // hidden states of long steps wait on the host
 };
+
+std::string name_of(const Cut& cut) {
+  return cut.stages + (cut.wires ? ", wires" : "") + (cut.passing ? ", passing" : "") + ", " +
+         std::to_string(cut.resident);
+}
 
 using Results = std::map<std::string, std::string>;
 
@@ -56,12 +62,12 @@ class DevicePipeline : public testing::TestWithParam<const char*> {
     }
   }
 
-  Stage::Sizes stage_sizes() const {
+  Stage::Sizes stage_sizes(const Cut& cut) const {
     Stage::Sizes sizes;
     sizes.slots = kSlots;
     sizes.kv_pages = kPages;
     sizes.step_rows = kStepRows;
-    sizes.micro_batch_rows = 24;
+    sizes.micro_batch_rows = cut.passing ? 4 : 24;
     sizes.logit_rows = kSlots;
     return sizes;
   }
@@ -69,9 +75,11 @@ class DevicePipeline : public testing::TestWithParam<const char*> {
   DeviceStage::Sizes device_sizes(const WeightLayout& layout, const Cut& cut, bool half) const {
     DeviceStage::Sizes sizes;
     sizes.half = half;
+    sizes.slots = kSlots;
     sizes.kv_pages = kPages;
     sizes.step_rows = kStepRows;
-    sizes.micro_batch_rows = 24;
+    sizes.micro_batch_rows = stage_sizes(cut).micro_batch_rows;
+    sizes.hidden_rows = cut.passing ? HiddenWindow::kLeastPlaces * sizes.micro_batch_rows : 0;
     sizes.logit_rows = kSlots;
     sizes.link_buffers = kLinkBuffers;
     sizes.weights.half_rows = half;
@@ -100,9 +108,9 @@ class DevicePipeline : public testing::TestWithParam<const char*> {
     if (cut.stages[rank] == 'd') {
       device.emplace(std::make_unique<test::FakeDevice>(rank), *checkpoint_, weights, threads,
                      budget, device_sizes(weights.layout(), cut, half));
-      stage.emplace(config_, weights, *device, cpu, budget, stage_sizes());
+      stage.emplace(config_, weights, *device, cpu, budget, stage_sizes(cut));
     } else {
-      stage.emplace(config_, weights, cpu, budget, stage_sizes());
+      stage.emplace(config_, weights, cpu, budget, stage_sizes(cut));
     }
     // Poisoned: what a wire passes must not be looked for on the host.
     const size_t bytes = link_buffer_bytes(config_, kStepRows);
@@ -188,6 +196,8 @@ class DevicePipeline : public testing::TestWithParam<const char*> {
 
   std::vector<Cut> cuts(bool with_cpu) const {
     std::vector<Cut> all = {{"dd"}, {"dd", true, 0}, {"dd", false}};
+    all.push_back({"d", false, 100, true});
+    all.push_back({"dd", false, 0, true});
     if (with_cpu) all.push_back({"cd"});
     if (config_.n_layers < 3) return all;
     all.push_back({"ddd"});
@@ -205,7 +215,7 @@ TEST_P(DevicePipeline, Float32HasTheBitsOfOneCpu) {
   const Results alone = run({"c"}, false);
   ASSERT_EQ(alone.size(), requests_.size());
   for (const Cut& cut : cuts(true)) {
-    SCOPED_TRACE(cut.stages + (cut.wires ? ", wires" : "") + ", " + std::to_string(cut.resident));
+    SCOPED_TRACE(name_of(cut));
     EXPECT_EQ(run(cut, false), alone);
   }
 }
@@ -214,7 +224,7 @@ TEST_P(DevicePipeline, HalfHasTheBitsOfOneDevice) {
   const Results alone = run({"d"}, true);
   ASSERT_EQ(alone.size(), requests_.size());
   for (const Cut& cut : cuts(false)) {
-    SCOPED_TRACE(cut.stages + (cut.wires ? ", wires" : "") + ", " + std::to_string(cut.resident));
+    SCOPED_TRACE(name_of(cut));
     EXPECT_EQ(run(cut, true), alone);
   }
 }

@@ -33,7 +33,8 @@ struct StageRun {
   int helped = 0;      // single rows that the CPU attends to, of all; -1: some
   int slots = kSlots;  // of the plan, which says how long sequences are
   int64_t disk_pages = 0;
-  bool ahead = true;  // of the disk
+  bool ahead = true;        // of the disk
+  int64_t hidden_rows = 0;  // on the device at once; 0: all
 };
 
 constexpr StageRun kRuns[] = {
@@ -47,6 +48,20 @@ constexpr StageRun kRuns[] = {
     {"some KV pages in host memory", 7, 16, 50, kPages - 5},
     {"sequences cut by micro-batches, KV pages in host memory", 16, 5, 100, kPages},
     {"room for one sequence's pages at a time", 16, 16, 0, kPages - 1, 3},
+    {.name = "hidden states pass", .micro_batch_rows = 5, .hidden_rows = 15},
+    {.name = "hidden states and weights pass, and KV pages",
+     .micro_batch_rows = 8,
+     .resident = 0,
+     .host_pages = kPages,
+     .hidden_rows = 32},
+    {.name = "hidden states of no more micro-batches than there are places pass",
+     .micro_batch_rows = 16,
+     .resident = 50,
+     .hidden_rows = 48},
+    {.name = "hidden states of single rows pass, too",
+     .chunk = 7,
+     .micro_batch_rows = 1,
+     .hidden_rows = 3},
 };
 
 constexpr StageRun kDiskRuns[] = {
@@ -76,6 +91,12 @@ constexpr StageRun kHelpedRuns[] = {
     {"too few pages on the device for a sequence", 7, 16, 50, kPages - 5, 9, 1.0, kAllRows},
     {"pages on the device for two sequences", 7, 16, 50, kPages - 13, 9, 1.0, 2 * kSingle},
     {"a sequence in both", 7, 16, 50, kPages - 2, 9, 1.0, 2 * kSingle, kPages},
+    {.name = "hidden states pass",
+     .micro_batch_rows = 1,
+     .host_pages = kPages,
+     .host_share = 0.5,
+     .helped = -1,
+     .hidden_rows = 3},
 };
 
 // Counts rows on their way.
@@ -190,6 +211,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     sizes.slots = run.slots;
     sizes.step_rows = kSlots * kMostRows;
     sizes.micro_batch_rows = run.micro_batch_rows;
+    sizes.hidden_rows = run.hidden_rows;
     sizes.logit_rows = kSlots;
     sizes.weights.half_rows = half;
     const WeightLayout& layout = weights_.layout();
@@ -207,7 +229,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     CountedRows rows(host.rows);
     if (host.rows) host.rows = &rows;
     StageEngine engine(config_, weights_, stage.weights(), kv, stage.ops(), stage.scratch(), cpu_,
-                       budget_, run.micro_batch_rows, host);
+                       budget_, run.micro_batch_rows, host, stage.hidden_passage());
     for (std::vector<float>* const buffer : {&hidden_, &again_}) {
       stage.pin(std::as_writable_bytes(std::span(*buffer)));
     }

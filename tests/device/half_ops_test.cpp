@@ -41,6 +41,14 @@ class ProductsAtOnce : public testing::Test {
     stream_->synchronize();
   }
 
+  static HalfOps::Sizes sizes() {
+    HalfOps::Sizes sizes;
+    sizes.step_rows = sizes.hidden_rows = sizes.sequences = kMostRows;
+    sizes.width = kOutputs;
+    sizes.pages = 1;
+    return sizes;
+  }
+
   const Operand* x() { return reinterpret_cast<const Operand*>(x_->data()); }
 
   std::vector<float> results() {
@@ -55,7 +63,7 @@ class ProductsAtOnce : public testing::Test {
   Random random_{4};
   test::FakeDevice device_{17};
   std::unique_ptr<DeviceStream> stream_ = device_.make_stream();
-  HalfOps ops_{device_, *stream_, {.step_rows = kMostRows, .width = kOutputs, .pages = 1}, {}};
+  HalfOps ops_{device_, *stream_, sizes(), {}};
   std::unique_ptr<DeviceBuffer> x_ = device_.allocate(kRows * kInputs * 2),
                                 weights_ = device_.allocate(3 * kWeightBytes),
                                 biases_ = device_.allocate(3 * kBiasBytes),
@@ -109,8 +117,7 @@ TEST_F(ProductsAtOnce, AreThoseOfEachWithPackedWeights) {
     all_[i].weight = {format, w.rows, w.cols, panels.back()->data()};
   }
   const auto room = device_.allocate(kOutputs * kColumns * sizeof(Half));
-  const HalfOps::Sizes sizes{.step_rows = kMostRows, .width = kOutputs, .pages = 1};
-  HalfOps ops(device_, *stream_, sizes, {room->data(), room->size()});
+  HalfOps ops(device_, *stream_, sizes(), {room->data(), room->size()});
   fill<float>(*results_, [] { return -7.0f; });
   ASSERT_TRUE(ops.linear_together(x(), kRows, all_));
   const std::vector<float> at_once = results();
@@ -120,7 +127,7 @@ TEST_F(ProductsAtOnce, AreThoseOfEachWithPackedWeights) {
   }
   EXPECT_TRUE(same_bits(results(), at_once));
 
-  HalfOps small(device_, *stream_, sizes, {room->data(), room->size() - sizeof(Half)});
+  HalfOps small(device_, *stream_, sizes(), {room->data(), room->size() - sizeof(Half)});
   EXPECT_FALSE(small.linear_together(x(), kRows, all_)) << "no room for the first";
   all_[2].weight.half_rows = true;
   EXPECT_FALSE(ops.linear_together(x(), kRows, all_)) << "one that is expanded";

@@ -217,9 +217,74 @@ TEST_F(DevicePlanTest, PromptsGoInLongStepsThoughKvPagesWantTheRoom) {
   sizes_.micro_batch_rows = 4096;
   workload_ = {64, true, 544, 512, 544, 1};
   weights_ = 0;
-  const StagePlan some = plan(kLibraries + 700 * kMiB);
+  const StagePlan some = plan(kLibraries + 600 * kMiB);
   EXPECT_GT(some.device->sizes.kv_host_pages, 0);
   EXPECT_GE(some.sizes.step_rows, 4096);
+}
+
+// What is read for each step of prompts is worth long ones; the host has room for sampled rows.
+TEST_F(DevicePlanTest, PromptsGoInLongerStepsWhereWeightsComeFromDisk) {
+  open("synthetic:smollm2-135m");
+  workload_ = {16, true, 520, 512, 520, 1};
+  limits_.host_memory = 200 * kMiB;
+  limits_.disk = kPlenty;
+  weights_ = 60 * kMiB;  // the embedding, which is the head
+  const uint64_t memory = kLibraries + 900 * kMiB;
+  const StagePlan some = plan(memory);
+  EXPECT_GT(some.streamed, 0U);
+  EXPECT_EQ(some.sizes.step_rows, 16 * 512);
+  EXPECT_FALSE(some.device->sizes.has_passing_rows()) << "there is room for them";
+  EXPECT_EQ(some.hidden_rows, 16);
+  build(some);
+  workload_.chunk = 64;
+  EXPECT_EQ(plan(memory).sizes.step_rows, 16 * 64) << "all that ever come at once";
+  workload_.chunk = 100;
+  EXPECT_EQ(plan(memory).sizes.step_rows, 16 * 100);
+  limits_.host_memory = kPlenty;
+  sizes_.step_rows = 16384;
+  sizes_.slots = 64;
+  workload_ = {64, true, 520, 512, 520, 1};
+  EXPECT_EQ(plan(memory).sizes.step_rows, 16384) << "products take longer than the link";
+}
+
+TEST_F(DevicePlanTest, HiddenStatesOfLongStepsPassThroughASmallDevice) {
+  open("synthetic:smollm2-135m");
+  sizes_.step_rows = 8192;
+  sizes_.micro_batch_rows = 4096;
+  workload_ = {16, true, 520, 512, 520, 1};
+  limits_.host_memory = 150 * kMiB;
+  limits_.disk = kPlenty;
+  weights_ = 0;
+  const StagePlan some = plan(kLibraries + 110 * kMiB);
+  ASSERT_TRUE(some.device->sizes.has_passing_rows());
+  EXPECT_GE(some.device->sizes.hidden_rows,
+            HiddenWindow::kLeastPlaces * some.sizes.micro_batch_rows);
+  EXPECT_EQ(some.hidden_rows, some.sizes.step_rows);
+  const std::string rows = "hidden states of more than " +
+                           std::to_string(some.device->sizes.hidden_rows) +
+                           " rows in host memory between layers";
+  EXPECT_NE(describe(some).find(rows), std::string::npos) << describe(some);
+  EXPECT_NE(plan_table(some, rates_).find(rows), std::string::npos);
+  build(some);
+  // Where hidden states come and go by wire there is no host memory for them.
+  wires_ = 1;
+  range_ = {0, 30, true, false};
+  layout_ = weight_layout(*checkpoint_, range_);
+  EXPECT_FALSE(plan(kLibraries + 200 * kMiB).device->sizes.has_passing_rows());
+}
+
+// MPI counts the bytes of a message in an int.
+TEST_F(DevicePlanTest, StepsOfAPipelineFitInAMessage) {
+  open("synthetic:opt-175b");
+  range_ = {0, 48, true, false};
+  layout_ = weight_layout(*checkpoint_, range_);
+  sizes_.slots = 512;
+  workload_ = {512, true, 544, 512, 544, 2};
+  limits_.host_memory = uint64_t{200} << 30;
+  limits_.disk = uint64_t{1} << 50;
+  const StagePlan some = plan(uint64_t{80} << 30);
+  EXPECT_GT(some.sizes.step_rows, sizes_.step_rows);
+  EXPECT_LE(link_buffer_bytes(checkpoint_->config(), some.sizes.step_rows), INT32_MAX);
 }
 
 TEST_F(DevicePlanTest, HiddenStatesOnTheirWayBetweenDevicesAreCounted) {

@@ -9,13 +9,20 @@
 
 namespace headrace {
 
+namespace {
+
+[[noreturn]] void refuse_tables() {
+  throw std::logic_error("CpuOps: the host looks up embeddings itself");
+}
+
+}  // namespace
+
 void CpuOps::work_in(const HiddenPlace& place) {
   if (place.memory) throw std::logic_error("CpuOps: hidden states are on the host");
 }
 
-float* CpuOps::enter(const EmbeddingTables&, const EmbeddingRows&) {
-  throw std::logic_error("CpuOps: the host looks up embeddings itself");
-}
+float* CpuOps::enter(const EmbeddingTables&, const EmbeddingRows&) { refuse_tables(); }
+void CpuOps::embed(const EmbeddingTables&, const EmbeddingRows&, float*) { refuse_tables(); }
 
 void CpuOps::leave_rows(float* host, int64_t width, std::span<const int64_t> rows) {
   for (size_t i = 0; i < rows.size(); ++i) {

@@ -17,6 +17,7 @@ class CpuOps : public Ops {
   void work_in(const HiddenPlace& place) override;
   float* enter(float* host, int64_t) override { return host; }
   float* enter(const EmbeddingTables& tables, const EmbeddingRows& rows) override;
+  void embed(const EmbeddingTables& tables, const EmbeddingRows& rows, float* x) override;
   const Operand* enter_operand(float* host, int64_t, int64_t) override {
     return reinterpret_cast<const Operand*>(host);
   }
