@@ -68,8 +68,8 @@ class DeviceWeights final : public WeightSource {
   // Of device memory, with room().
   static uint64_t expanded_bytes(const WeightLayout& layout, const DevicePlacement& placement);
   static uint64_t resident_bytes(const WeightLayout& layout, const DevicePlacement& placement);
-  // What is expanded in every sweep of many rows, layers and head: from formats of 16 bits and more,
-  // and from those of fewer. Bytes before it, and as rows of f16.
+  // What is expanded in every sweep of many rows, layers and head: from formats of 16 bits and
+  // more, and from those of fewer. Bytes before it, and as rows of f16.
   struct Expansion {
     uint64_t packed = 0, rows = 0;
   };

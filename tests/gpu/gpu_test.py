@@ -6,6 +6,7 @@ the help of a CPU it is near that.
 """
 import os
 import pathlib
+import random
 import re
 import signal
 import subprocess
@@ -175,6 +176,31 @@ class SharedPrefixes(Gpu):
                 self.check_same(model, requests, expected, [
                     own, (*own, "--max-batch", 3, "--prefill-chunk", 7), (2, *own, "--max-batch", 16)])
                 self.assertIn("of them shared", self.jobs[-1].log())
+
+
+class LongSteps(Gpu):
+    """All prompts go in one step where weights come from disk; its hidden states have no room on the GPU, and
+    wait in host memory between layers."""
+
+    MODEL, TOKENS, PROMPTS = "synthetic:smollm2-135m", 256, 16
+
+    def check_passing(self, memory, math, *reference):
+        rng = random.Random(3)
+        requests = [{"custom_id": f"r{i}", "max_tokens": 2 + i % 3, "ignore_eos": True, "logprobs": 1,
+                     "prompt": [rng.randrange(LARGE_VOCABULARY) for _ in range(self.TOKENS)]}
+                    for i in range(self.PROMPTS)]
+        expected = self.generate(self.MODEL, requests, *reference, limit=120)
+        self.check_same(self.MODEL, requests, expected, [
+            (*on_gpu(memory), "--math", math, "--device-weights", 0, "--host-memory", "200MiB",
+             "--disk", self.folder / "disk", "--prefill-chunk", self.TOKENS)])
+        self.assertIn("hidden states of more than 2048 rows in host memory", self.jobs[-1].log())
+        self.assertRegex(self.jobs[-1].log(), r"hidden states from the GPU \d")
+
+    def test_float32(self):
+        self.check_passing("735MiB", "f32", "--device", "cpu")
+
+    def test_float16(self):
+        self.check_passing("750MiB", "f16", *CUDA)
 
 
 class HostAttention(Gpu):

@@ -77,7 +77,7 @@ if [[ ${1:-} != --bench ]]; then
   check weights 60 bin/device_weights_test --gtest_brief=1
   # At once, each with a part of the GPU.
   begin=$SECONDS
-  for part in Float16 "Float32 BadInput" RealModels "SharedPrefixes Link" HostAttention; do
+  for part in Float16 "Float32 BadInput" RealModels "SharedPrefixes Link" "HostAttention LongSteps"; do
     HEADRACE_GPU_MEMORY=10GiB timeout -k 5 240 python3 tests/gpu/gpu_test.py $part \
       >"log.runs-${part%% *}" 2>&1 &
     parts+=("${part%% *} $!")
@@ -113,6 +113,8 @@ if [[ ${1:-} != --tests ]]; then
   host=(--batch 128 --device-weights 0 --device-memory 6GiB)
   bench opt-6.7b-all-on-host "${opt[@]}" "${host[@]}"
   bench opt-6.7b-with-the-cpu "${opt[@]}" "${host[@]}" --host-attention on
+  bench opt-1.3b-from-disk --model synthetic:opt-1.3b --prompt-tokens 512 --generate-tokens 8 \
+    --prefill-chunk 512 --batch 128 --device-weights 220MiB --host-memory 1000MiB --disk "$PWD/disk"
   bench opt-6.7b-from-host "${opt[@]}" --batch 256 --device-weights 450MiB
 fi
 echo "all of it, in $SECONDS s:"
