@@ -103,6 +103,7 @@ int run_as_rank(const std::string& command, double peer_timeout,
     refuse_other_commands(transport, command);
     return rank_main({transport, transport});
   } catch (...) {
+    const Communicator::Idle not_missed(transport);  // before it has said why
     // Where all ranks find the same (a wrong option, a lost peer), rank 0 says it and ends the job.
     if (transport.rank() != 0) wait_for_rank_0(peer_timeout, error_code());
     const int code = report_error();
