@@ -9,7 +9,7 @@ constexpr int kDefaultSlots = 256;
 constexpr int64_t kStepRows = 512;
 constexpr int64_t kLongestStep = 8192;  // rows, where whole prompts go in one step
 // Rows on a GPU: what weights pass through the link for should be worth it, and one layer's product
-// fill the GPU. Of weights from disk a plan may want more.
+// fill the GPU. Where the link is slow or weights come from disk a plan may want more.
 constexpr int64_t kDeviceStepRows = 16384;
 constexpr int64_t kDeviceMicroRows = 4096;
 // Tokens of a sequence where the input cannot be looked at beforehand.

@@ -99,6 +99,7 @@ class Rank {
   Agreement agree_on_plan();
   void make_plans(const Workload& workload, bool build);
   void plan_for_fewer(Workload workload, bool build);
+  void shorten_steps(int64_t rows);
   void settle(Workload workload, bool build);
   void settle_sharing();
   void say_plan() const;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <future>
+#include <utility>
 
 #include "engine/io/directory.h"
 #include "headrace/version.h"
@@ -217,6 +218,7 @@ void Rank::settle(Workload workload, bool build) {
     plan_.sizes.kv_pages = agreed.kv_pages;
     plan_.kv = Stage::kv_bytes(checkpoint_->config(), range_, plan_.sizes);
   }
+  shorten_steps(agreed.step_rows);
   limits_.slots = plan_.sizes.slots;
   limits_.groups = std::min(wires_.communicator.size(), limits_.slots);
   limits_.kv_pages = agreed.kv_pages;
@@ -225,6 +227,17 @@ void Rank::settle(Workload workload, bool build) {
   limits_.window_bytes = static_cast<int64_t>(other_.requests);
   limits_.prefill_chunk = options_.prefill_chunk > 0 ? options_.prefill_chunk : limits_.step_rows;
   if (options_.share_prefixes) settle_sharing();
+}
+
+// Another rank has room for fewer rows.
+void Rank::shorten_steps(int64_t rows) {
+  if (!plan_.device || rows >= plan_.sizes.step_rows) return;
+  DeviceStage::Sizes& sizes = plan_.device->sizes;
+  plan_.sizes.step_rows = sizes.step_rows = rows;
+  plan_.sizes.micro_batch_rows = sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, rows);
+  const int64_t before = std::exchange(plan_.hidden_rows, std::min(plan_.hidden_rows, rows));
+  plan_.activations -= static_cast<uint64_t>(link_buffers(range_)) *
+                       link_buffer_bytes(checkpoint_->config(), before - plan_.hidden_rows);
 }
 
 void Rank::settle_sharing() {

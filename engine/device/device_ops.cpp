@@ -41,7 +41,8 @@ uint64_t DeviceOps::host_bytes(const Sizes& sizes, int64_t logits) {
   return PinnedRoom::size_for(bytes_for<float>(logits)) +
          2 * PinnedRoom::size_for(bytes_for<float>(sizes.step_rows, sizes.rope_half)) +
          kStagings * PinnedRoom::size_for(std::max(bytes_for<int32_t>(sizes.step_rows, 2),
-                                                   bytes_for<AttentionSequence>(sizes.sequences)));
+                                                   bytes_for<AttentionSequence>(sizes.sequences) +
+                                                       bytes_for<std::byte*>(sizes.pages)));
 }
 
 DeviceOps::DeviceOps(Device& device, DeviceStream& stream, const Sizes& sizes)
@@ -80,6 +81,9 @@ float* DeviceOps::enter(float* host, int64_t floats) {
 }
 
 float* DeviceOps::enter(const EmbeddingTables& tables, const EmbeddingRows& rows) {
+  if (bytes_for<float>(std::ssize(rows.tokens), tables.tokens.cols) > hidden_->size()) {
+    throw std::logic_error("DeviceOps: a step is too large");
+  }
   embed(tables, rows, hidden());
   return hidden();
 }

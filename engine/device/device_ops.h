@@ -28,7 +28,7 @@ class DeviceOps : public Ops {
   DeviceOps(Device& device, DeviceStream& stream, const Sizes& sizes);
   ~DeviceOps() override;
 
-  // Host memory that it takes, pinned, but for page tables. `logits`: fetched at once.
+  // Host memory that it takes, pinned. `logits`: fetched at once.
   static uint64_t host_bytes(const Sizes& sizes, int64_t logits);
   // Device memory that it takes.
   static uint64_t bytes(const Sizes& sizes);

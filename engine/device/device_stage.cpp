@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "engine/device/half_ops.h"
 #include "engine/device/timed_device.h"
@@ -111,7 +112,9 @@ uint64_t DeviceStage::host_rows_bytes(const ModelConfig& config, const Sizes& si
 uint64_t DeviceStage::host_staging_bytes(const ModelConfig& config, const StageRange& range,
                                          const Sizes& sizes) {
   const int64_t rows = range.is_last ? std::min<int64_t>(sizes.slots, StageEngine::kLogitRows) : 0;
-  return DeviceOps::host_bytes(half_sizes(config, sizes), rows * config.vocab_size);
+  const HalfOps::Sizes half = half_sizes(config, sizes);
+  return DeviceOps::host_bytes(half, rows * config.vocab_size) +
+         RopeTable::bytes(half.step_rows, half.rope_half);
 }
 
 uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout& layout,
@@ -148,8 +151,12 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
                     window_sizes(checkpoint.config(), host.range(), sizes), disk);
   }
   if (sizes.has_passing_rows()) {
-    hidden_window_.emplace(*device_, *compute_, ops_->hidden_room(), sizes.micro_batch_rows,
-                           checkpoint.config().d_model);
+    if (sizes.link_buffers > 0) throw std::logic_error("DeviceStage: rows pass, but on a wire");
+    const int64_t width = checkpoint.config().d_model,
+                  rows = half_sizes(checkpoint.config(), sizes).hidden_rows;
+    hidden_window_.emplace(*device_, *compute_,
+                           ops_->hidden_room().first(static_cast<size_t>(rows * width)),
+                           sizes.micro_batch_rows, width);
   }
   if (const auto rows = host_rows_sizes(checkpoint.config(), sizes); rows.rows > 0) {
     host_rows_.emplace(*device_, *compute_, budget, rows);

@@ -1,6 +1,7 @@
 // What a stage has on its device: weights, KV pages, and room to compute in.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -29,7 +30,8 @@ class DeviceStage {
     int slots = 1;          // sequences
     int64_t step_rows = 0, micro_batch_rows = 0;
     // Rows whose hidden states are there at once: all of a step, or enough for a HiddenWindow of
-    // micro-batches, through which those of longer steps pass. 0: all.
+    // micro-batches, through which those of longer steps pass; but one for each sequence. 0: all.
+    // None pass where there are link buffers.
     int64_t hidden_rows = 0;
     int link_buffers = 0;    // for hidden states that come from or go to another device
     int64_t logit_rows = 1;  // rows whose logits are there at once, at least
@@ -38,7 +40,9 @@ class DeviceStage {
     bool half = true;
 
     bool has_passing_pages() const { return kv_host_pages + kv_disk_pages > 0; }
-    bool has_passing_rows() const { return hidden_rows > 0 && hidden_rows < step_rows; }
+    bool has_passing_rows() const {
+      return hidden_rows > 0 && std::max<int64_t>(hidden_rows, slots) < step_rows;
+    }
     int64_t kv_device_pages() const { return kv_pages - kv_host_pages - kv_disk_pages; }
   };
 
@@ -57,7 +61,7 @@ class DeviceStage {
   static int64_t host_hidden_rows(const WeightLayout& layout, const Sizes& sizes);
   // Host memory for rows that the CPU attends to.
   static uint64_t host_rows_bytes(const ModelConfig& config, const Sizes& sizes);
-  // Host memory, pinned, for what is small of a step, and for logits.
+  // Host memory for what is small of a step, and for logits.
   static uint64_t host_staging_bytes(const ModelConfig& config, const StageRange& range,
                                      const Sizes& sizes);
   // Device memory that all of it takes.

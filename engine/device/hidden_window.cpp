@@ -92,6 +92,7 @@ void HiddenWindow::release() {
 
 void HiddenWindow::end_sweep() {
   if (next_ < all_) throw std::logic_error("HiddenWindow: a sweep ends before its last piece");
+  compute_.synchronize();  // where there are signs of going on
   out_->synchronize();
 }
 

@@ -22,6 +22,10 @@ class RopeTable {
  public:
   void compute(const Cpu& cpu, std::span<const float> frequencies,
                std::span<const int64_t> positions);
+  // Memory that it takes for so many rows.
+  static uint64_t bytes(int64_t rows, int64_t half) {
+    return static_cast<uint64_t>(2 * rows * half) * sizeof(float);
+  }
   const float* cos(int64_t row) const { return cos_.data() + row * half_; }
   const float* sin(int64_t row) const { return sin_.data() + row * half_; }
   std::span<const float> all_cos() const { return cos_; }

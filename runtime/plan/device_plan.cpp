@@ -109,8 +109,8 @@ class DevicePlanner {
   }
 
   // Fewer rows in a step leave more room for weights and KV pages, but all weights that pass
-  // through come over for each of the steps that prompts take. Longer steps than usual are for
-  // those from disk.
+  // through come over for each of the steps that prompts take; for a slow link or a disk it takes
+  // longer steps than usual.
   std::optional<StagePlan> with_slots(int slots, int sequences) const {
     std::optional<StagePlan> best;
     const auto consider = [&](const DeviceStage::Sizes& sizes, double by = kWorthIt) {
@@ -130,7 +130,7 @@ class DevicePlanner {
     // On a wire hidden states are on the device.
     if (device_.wires > 0) return best;
     for (; sizes.micro_batch_rows >= kLeastRows; sizes.micro_batch_rows /= 2) {
-      sizes.hidden_rows = kPlaces * sizes.micro_batch_rows;
+      sizes.hidden_rows = std::max<int64_t>(sequences, kPlaces * sizes.micro_batch_rows);
       for (sizes.step_rows = longest; sizes.step_rows > sizes.hidden_rows; sizes.step_rows /= 2) {
         consider(sizes, kWorthPassing);
       }

@@ -13,7 +13,8 @@ constexpr double kPlainExpansion = 0.8, kLowBitExpansion = 0.45;
 // That a layer's kernels take to begin and end, besides what they read, in seconds; measured there.
 constexpr double kLayerOverhead = 60e-6;
 // Multiplications and additions in the time in which the device's memory moves a byte. Nominally
-// 130 (T4) to 225 (H100) on tensor cores; a guess for float32 with a CPU's bits.
+// 150 (A100) to 295 (H100, where 230 were measured) on tensor cores; a guess for float32 with a
+// CPU's bits.
 constexpr double kHalfOperations = 150, kFloatOperations = 10;
 
 class DevicePrediction {

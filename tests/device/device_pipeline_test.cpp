@@ -81,7 +81,7 @@ class DevicePipeline : public testing::TestWithParam<const char*> {
     sizes.micro_batch_rows = stage_sizes(cut).micro_batch_rows;
     sizes.hidden_rows = cut.passing ? HiddenWindow::kLeastPlaces * sizes.micro_batch_rows : 0;
     sizes.logit_rows = kSlots;
-    sizes.link_buffers = kLinkBuffers;
+    sizes.link_buffers = cut.passing ? 0 : kLinkBuffers;
     sizes.weights.half_rows = half;
     sizes.weights.resident.assign(layout.units.size(), cut.resident == 100);
     const StageRange& range = layout.range;

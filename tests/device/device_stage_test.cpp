@@ -54,11 +54,11 @@ constexpr StageRun kRuns[] = {
      .resident = 0,
      .host_pages = kPages,
      .hidden_rows = 32},
-    {.name = "hidden states of no more micro-batches than there are places pass",
+    {.name = "hidden states of steps that are a row too long pass",
      .micro_batch_rows = 16,
      .resident = 50,
      .hidden_rows = 48},
-    {.name = "hidden states of single rows pass, too",
+    {.name = "hidden states pass in micro-batches of one row",
      .chunk = 7,
      .micro_batch_rows = 1,
      .hidden_rows = 3},
@@ -115,6 +115,25 @@ class CountedRows final : public HostRows {
  private:
   HostRows* rows_;
   int64_t sent_ = 0;
+};
+
+// Counts steps whose hidden states pass.
+class CountedPassage final : public HiddenPassage {
+ public:
+  explicit CountedPassage(HiddenPassage* passage) : passage_(passage) {}
+  int64_t rows_at_once() const override { return passage_->rows_at_once(); }
+  void begin_sweep(float* host, std::vector<int64_t> pieces, int layers, bool are_made) override {
+    ++sweeps_;
+    passage_->begin_sweep(host, std::move(pieces), layers, are_made);
+  }
+  float* acquire() override { return passage_->acquire(); }
+  void release() override { passage_->release(); }
+  void end_sweep() override { passage_->end_sweep(); }
+  int sweeps() const { return sweeps_; }
+
+ private:
+  HiddenPassage* passage_;
+  int sweeps_ = 0;
 };
 
 // Ways and formats do not know of each other: one format goes all ways, the other a third of them.
@@ -228,8 +247,10 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     HostAttention host = stage.host_attention();
     CountedRows rows(host.rows);
     if (host.rows) host.rows = &rows;
+    CountedPassage passage(stage.hidden_passage());
     StageEngine engine(config_, weights_, stage.weights(), kv, stage.ops(), stage.scratch(), cpu_,
-                       budget_, run.micro_batch_rows, host, stage.hidden_passage());
+                       budget_, run.micro_batch_rows, host,
+                       stage.hidden_passage() ? &passage : nullptr);
     for (std::vector<float>* const buffer : {&hidden_, &again_}) {
       stage.pin(std::as_writable_bytes(std::span(*buffer)));
     }
@@ -237,6 +258,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     logits(engine, run.chunk);  // nothing is left of it, but what can be repeated
     std::vector<float> all = logits(engine, run.chunk);
     EXPECT_EQ(device.unpinned(), unpinned);  // the host waits for no copy
+    EXPECT_EQ(passage.sweeps() > 0, run.hidden_rows > 0);
     const int64_t helped = rows.sent() / config_.n_layers / 2;
     if (run.helped >= 0) {
       EXPECT_EQ(helped, run.helped);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/device/hidden_window.h"
 #include "tests/device/fake_device.h"
 
 namespace headrace {
@@ -99,6 +100,34 @@ TEST_F(TimedDeviceTest, SaysThatItGoesOnWhileItIsWaitedFor) {
   EXPECT_EQ(moved_on_, 320 + 10);
   stream->synchronize();
   EXPECT_EQ(moved_on_, 330) << "nothing is left to wait for";
+}
+
+// In streams of their own, but who waits for them hears of the ops on them.
+TEST_F(TimedDeviceTest, HiddenStatesThatPassHaveTracksAndSignsOfGoingOn) {
+  constexpr int64_t kRows = 4, kWidth = 16, kPieces = 8;
+  constexpr int kLayers = 10, kOps = 4;
+  Timeline timeline(1000);
+  const Timeline::Attach attach(timeline);
+  timeline.start();
+  const auto compute = device_.make_stream();
+  const auto room = device_.allocate(3 * kRows * kWidth * sizeof(float));
+  std::vector<float> host(kPieces * kRows * kWidth);
+  HiddenWindow window(device_, *compute, {room->as<float>(), 3 * kRows * kWidth}, kRows, kWidth);
+  window.begin_sweep(host.data(), std::vector<int64_t>(kPieces, kRows), kLayers, false);
+  for (int64_t piece = 0; piece < kPieces * kLayers; ++piece) {
+    float* const x = window.acquire();
+    for (int i = 0; i < kOps; ++i) device_.relu(*compute, x, kRows, kWidth);
+    window.release();
+  }
+  const int64_t before = moved_on_;
+  window.end_sweep();
+  EXPECT_EQ(moved_on_, before + kPieces * kLayers * kOps / 32);
+  compute->synchronize();  // hears of the last ones, too
+  timeline.stop();
+  for (const Track track : {Track::kHiddenToGpu, Track::kHiddenFromGpu}) {
+    EXPECT_EQ(bytes(timeline, track), kLayers * host.size() * sizeof(float));
+    EXPECT_EQ(std::ssize(events(timeline)[track]), kPieces * kLayers);
+  }
 }
 
 TEST_F(TimedDeviceTest, MarksOfAStreamThatNobodyWaitsForAreUsedAgain) {
