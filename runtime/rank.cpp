@@ -282,7 +282,7 @@ void Rank::load_weights() {
   if (plan_.placement.all_resident()) {
     const bool tight = memory_is_tight();
     if (tight) checkpoint_->drop_all_cache();
-    weights_.emplace(*checkpoint_, range_, budget_, threads_, tight, plan_.placement.elsewhere);
+    weights_.emplace(*checkpoint_, range_, budget_, threads_, tight, plan_.placement.ends);
   } else {
     weights_.emplace(*checkpoint_, range_,
                      WeightOffload{plan_.placement, *offload_,

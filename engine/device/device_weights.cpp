@@ -16,9 +16,10 @@ PackedMatrix resident_matrix(const PlacedMatrix& placed, bool half_rows) {
   return matrix;
 }
 
+uint64_t aligned(uint64_t bytes) { return (bytes + kAligned - 1) / kAligned * kAligned; }
+
 uint64_t matrix_bytes(const PackedMatrix& matrix) {
-  const uint64_t bytes = static_cast<uint64_t>(matrix.panel_count()) * matrix.panel_bytes();
-  return (bytes + kAligned - 1) / kAligned * kAligned;
+  return aligned(static_cast<uint64_t>(matrix.panel_count()) * matrix.panel_bytes());
 }
 
 // Of a unit, those that a device may have: not what the host needs for projections.
@@ -31,14 +32,42 @@ std::span<const PlacedMatrix> movable(const WeightUnit& unit) {
   return std::span(unit.matrices).first(count);
 }
 
+std::span<const PlacedMatrix> staying(const WeightLayout& layout, const DevicePlacement& placement,
+                                      size_t unit) {
+  const std::span<const PlacedMatrix> all = movable(layout.units[unit]);
+  size_t passing = 0;
+  while (passing < all.size() && !placement.has(unit, passing)) ++passing;
+  return all.subspan(passing);
+}
+
 }  // namespace
+
+uint64_t DeviceWeights::host_end(const WeightLayout& layout, const DevicePlacement& placement,
+                                 size_t unit) {
+  const std::vector<PlacedMatrix>& matrices = layout.units[unit].matrices;
+  if (!is_whole(layout.units[unit])) return layout.units[unit].image_bytes;
+  uint64_t end = 0;
+  for (size_t i = 0; i < matrices.size() && !placement.has(unit, i); ++i) {
+    end = matrices[i].offset + matrices[i].bytes();
+  }
+  return end;
+}
+
+uint64_t DeviceWeights::passing_bytes(const WeightLayout& layout,
+                                      const DevicePlacement& placement) {
+  uint64_t bytes = 0;
+  for (size_t u = 0; u < layout.units.size(); ++u) {
+    if (layout.units[u].kind == WeightUnit::Kind::kLayer) bytes += host_end(layout, placement, u);
+  }
+  if (!layout.range.is_last || placement.has(layout.head_unit())) return bytes;
+  return bytes + layout.units[layout.head_unit()].matrices.front().bytes();
+}
 
 uint64_t DeviceWeights::slot_bytes(const WeightLayout& layout, const DevicePlacement& placement) {
   uint64_t bytes = 0;
   for (size_t u = 0; u < layout.units.size(); ++u) {
-    const WeightUnit& unit = layout.units[u];
-    if (unit.kind != WeightUnit::Kind::kLayer || placement.has(u)) continue;
-    bytes = std::max(bytes, unit.image_bytes);
+    if (layout.units[u].kind != WeightUnit::Kind::kLayer) continue;
+    bytes = std::max(bytes, aligned(host_end(layout, placement, u)));
   }
   if (!layout.range.is_last || placement.has(layout.head_unit())) return bytes;
   return std::max<uint64_t>(bytes, layout.units[layout.head_unit()].matrices.front().panel_bytes);
@@ -52,8 +81,9 @@ uint64_t DeviceWeights::expanded_bytes(const WeightLayout& layout,
   for (size_t u = 0; u < layout.units.size(); ++u) {
     if (layout.units[u].kind != WeightUnit::Kind::kLayer) continue;
     uint64_t bytes = 0;
-    for (const PlacedMatrix& placed : layout.units[u].matrices) {
-      if (placement.has(u) && !is_low_bit(placed.tensor->dtype)) continue;
+    for (size_t i = 0; i < layout.units[u].matrices.size(); ++i) {
+      const PlacedMatrix& placed = layout.units[u].matrices[i];
+      if (placement.has(u, i) && !is_low_bit(placed.tensor->dtype)) continue;
       PackedMatrix rows{placed.tensor->dtype, placed.tensor->rows, placed.tensor->cols};
       rows.half_rows = true;
       bytes += matrix_bytes(rows);
@@ -76,10 +106,11 @@ DeviceWeights::Expansions DeviceWeights::expansions(const WeightLayout& layout,
     const bool is_head = layout.range.is_last && layout.head_unit() == u;
     const bool is_layer = layout.units[u].kind == WeightUnit::Kind::kLayer;
     if (!is_layer && !is_head) continue;
-    const auto matrices = std::span(layout.units[u].matrices);
-    for (const PlacedMatrix& placed : is_layer ? matrices : matrices.first(1)) {
+    const size_t count = is_layer ? layout.units[u].matrices.size() : 1;
+    for (size_t i = 0; i < count; ++i) {
+      const PlacedMatrix& placed = layout.units[u].matrices[i];
       const bool is_plain = !is_low_bit(placed.tensor->dtype);
-      if (placement.has(u) && is_plain) continue;
+      if (placement.has(u, i) && is_plain) continue;
       Expansion& expansion = is_plain ? all.plain : all.low_bit;
       expansion.packed += placed.bytes();
       expansion.rows +=
@@ -93,8 +124,7 @@ uint64_t DeviceWeights::resident_bytes(const WeightLayout& layout,
                                        const DevicePlacement& placement) {
   uint64_t bytes = 0;
   for (size_t u = 0; u < layout.units.size(); ++u) {
-    if (!placement.has(u)) continue;
-    for (const PlacedMatrix& placed : movable(layout.units[u])) {
+    for (const PlacedMatrix& placed : staying(layout, placement, u)) {
       bytes += matrix_bytes(resident_matrix(placed, placement.half_rows));
     }
   }
@@ -136,8 +166,7 @@ void DeviceWeights::load(const Checkpoint& checkpoint, ThreadPool& threads, Memo
   const WeightLayout& layout = host_.layout();
   uint64_t panel = 0;
   for (size_t u = 0; u < layout.units.size(); ++u) {
-    if (!placement_.has(u)) continue;
-    for (const PlacedMatrix& m : movable(layout.units[u])) {
+    for (const PlacedMatrix& m : staying(layout, placement_, u)) {
       panel = std::max<uint64_t>(panel, m.panel_bytes);
     }
   }
@@ -146,11 +175,12 @@ void DeviceWeights::load(const Checkpoint& checkpoint, ThreadPool& threads, Memo
   const auto pinned = device_.pin({host.data(), host.size()});
   const auto panels = device_.allocate(host.size());
   for (size_t u = 0; u < layout.units.size(); ++u) {
-    if (!placement_.has(u)) continue;
     const WeightUnit& unit = layout.units[u];
+    const std::span<const PlacedMatrix> matrices = staying(layout, placement_, u);
+    if (matrices.empty()) continue;
     Resident& resident = resident_[u];
     uint64_t bytes = 0;
-    for (const PlacedMatrix& placed : movable(unit)) {
+    for (const PlacedMatrix& placed : matrices) {
       resident.matrices.push_back(resident_matrix(placed, placement_.half_rows));
       bytes += matrix_bytes(resident.matrices.back());
     }
@@ -158,8 +188,7 @@ void DeviceWeights::load(const Checkpoint& checkpoint, ThreadPool& threads, Memo
     std::byte* to = resident.memory->data();
     for (size_t i = 0; i < resident.matrices.size(); ++i) {
       resident.matrices[i].panels = to;
-      load_matrix(checkpoint, unit, unit.matrices[i], threads, {host.data(), host.size()}, *panels,
-                  to);
+      load_matrix(checkpoint, unit, matrices[i], threads, {host.data(), host.size()}, *panels, to);
       to += matrix_bytes(resident.matrices[i]);
     }
     if (!looks_up(unit)) continue;
@@ -222,7 +251,7 @@ const LayerWeights& DeviceWeights::acquire_layer(int layer) {
   const size_t unit = host_.layout().layer_unit(layer);
   layer_slot_.reset();
   if (placement_.has(unit)) {
-    layer_ = resident_layer(unit, host_.acquire_layer(layer));
+    layer_ = on_device(unit, host_.acquire_layer(layer), nullptr);
     host_.release_layer(layer);
     if (placement_.half_rows && !stays_packed(layer_)) expand(layer_);
     fill_from(layer + 1, /*from_disk=*/false);
@@ -289,43 +318,41 @@ void DeviceWeights::prefetch() {
   fill_from(layout.range.first_layer, /*from_disk=*/true);
 }
 
-LayerWeights DeviceWeights::on_device(const LayerWeights& host) const {
+LayerWeights DeviceWeights::on_device(size_t unit, const LayerWeights& host,
+                                      std::byte* slot) const {
   LayerWeights weights = host;
   weights.attn_norm = moved(host.attn_norm);
   weights.mlp_norm = moved(host.mlp_norm);
-  return weights;
-}
-
-// The matrices are there in the order of the unit, which is that of use.
-LayerWeights DeviceWeights::resident_layer(size_t unit, const LayerWeights& host) const {
-  LayerWeights weights = on_device(host);
-  size_t next = 0;
+  size_t i = 0, resident = 0;
   for (const auto matrix : kLayerMatrices) {
     const Linear& from = host.*matrix;
     if (from.weight.rows == 0) continue;
-    (weights.*matrix) = {resident_[unit].matrices[next++], moved(from.bias), 0, 0};
+    const PackedMatrix weight = placement_.has(unit, i++)
+                                    ? resident_[unit].matrices[resident++]
+                                    : PackedMatrix{from.weight.dtype, from.weight.rows,
+                                                   from.weight.cols, slot + from.offset};
+    (weights.*matrix) = {weight, moved(from.bias), 0, 0};
   }
   return weights;
 }
 
 void DeviceWeights::fill(int layer) {
   begin_slot();
+  const size_t unit = host_.layout().layer_unit(layer);
   const LayerWeights& host = host_.acquire_layer(layer);
-  LayerWeights weights = on_device(host);
+  size_t i = 0;
   for (const auto matrix : kLayerMatrices) {
     const Linear& from = host.*matrix;
-    Linear& to = weights.*matrix;
+    if (from.weight.rows == 0 || placement_.has(unit, i++)) continue;
     std::byte* const memory = slot().memory + from.offset;
     for (int64_t done = 0; done < from.weight.panel_count();) {
       const Panels panels = host_.await(from, done);
       copy(from, panels, memory + static_cast<size_t>(done) * from.weight.panel_bytes());
       done = panels.end;
     }
-    to.weight = {from.weight.dtype, from.weight.rows, from.weight.cols, memory};
-    to.bias = moved(from.bias);
-    to.streamed = 0;
   }
   finish_copies(0);
+  const LayerWeights weights = on_device(unit, host, slot().memory);
   host_.release_layer(layer);
   device_.record(*copies_, *slot().filled);
   filled_.push_back({layer, current_, weights});

@@ -1,9 +1,10 @@
-// The weights of a stage on a device: some of them for good, the others a layer at a time in one of
-// a few slots, so that the next ones come over while it is computed with.
+// The weights of a stage on a device: some of them for good, the others of a layer at a time in one
+// of a few slots, so that the next ones come over while it is computed with.
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -15,16 +16,22 @@
 namespace headrace {
 
 struct DevicePlacement {
-  // Per unit: layers, the unit whose first matrix is the head's, and an embedding whose tables are
-  // all that it has.
-  std::vector<bool> resident;
-  int slots = 2;  // at least, where some of them are not resident
+  static constexpr int kAll = std::numeric_limits<int>::max();
+  // Per unit: so many of its matrices, the first ones in the order of use, pass through; the others
+  // are resident. Of a layer any number; of the unit whose first matrix is the head's, and of an
+  // embedding whose tables are all that it has, all or none; else all. Empty: all of all units.
+  std::vector<int> passing;
+  int slots = 2;  // at least, where some pass
   // Layers are used as rows of f16: what is resident lies there so where that takes no more than
   // its panels do, all else is expanded when its layer is acquired; but not layers of low-bit
   // formats for kFewRows.
   bool half_rows = false;
 
-  bool has(size_t unit) const { return !resident.empty() && resident[unit]; }
+  // All of it is resident.
+  bool has(size_t unit) const { return has(unit, 0); }
+  bool has(size_t unit, size_t matrix) const {
+    return !passing.empty() && matrix >= static_cast<size_t>(passing[unit]);
+  }
 };
 
 // The calling thread only queues copies and goes on; it waits for no kernel, but for copies out of
@@ -62,12 +69,17 @@ class DeviceWeights final : public WeightSource {
   // the head. Belongs to `compute`.
   std::span<std::byte> room() { return {expanded_->data(), expanded_->size()}; }
 
-  // What a slot holds: the largest layer that passes through, and one panel of such a head at
+  // What a slot holds: the most of a layer that passes through, and one panel of such a head at
   // least.
   static uint64_t slot_bytes(const WeightLayout& layout, const DevicePlacement& placement);
   // Of device memory, with room().
   static uint64_t expanded_bytes(const WeightLayout& layout, const DevicePlacement& placement);
   static uint64_t resident_bytes(const WeightLayout& layout, const DevicePlacement& placement);
+  // What passes through in every sweep.
+  static uint64_t passing_bytes(const WeightLayout& layout, const DevicePlacement& placement);
+  // Of a unit's image, what the host must have: all of what passes, and what it uses itself.
+  static uint64_t host_end(const WeightLayout& layout, const DevicePlacement& placement,
+                           size_t unit);
   // What is expanded in every sweep of many rows, layers and head: from formats of 16 bits and
   // more, and from those of fewer. Bytes before it, and as rows of f16.
   struct Expansion {
@@ -97,7 +109,7 @@ class DeviceWeights final : public WeightSource {
     std::unique_ptr<DeviceEvent> copied;
   };
 
-  // Where a unit's resident matrices begin, in the order of the unit.
+  // A unit's resident matrices, in the order of use.
   struct Resident {
     std::unique_ptr<DeviceBuffer> memory;
     std::vector<PackedMatrix> matrices;
@@ -112,8 +124,8 @@ class DeviceWeights final : public WeightSource {
     size_t slot;
     LayerWeights weights;
   };
-  LayerWeights on_device(const LayerWeights& host) const;  // norms; its matrices are the host's
-  LayerWeights resident_layer(size_t unit, const LayerWeights& host) const;
+  // What passes is in the slot.
+  LayerWeights on_device(size_t unit, const LayerWeights& host, std::byte* slot) const;
   bool stays_packed(const LayerWeights& weights) const;
   void expand(LayerWeights& weights);
   void fill_from(int layer, bool from_disk);

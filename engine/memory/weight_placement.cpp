@@ -109,12 +109,12 @@ uint64_t takes(const WeightLayout& layout, const WeightPlacement& p) {
 
 }  // namespace
 
-WeightLayout without(const WeightLayout& layout, const std::vector<bool>& elsewhere) {
+WeightLayout up_to(const WeightLayout& layout, const std::vector<uint64_t>& ends) {
   WeightLayout rest = layout;
-  for (size_t u = 0; u < elsewhere.size(); ++u) {
-    if (!elsewhere[u]) continue;
-    rest.units[u].matrices.clear();
-    rest.units[u].image_bytes = 0;
+  for (size_t u = 0; u < ends.size(); ++u) {
+    WeightUnit& unit = rest.units[u];
+    std::erase_if(unit.matrices, [&](const PlacedMatrix& m) { return m.offset >= ends[u]; });
+    unit.image_bytes = std::min(unit.image_bytes, io_aligned(ends[u]));
   }
   return rest;
 }

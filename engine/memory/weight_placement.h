@@ -20,13 +20,17 @@ struct WeightPlacement {
   std::vector<uint64_t> streamed;  // per unit of the layout, at a panel border
   uint64_t ring = 0;               // bytes of the ring that they are read into
   uint64_t lookup_bytes = 0;       // where rows of a streamed embedding are read to
-  // Per unit: a device has it, so that it takes nothing here and is never read. Empty: of none.
-  std::vector<bool> elsewhere = {};
+  // Per unit: bytes of its image, up to the end of a matrix, after which a device has all, so that
+  // it takes nothing here and is never read. Empty: none has any.
+  std::vector<uint64_t> ends = {};
 
   bool all_resident() const { return ring == 0 && lookup_bytes == 0; }
   // Some rows of the embedding are read one by one.
   bool embedding_streamed() const { return lookup_bytes != 0; }
-  bool is_elsewhere(size_t unit) const { return !elsewhere.empty() && elsewhere[unit]; }
+  // What of a unit is here.
+  uint64_t end_of(const WeightLayout& layout, size_t unit) const {
+    return ends.empty() ? layout.units[unit].image_bytes : ends[unit];
+  }
 };
 
 // What of a unit passes through the ring in a sweep: bytes [0, bytes) of its image, in whole
@@ -50,8 +54,8 @@ struct PlacementWishes {
   bool keep_head = true;
 };
 
-// The layout with nothing in the units that a device has; the rest of it can be placed.
-WeightLayout without(const WeightLayout& layout, const std::vector<bool>& elsewhere);
+// The layout without what a device has, see WeightPlacement::ends; the rest of it can be placed.
+WeightLayout up_to(const WeightLayout& layout, const std::vector<uint64_t>& ends);
 
 // The most useful placement that takes at most `bytes` of memory for resident weights, ring and
 // look-ups (vectors not counted); all resident if that fits. What is resident, in this order:

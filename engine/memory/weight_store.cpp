@@ -11,15 +11,19 @@ namespace {
 
 constexpr uint64_t kDropEvery = 4 << 20;  // bytes of weights
 
+constexpr uint64_t round_up(uint64_t value) {
+  return (value + kReadBlock - 1) / kReadBlock * kReadBlock;
+}
+
 WeightPlacement all_resident(const WeightLayout& layout) {
   WeightPlacement placement;
   placement.streamed.assign(layout.units.size(), 0);
   return placement;
 }
 
-WeightPlacement all_resident_but(std::vector<bool> elsewhere, const WeightLayout& layout) {
+WeightPlacement all_resident(const WeightLayout& layout, std::vector<uint64_t> ends) {
   WeightPlacement placement = all_resident(layout);
-  placement.elsewhere = std::move(elsewhere);
+  placement.ends = std::move(ends);
   return placement;
 }
 
@@ -32,8 +36,7 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
       vectors_(budget.allocate(vector_bytes(layout_), "weights")) {
   for (size_t u = 0; u < layout_.units.size(); ++u) {
     const WeightUnit& unit = layout_.units[u];
-    const uint64_t here =
-        placement_.is_elsewhere(u) ? 0 : unit.image_bytes - placement_.streamed[u];
+    const uint64_t here = placement_.end_of(layout_, u) - placement_.streamed[u];
     resident_.push_back(budget.allocate(here, "weights"));
     for (const PlacedVector& v : unit.vectors) {
       read_vector(checkpoint, v,
@@ -44,20 +47,21 @@ WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
 
 WeightStore::WeightStore(const Checkpoint& checkpoint, const StageRange& range,
                          MemoryBudget& budget, ThreadPool& threads, bool drop_cache,
-                         std::vector<bool> elsewhere)
+                         std::vector<uint64_t> ends)
     : WeightStore(checkpoint, range, budget,
-                  all_resident_but(std::move(elsewhere), weight_layout(checkpoint, range))) {
+                  all_resident(weight_layout(checkpoint, range), std::move(ends))) {
   for (size_t u = 0; u < layout_.units.size(); ++u) {
-    if (placement_.is_elsewhere(u)) continue;
+    const uint64_t end = placement_.end_of(layout_, u);
+    if (end == 0) continue;
     const WeightUnit& unit = layout_.units[u];
-    const uint64_t at_once = drop_cache ? kDropEvery : unit.image_bytes;
-    for (uint64_t from = 0; from < unit.image_bytes; from += at_once) {
-      const uint64_t bytes = std::min(at_once, unit.image_bytes - from);
+    const uint64_t at_once = drop_cache ? kDropEvery : end;
+    for (uint64_t from = 0; from < end; from += at_once) {
+      const uint64_t bytes = std::min(at_once, end - from);
       pack_image(checkpoint, unit, from, {resident_[u].data() + from, bytes}, threads);
       if (drop_cache) drop_sources(checkpoint, unit, from, from + bytes);
     }
     // What the kernel read ahead, beyond the end of one tensor and into another that was done.
-    if (drop_cache) drop_sources(checkpoint, unit, 0, unit.image_bytes);
+    if (drop_cache) drop_sources(checkpoint, unit, 0, end);
   }
   make_views();
 }
@@ -89,12 +93,14 @@ void WeightStore::load_resident(const WeightOffload& offload, MemoryBudget& budg
     const uint64_t streamed = placement_.streamed[u];
     // Rows that are looked up one by one are checked here, once for all.
     const uint64_t from = unit.kind == WeightUnit::Kind::kEmbedding ? 0 : streamed;
-    if (from == unit.image_bytes || placement_.is_elsewhere(u)) continue;
-    reader.read(u, from, unit.image_bytes, [&](uint64_t at, std::span<const std::byte> bytes) {
-      const uint64_t skip = at < streamed ? std::min<uint64_t>(streamed - at, bytes.size()) : 0;
-      if (skip == bytes.size()) return;
-      std::memcpy(resident_[u].data() + (at + skip - streamed), bytes.data() + skip,
-                  bytes.size() - skip);
+    const uint64_t end = placement_.end_of(layout_, u);
+    if (from >= end) continue;
+    const uint64_t to = std::min(round_up(end), unit.image_bytes);
+    reader.read(u, from, to, [&](uint64_t at, std::span<const std::byte> bytes) {
+      const uint64_t first = std::max(at, streamed), last = std::min(at + bytes.size(), end);
+      if (first >= last) return;
+      std::memcpy(resident_[u].data() + (first - streamed), bytes.data() + (first - at),
+                  last - first);
     });
   }
 }
@@ -120,7 +126,7 @@ PackedMatrix WeightStore::view(size_t unit, Role role) const {
   const PlacedMatrix* placed = layout_.units[unit].find(role);
   if (!placed) return {};
   PackedMatrix matrix{placed->tensor->dtype, placed->tensor->rows, placed->tensor->cols};
-  if (placement_.is_elsewhere(unit)) return matrix;
+  if (placed->offset >= placement_.end_of(layout_, unit)) return matrix;
   const uint64_t border = placement_.streamed[unit];
   const std::byte* resident = resident_[unit].data();
   if (placed->offset >= border) {

@@ -45,9 +45,9 @@ class WeightStore final : public WeightSource {
   // All in memory: reads and packs the range's tensors, and no others, on all threads. Throws
   // ModelError, IoError, DoesNotFit. `drop_cache`: no more than a few MiB of what is read stay in
   // the page cache, where they count against a memory limit; the next start reads from the disk.
-  // `elsewhere`: units whose matrices are left out, see WeightPlacement.
+  // `ends`: where images end, for a device has the rest; see WeightPlacement.
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, MemoryBudget& budget,
-              ThreadPool& threads, bool drop_cache = false, std::vector<bool> elsewhere = {});
+              ThreadPool& threads, bool drop_cache = false, std::vector<uint64_t> ends = {});
   // Resident parts and all that is streamed come from the offload file, which is checked as it is
   // read for the first time.
   WeightStore(const Checkpoint& checkpoint, const StageRange& range, const WeightOffload& offload,

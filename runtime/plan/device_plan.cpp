@@ -21,6 +21,7 @@ constexpr uint64_t kOnTheWay = 96 << 20;    // of host memory, while weights are
 constexpr uint64_t kReadAhead = 256 << 20;  // of a ring, where there is room
 constexpr int64_t kLeastRows = 512;         // of a step, where the user wants as many
 constexpr int kSlots = 3, kLeastSlots = 2;  // for layers that pass through the device
+constexpr int kTogether = 3;                // matrices that a layer begins with
 constexpr uint64_t kWindow = 512 << 20;     // for KV pages that come from the host
 // Tokens per second over those of another plan from which on it is better; and where hidden states
 // pass and products have fewer rows, which is not in the prediction.
@@ -93,7 +94,7 @@ class DevicePlanner {
     sizes.logit_rows = workload_.sampled ? std::min(16, sequences) : 1;
     sizes.slots = sequences;
     sizes.weights.half_rows = device_.half;
-    sizes.weights.resident.assign(layout_.units.size(), false);
+    sizes.weights.passing.assign(layout_.units.size(), DevicePlacement::kAll);
     return sizes;
   }
 
@@ -194,29 +195,50 @@ class DevicePlanner {
   DeviceStage::Sizes all_there(DeviceStage::Sizes sizes) const {
     sizes.weights.slots = 0;
     for (size_t u = 0; u < layout_.units.size(); ++u) {
-      sizes.weights.resident[u] =
-          layout_.units[u].kind == WeightUnit::Kind::kLayer || is_head(u) || device_.half;
+      if (layout_.units[u].kind == WeightUnit::Kind::kLayer || is_head(u) || device_.half) {
+        sizes.weights.passing[u] = 0;
+      }
     }
     return sizes;
   }
 
-  // Head and layers that fit, spread evenly over the sweep. A stage that is all there needs no
-  // slots.
+  // The head and what fits of the layers. A stage that is all there needs no slots.
   DeviceStage::Sizes with_residents(DeviceStage::Sizes sizes) const {
     if (const DeviceStage::Sizes all = all_there(sizes); fits(all)) return all;
     if (layout_.range.is_last) {
       DeviceStage::Sizes head = sizes;
-      head.weights.resident[layout_.head_unit()] = true;
+      head.weights.passing[layout_.head_unit()] = 0;
       if (fits(head)) sizes = head;
     }
-    const int layers = layout_.range.layers();
-    for (int count = layers - 1; count > 0; --count) {
-      DeviceStage::Sizes some = sizes;
-      for (int l = 0; l < layers; ++l) {
-        const bool here = (l + 1) * count / layers > l * count / layers;
-        some.weights.resident[layout_.layer_unit(layout_.range.first_layer + l)] = here;
+    // Of a layer its last matrices stay, so that slots are smaller, and of some all. Queries, keys
+    // and values go together: they are one product.
+    const auto matrices = static_cast<int>(
+        layout_.units[layout_.layer_unit(layout_.range.first_layer)].matrices.size());
+    DeviceStage::Sizes best = sizes;
+    const auto passing = [&](const DeviceStage::Sizes& s) {
+      return DeviceWeights::passing_bytes(layout_, s.weights);
+    };
+    for (int some = matrices; some >= kTogether; --some) {
+      DeviceStage::Sizes with = with_layers(sizes, 0, some);
+      if (!fits(with)) break;
+      int whole = 0, too_many = layout_.range.layers();
+      while (too_many - whole > 1) {
+        const int middle = (whole + too_many) / 2;
+        (fits(with_layers(sizes, middle, some)) ? whole : too_many) = middle;
       }
-      if (fits(some)) return some;
+      with = with_layers(sizes, whole, some);
+      if (passing(with) < passing(best)) best = with;
+    }
+    return best;
+  }
+
+  // So many layers stay, spread evenly over the sweep; of the others the first matrices pass.
+  DeviceStage::Sizes with_layers(DeviceStage::Sizes sizes, int whole, int passing) const {
+    const int layers = layout_.range.layers();
+    for (int l = 0; l < layers; ++l) {
+      const bool stays = (l + 1) * whole / layers > l * whole / layers;
+      sizes.weights.passing[layout_.layer_unit(layout_.range.first_layer + l)] =
+          stays ? 0 : passing;
     }
     return sizes;
   }
@@ -280,11 +302,11 @@ class DevicePlanner {
                        DeviceStage::host_staging_bytes(config_, layout_.range, sizes) + kRounding;
     plan.other = limits_.other;
     plan.all_weights = layout_.image_bytes() + vectors;
-    std::vector<bool> elsewhere = sizes.weights.resident;
-    for (size_t u = 0; u < elsewhere.size(); ++u) {
-      if (!DeviceWeights::is_whole(layout_.units[u])) elsewhere[u] = false;
+    std::vector<uint64_t> ends;
+    for (size_t u = 0; u < layout_.units.size(); ++u) {
+      ends.push_back(DeviceWeights::host_end(layout_, sizes.weights, u));
     }
-    const WeightLayout rest = without(layout_, elsewhere);
+    const WeightLayout rest = up_to(layout_, ends);
     const uint64_t fixed = vectors + plan.activations + plan.other + plan.kv + kOnTheWay +
                            kRounding * (layout_.units.size() + 2);
     plan.placement.streamed.assign(layout_.units.size(), 0);
@@ -294,16 +316,11 @@ class DevicePlanner {
       plan.disk += OffloadFile::file_bytes(layout_);
     }
     if (plan.disk > limits_.disk) return std::nullopt;
-    plan.placement.elsewhere = elsewhere;
+    plan.placement.ends = ends;
     plan.weights = headrace::resident_bytes(rest, plan.placement) + vectors;
     plan.ring = ring_bytes(plan.placement);
     plan.streamed = streamed_bytes(rest, plan.placement);
-    for (size_t u = 0; u < layout_.units.size(); ++u) {
-      const WeightUnit& unit = layout_.units[u];
-      if (sizes.weights.has(u)) continue;
-      if (unit.kind == WeightUnit::Kind::kLayer) device.streamed += unit.image_bytes;
-      if (is_head(u)) device.streamed += unit.matrices.front().bytes();
-    }
+    device.streamed = DeviceWeights::passing_bytes(layout_, sizes.weights);
     share_attention(plan, sequences);
     return plan;
   }

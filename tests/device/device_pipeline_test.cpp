@@ -83,11 +83,13 @@ class DevicePipeline : public testing::TestWithParam<const char*> {
     sizes.logit_rows = kSlots;
     sizes.link_buffers = cut.passing ? 0 : kLinkBuffers;
     sizes.weights.half_rows = half;
-    sizes.weights.resident.assign(layout.units.size(), cut.resident == 100);
+    sizes.weights.passing.assign(layout.units.size(),
+                                 cut.resident == 100 ? 0 : DevicePlacement::kAll);
     const StageRange& range = layout.range;
     for (int l = 0; l < range.layers(); ++l) {
-      sizes.weights.resident[layout.layer_unit(range.first_layer + l)] =
-          l * 100 < cut.resident * range.layers();
+      const bool stays = l * 100 < cut.resident * range.layers();
+      sizes.weights.passing[layout.layer_unit(range.first_layer + l)] =
+          stays ? 0 : DevicePlacement::kAll;
     }
     sizes.weights.slots = cut.resident == 100 ? 0 : 2;
     return sizes;

@@ -33,8 +33,9 @@ struct StageRun {
   int helped = 0;      // single rows that the CPU attends to, of all; -1: some
   int slots = kSlots;  // of the plan, which says how long sequences are
   int64_t disk_pages = 0;
-  bool ahead = true;        // of the disk
-  int64_t hidden_rows = 0;  // on the device at once; 0: all
+  bool ahead = true;                    // of the disk
+  int64_t hidden_rows = 0;              // on the device at once; 0: all
+  int passing = DevicePlacement::kAll;  // matrices of a layer that is not resident
 };
 
 constexpr StageRun kRuns[] = {
@@ -48,6 +49,8 @@ constexpr StageRun kRuns[] = {
     {"some KV pages in host memory", 7, 16, 50, kPages - 5},
     {"sequences cut by micro-batches, KV pages in host memory", 16, 5, 100, kPages},
     {"room for one sequence's pages at a time", 16, 16, 0, kPages - 1, 3},
+    {.name = "of each layer a part passing through", .resident = 0, .passing = 4},
+    {.name = "of some layers a part passing through", .chunk = 40, .resident = 50, .passing = 3},
     {.name = "hidden states pass", .micro_batch_rows = 5, .hidden_rows = 15},
     {.name = "hidden states and weights pass, and KV pages",
      .micro_batch_rows = 8,
@@ -234,9 +237,11 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     sizes.logit_rows = kSlots;
     sizes.weights.half_rows = half;
     const WeightLayout& layout = weights_.layout();
-    sizes.weights.resident.assign(layout.units.size(), run.resident == 100);
+    sizes.weights.passing.assign(layout.units.size(),
+                                 run.resident == 100 ? 0 : DevicePlacement::kAll);
     for (int l = 0; l < config_.n_layers; ++l) {
-      sizes.weights.resident[layout.layer_unit(l)] = l * 100 < run.resident * config_.n_layers;
+      const bool stays = l * 100 < run.resident * config_.n_layers;
+      sizes.weights.passing[layout.layer_unit(l)] = stays ? 0 : run.passing;
     }
     sizes.weights.slots = run.resident == 100 ? 0 : 2;
     auto owner = std::make_unique<test::FakeDevice>(random_(), fault);

@@ -51,21 +51,31 @@ struct HostShape {
 
 class DeviceWeightsTest : public testing::Test {
  protected:
-  std::unique_ptr<WeightStore> store(const HostShape& shape) {
-    if (!shape.percent) return std::make_unique<WeightStore>(model_, kAll, budget_, threads_);
-    const WeightLayout layout = weight_layout(model_, kAll);
+  // `placement`: of the device, whose residents the host does without.
+  std::unique_ptr<WeightStore> store(const HostShape& shape,
+                                     const DevicePlacement& placement = {}) {
+    const WeightLayout all = weight_layout(model_, kAll);
+    std::vector<uint64_t> ends;
+    for (size_t u = 0; u < all.units.size(); ++u) {
+      ends.push_back(DeviceWeights::host_end(all, placement, u));
+    }
+    if (!shape.percent) {
+      return std::make_unique<WeightStore>(model_, kAll, budget_, threads_, false, ends);
+    }
+    const WeightLayout layout = up_to(all, ends);
     if (!offload_) {
       offload_ =
           OffloadFile::open_or_build({testing::TempDir() + "device_weights", UINT64_MAX}, model_,
-                                     kAll, layout, budget_, threads_, [](const std::string&) {});
+                                     kAll, all, budget_, threads_, [](const std::string&) {});
     }
     const uint64_t least = smallest_placement(layout, false);
     const uint64_t bytes =
         least + (layout.image_bytes() - least) * static_cast<uint64_t>(*shape.percent) / 100;
-    const WeightPlacement placement =
+    WeightPlacement on_host =
         place_weights(layout, bytes, {kReadBlock, false, shape.head_in_memory});
+    on_host.ends = ends;
     return std::make_unique<WeightStore>(
-        model_, kAll, WeightOffload{placement, *offload_, [] { return make_io_queue(8); }, true},
+        model_, kAll, WeightOffload{on_host, *offload_, [] { return make_io_queue(8); }, true},
         budget_, threads_);
   }
 
@@ -94,9 +104,10 @@ class DeviceWeightsTest : public testing::Test {
   }
 
   // The same on a device, in several sweeps; of the last one, or of the first that differs.
-  std::vector<std::vector<float>> on_device(const HostShape& shape, Device& device, int slots,
-                                            int sweeps = 3) {
-    const auto host = store(shape);
+  std::vector<std::vector<float>> on_device(const HostShape& shape, Device& device,
+                                            const DevicePlacement& placement) {
+    constexpr int kSweeps = 3;
+    const auto host = store(shape, placement);
     const auto compute = device.make_stream();
     std::vector<std::unique_ptr<DevicePin>> pins;
     for (const std::span<std::byte> buffer : host->buffers()) pins.push_back(device.pin(buffer));
@@ -112,8 +123,9 @@ class DeviceWeightsTest : public testing::Test {
                        result(kWidth));
     };
     std::vector<std::vector<float>> all;
-    DeviceWeights weights(device, *compute, *host, {{}, slots, false});
-    for (int sweep = 0; sweep < sweeps; ++sweep) {
+    DeviceWeights weights(device, *compute, *host, placement);
+    weights.load(model_, threads_, budget_, 1 << 20);
+    for (int sweep = 0; sweep < kSweeps; ++sweep) {
       results.clear();
       for (int layer = 0; layer < kLayers; ++layer) {
         const LayerWeights& w = weights.acquire_layer(layer);
@@ -166,14 +178,32 @@ class DeviceWeightsTest : public testing::Test {
 
 const HostShape kShapes[] = {{}, {0, true}, {0, false}, {40, true}, {40, false}, {90, true}};
 
+constexpr int kAllPass = DevicePlacement::kAll;
+// Embedding, layers, head.
+const DevicePlacement kPlacements[] = {{{}, 2},
+                                       {{}, 3},
+                                       {{}, 5},
+                                       {{0, 4, 4, 4, 4, 0}, 2},
+                                       {{kAllPass, 6, 0, 3, kAllPass, kAllPass}, 2},
+                                       {{kAllPass, 0, 1, 0, 0, 0}, 3},
+                                       {{0, 0, 5, 0, 7, kAllPass}, 4}};
+
+std::string text_of(const HostShape& shape, const DevicePlacement& placement) {
+  std::string text = std::to_string(shape.percent.value_or(100)) + " % in memory, " +
+                     std::to_string(placement.slots) + " slots, passing";
+  for (const int matrices : placement.passing) {
+    text += " " + (matrices == kAllPass ? "all" : std::to_string(matrices));
+  }
+  return text;
+}
+
 TEST_F(DeviceWeightsTest, KernelsSeeTheHostsWeights) {
   for (const HostShape& shape : kShapes) {
-    for (const int slots : {2, 3, 5}) {
+    for (const DevicePlacement& placement : kPlacements) {
       for (uint64_t seed = 0; seed < 8; ++seed) {
-        SCOPED_TRACE(testing::Message() << shape.percent.value_or(100) << " % in memory, " << slots
-                                        << " slots, seed " << seed);
+        SCOPED_TRACE(text_of(shape, placement) + ", seed " + std::to_string(seed));
         FakeDevice device(seed);
-        const auto got = on_device(shape, device, slots);
+        const auto got = on_device(shape, device, placement);
         ASSERT_EQ(expected_.size(), got.size());
         for (size_t i = 0; i < got.size(); ++i) {
           ASSERT_TRUE(same_bits(expected_[i], got[i])) << "result " << i;
@@ -194,10 +224,9 @@ TEST_F(DeviceWeightsTest, KernelsOfAGpuSeeTheHostsWeights) {
   }
   const auto device = module->open(0);
   for (const HostShape& shape : kShapes) {
-    for (const int slots : {2, 3, 5}) {
-      SCOPED_TRACE(testing::Message()
-                   << shape.percent.value_or(100) << " % in memory, " << slots << " slots");
-      EXPECT_TRUE(equal(expected_, on_device(shape, *device, slots)));
+    for (const DevicePlacement& placement : kPlacements) {
+      SCOPED_TRACE(text_of(shape, placement));
+      EXPECT_TRUE(equal(expected_, on_device(shape, *device, placement)));
     }
   }
 }
@@ -215,7 +244,7 @@ TEST_F(DeviceWeightsTest, FewRowsFindLowBitLayersAsTheyAre) {
     std::vector<std::unique_ptr<DevicePin>> pins;
     for (const std::span<std::byte> buffer : host.buffers()) pins.push_back(device.pin(buffer));
     DevicePlacement placement{{}, 2, true};
-    placement.resident.assign(host.layout().units.size(), is_resident);
+    placement.passing.assign(host.layout().units.size(), is_resident ? 0 : DevicePlacement::kAll);
     DeviceWeights weights(device, *compute, host, placement);
     weights.load(model, threads_, budget_, 1 << 20);
     weights.expect_rows(rows);
@@ -246,6 +275,30 @@ TEST_F(DeviceWeightsTest, FewRowsFindLowBitLayersAsTheyAre) {
   }
 }
 
+// What a part of each layer takes, and what it saves.
+TEST_F(DeviceWeightsTest, PartsOfLayersTakeTheirBytes) {
+  const WeightLayout layout = weight_layout(model_, kAll);
+  const auto matrix = [&](size_t i) { return layout.units[1].matrices[i].bytes(); };
+  uint64_t layer = 0;
+  for (size_t i = 0; i < 7; ++i) layer += matrix(i);
+  const DevicePlacement all{{}, 2}, some{{kAllPass, 5, 5, 0, 5, kAllPass}, 2};
+  EXPECT_EQ(DeviceWeights::resident_bytes(layout, all), 0U);
+  EXPECT_EQ(DeviceWeights::resident_bytes(layout, some), layer + 3 * (matrix(5) + matrix(6)));
+  EXPECT_EQ(DeviceWeights::passing_bytes(layout, all) - DeviceWeights::passing_bytes(layout, some),
+            layer + 3 * (matrix(5) + matrix(6)));
+  EXPECT_EQ(DeviceWeights::slot_bytes(layout, all) - DeviceWeights::slot_bytes(layout, some),
+            matrix(5) + matrix(6));
+  for (const DevicePlacement& placement : {all, some}) {
+    FakeDevice device(1);
+    const auto host = store({}, placement);
+    const auto compute = device.make_stream();
+    const DeviceWeights weights(device, *compute, *host, placement);
+    const uint64_t taken = device.allocated() + DeviceWeights::resident_bytes(layout, placement);
+    EXPECT_LE(taken, DeviceWeights::bytes_needed(layout, placement));
+    EXPECT_GT(taken + 4096, DeviceWeights::bytes_needed(layout, placement));
+  }
+}
+
 // The first test sees waits that are missing.
 TEST_F(DeviceWeightsTest, NothingWorksWithoutWaits) {
   using Fault = FakeDevice::Fault;
@@ -253,7 +306,7 @@ TEST_F(DeviceWeightsTest, NothingWorksWithoutWaits) {
     bool differs = false;
     for (uint64_t seed = 0; seed < 20 && !differs; ++seed) {
       FakeDevice device(seed, fault);
-      differs = !equal(expected_, on_device({0, false}, device, 2));
+      differs = !equal(expected_, on_device({0, false}, device, {{}, 2}));
     }
     EXPECT_TRUE(differs) << static_cast<int>(fault);
   }

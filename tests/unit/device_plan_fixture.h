@@ -65,7 +65,7 @@ class DevicePlanTest : public testing::Test {
     std::unique_ptr<OffloadFile> file;
     std::optional<WeightStore> weights;
     if (plan.placement.all_resident()) {
-      weights.emplace(*checkpoint_, range_, budget, threads, false, plan.placement.elsewhere);
+      weights.emplace(*checkpoint_, range_, budget, threads, false, plan.placement.ends);
     } else {
       file = OffloadFile::open_or_build({testing::TempDir() + "device_plans", UINT64_MAX},
                                         *checkpoint_, range_, layout_, budget, threads,

@@ -19,7 +19,7 @@ TEST_F(DevicePlanTest, AllOfASmallModelIsOnTheDevice) {
   EXPECT_EQ(all.device->sizes.kv_host_pages, 0);
   // Longer sequences than usual have what is left.
   EXPECT_GT(all.sizes.kv_pages, 16 * KvStore::pages_for(64));
-  EXPECT_EQ(all.placement.elsewhere, std::vector<bool>(layout_.units.size(), true));
+  EXPECT_EQ(all.placement.ends, std::vector<uint64_t>(layout_.units.size(), 0));
   build(all);
 }
 
@@ -28,7 +28,7 @@ TEST_F(DevicePlanTest, TheHostKeepsWhatItProjectsWith) {
   const WeightUnit& embedding = layout_.units.front();
   ASSERT_NE(embedding.find(Role::kProjectIn), nullptr);
   const StagePlan all = plan(uint64_t{8} << 30);
-  EXPECT_FALSE(all.placement.elsewhere.front());
+  EXPECT_EQ(all.placement.ends.front(), embedding.image_bytes);
   EXPECT_GE(all.weights, embedding.image_bytes);
   build(all);
 }
@@ -170,6 +170,32 @@ TEST_F(DevicePlanTest, TheUserMayKeepWeightsOffTheDevice) {
   EXPECT_GT(none.device->streamed, 200 * kMiB);
   EXPECT_EQ(none.device->sizes.weights.slots, 3) << "fewer would bring nothing";
   build(none);
+}
+
+// A rank with few layers: as much of them passes as has no room, in slots that have room for that.
+TEST_F(DevicePlanTest, OfFewLayersPartsStay) {
+  open("synthetic:qwen2.5-0.5b");
+  range_ = {0, 4, true, false};
+  layout_ = weight_layout(*checkpoint_, range_);
+  const WeightUnit& layer = layout_.units[1];
+  const StagePlan all = plan(uint64_t{4} << 30);
+  ASSERT_EQ(all.device->streamed, 0U);
+  for (const bool on_disk : {false, true}) {
+    SCOPED_TRACE(on_disk);
+    if (on_disk) {
+      limits_.host_memory = 340 * kMiB;
+      limits_.disk = kPlenty;
+    }
+    weights_ = 3 * layer.image_bytes;
+    const StagePlan some = plan(uint64_t{4} << 30);
+    EXPECT_EQ(some.needs_disk(), on_disk);
+    EXPECT_LT(some.device->streamed, layer.image_bytes * 3 / 2);
+    EXPECT_LE(some.device->weights, weights_);
+    EXPECT_LE(some.weights + some.streamed,
+              layout_.units[0].image_bytes + some.device->streamed + kMiB)
+        << "the host has no more than what passes";
+    build(some);
+  }
 }
 
 TEST_F(DevicePlanTest, FewerLayersAreOnTheirWayWhereThereIsLittleRoom) {
