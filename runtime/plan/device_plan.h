@@ -20,11 +20,11 @@ struct DeviceLimits {
 
 // KV pages of all sequences that are wanted go on the device as far as they have room, the others
 // in host memory, and on disk what has no room there; then as much of the layers as there is room
-// for, in whole matrices, and the rest passes through it from host memory, and from disk what has no
-// room there. Where not all
-// sequences fit beside the weights, so many as give most tokens per second, or fewer than are
-// wanted where `workload` is exact. The CPU attends to as many of the KV pages in host memory as
-// makes a round shortest. `sizes` has slots, rows and format. Throws DoesNotFit with a table.
+// for, in whole matrices, and the rest passes through it from host memory, and from disk what has
+// no room there. Where not all sequences fit beside the weights, so many as give most tokens per
+// second, or fewer than are wanted where `workload` is exact. The CPU attends to as many of the KV
+// pages in host memory as makes a round shortest. `sizes` has slots, rows and format. Throws
+// DoesNotFit with a table.
 StagePlan plan_device_stage(const ModelConfig& config, const WeightLayout& layout,
                             const Stage::Sizes& sizes, const Workload& workload,
                             const PlanLimits& limits, const DeviceLimits& device,
