@@ -8,7 +8,8 @@ namespace headrace {
 namespace {
 
 constexpr uint64_t kAligned = 256;
-constexpr int64_t kHeadRows = 16384;  // of the head, which are expanded at a time
+constexpr int64_t kHeadRows = 16384;     // of the head, which are expanded at a time
+constexpr uint64_t kHeadSlot = 8 << 20;  // for what of a head passes at a time, at least
 
 PackedMatrix resident_matrix(const PlacedMatrix& placed, bool half_rows) {
   PackedMatrix matrix{placed.tensor->dtype, placed.tensor->rows, placed.tensor->cols};
@@ -70,7 +71,8 @@ uint64_t DeviceWeights::slot_bytes(const WeightLayout& layout, const DevicePlace
     bytes = std::max(bytes, aligned(host_end(layout, placement, u)));
   }
   if (!layout.range.is_last || placement.has(layout.head_unit())) return bytes;
-  return std::max<uint64_t>(bytes, layout.units[layout.head_unit()].matrices.front().panel_bytes);
+  const PlacedMatrix& head = layout.units[layout.head_unit()].matrices.front();
+  return std::max({bytes, head.panel_bytes, std::min(aligned(head.bytes()), kHeadSlot)});
 }
 
 // Of the largest layer, where all of what is not rows has its place, or of a part of the head.

@@ -18,8 +18,8 @@ namespace headrace {
 struct DevicePlacement {
   static constexpr int kAll = std::numeric_limits<int>::max();
   // Per unit: so many of its matrices, the first ones in the order of use, pass through; the others
-  // are resident. Of a layer any number; of the unit whose first matrix is the head's, and of an
-  // embedding whose tables are all that it has, all or none; else all. Empty: all of all units.
+  // are resident, but those that the host projects with. Of a layer any number, of other units all
+  // or none. Empty: all of all units.
   std::vector<int> passing;
   int slots = 2;  // at least, where some pass
   // Layers are used as rows of f16: what is resident lies there so where that takes no more than

@@ -154,10 +154,6 @@ const PlacedVector* WeightUnit::find_vector(Role role) const {
   return it == vectors.end() ? nullptr : &*it;
 }
 
-size_t WeightLayout::head_unit() const {
-  return units.back().find(Role::kHead) ? units.size() - 1 : 0;
-}
-
 uint64_t WeightLayout::image_bytes() const {
   uint64_t bytes = 0;
   for (const WeightUnit& unit : units) bytes += unit.image_bytes;
@@ -170,12 +166,14 @@ WeightLayout weight_layout(const Checkpoint& checkpoint, const StageRange& range
   for (int layer = range.first_layer; layer < range.end_layer; ++layer) {
     builder.add_unit(WeightUnit::Kind::kLayer, layer, kLayerMatrices, kLayerVectors);
   }
+  const bool shared = checkpoint.config().tied_head && range.is_first && range.is_last;
   if (range.is_last) {
-    const bool shared = checkpoint.config().tied_head && range.is_first;
     const std::span<const Role> all(kHeadMatrices);
     builder.add_unit(WeightUnit::Kind::kHead, 0, shared ? all.subspan(1) : all, kHeadVectors);
   }
-  return builder.take();
+  WeightLayout layout = builder.take();
+  layout.shares_head = shared;
+  return layout;
 }
 
 void pack_image(const Checkpoint& checkpoint, const WeightUnit& unit, uint64_t from,

@@ -62,12 +62,13 @@ struct WeightLayout {
   StageRange range;
   std::vector<WeightUnit> units;
   uint64_t vector_floats = 0;
+  bool shares_head = false;  // with the embedding
 
   size_t layer_unit(int layer) const {  // position of the unit of a layer of the range
     return static_cast<size_t>(layer - range.first_layer) + (range.is_first ? 1 : 0);
   }
   // Last stage: the unit whose first matrix is the head's, which is the embedding's if they share.
-  size_t head_unit() const;
+  size_t head_unit() const { return shares_head ? 0 : units.size() - 1; }
 
   uint64_t image_bytes() const;  // of all units
 };

@@ -20,8 +20,8 @@ struct WeightPlacement {
   std::vector<uint64_t> streamed;  // per unit of the layout, at a panel border
   uint64_t ring = 0;               // bytes of the ring that they are read into
   uint64_t lookup_bytes = 0;       // where rows of a streamed embedding are read to
-  // Per unit: bytes of its image, up to the end of a matrix, after which a device has all, so that
-  // it takes nothing here and is never read. Empty: none has any.
+  // Per unit: bytes of its image, up to the end of a matrix or of the image. A device has the
+  // matrices after it, which take nothing here and are never read. Empty: it has none.
   std::vector<uint64_t> ends = {};
 
   bool all_resident() const { return ring == 0 && lookup_bytes == 0; }

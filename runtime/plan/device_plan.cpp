@@ -156,7 +156,7 @@ class DevicePlanner {
   }
 
   std::optional<StagePlan> with_rows(DeviceStage::Sizes sizes, int sequences) const {
-    const bool has_room = bytes(sizes) <= device_.memory || fits(all_there(sizes));
+    const bool has_room = bytes(smallest(sizes)) <= device_.memory || fits(all_there(sizes));
     if (has_room && sizes.kv_pages <= pages_allowed()) {
       return with_host(with_residents(sizes), sequences);
     }
@@ -185,11 +185,17 @@ class DevicePlanner {
   bool move_kv(DeviceStage::Sizes& sizes) const {
     const int64_t all = sizes.kv_pages;
     sizes.kv_host_pages = all;
-    const uint64_t rest = bytes(sizes);
+    const uint64_t rest = bytes(smallest(sizes));
     if (rest > device_.memory) return false;
     const auto room = static_cast<int64_t>((device_.memory - rest) / page_);
     sizes.kv_host_pages = all - std::min({all, pages_allowed(), room});
     return true;
+  }
+
+  // Beside slots of a few layers parts of all of them may take less than slots for whole ones.
+  DeviceStage::Sizes smallest(const DeviceStage::Sizes& sizes) const {
+    const DeviceStage::Sizes parts = with_layers(sizes, 0, kTogether);
+    return bytes(parts) < bytes(sizes) && is_allowed(parts) ? parts : sizes;
   }
 
   DeviceStage::Sizes all_there(DeviceStage::Sizes sizes) const {
@@ -204,7 +210,12 @@ class DevicePlanner {
 
   // The head and what fits of the layers. A stage that is all there needs no slots.
   DeviceStage::Sizes with_residents(DeviceStage::Sizes sizes) const {
-    if (const DeviceStage::Sizes all = all_there(sizes); fits(all)) return all;
+    DeviceStage::Sizes all = all_there(sizes);
+    if (fits(all)) return all;
+    if (layout_.range.is_first && !is_head(0)) {  // the host can look tokens up, too
+      all.weights.passing[0] = DevicePlacement::kAll;
+      if (fits(all)) return all;
+    }
     if (layout_.range.is_last) {
       DeviceStage::Sizes head = sizes;
       head.weights.passing[layout_.head_unit()] = 0;
@@ -220,7 +231,7 @@ class DevicePlanner {
     };
     for (int some = matrices; some >= kTogether; --some) {
       DeviceStage::Sizes with = with_layers(sizes, 0, some);
-      if (!fits(with)) break;
+      if (!fits(with)) continue;
       int whole = 0, too_many = layout_.range.layers();
       while (too_many - whole > 1) {
         const int middle = (whole + too_many) / 2;
@@ -244,8 +255,11 @@ class DevicePlanner {
   }
 
   bool fits(const DeviceStage::Sizes& sizes) const {
-    return bytes(sizes) <= device_.memory &&
-           DeviceWeights::resident_bytes(layout_, sizes.weights) <= device_.weights;
+    return bytes(sizes) <= device_.memory && is_allowed(sizes);
+  }
+
+  bool is_allowed(const DeviceStage::Sizes& sizes) const {
+    return DeviceWeights::resident_bytes(layout_, sizes.weights) <= device_.weights;
   }
 
   // KV pages that the host has no room for go to disk, and more where weights come from disk if
@@ -319,7 +333,7 @@ class DevicePlanner {
     plan.placement.ends = ends;
     plan.weights = headrace::resident_bytes(rest, plan.placement) + vectors;
     plan.ring = ring_bytes(plan.placement);
-    plan.streamed = streamed_bytes(rest, plan.placement);
+    plan.streamed = streamed_bytes(layout_, plan.placement);
     device.streamed = DeviceWeights::passing_bytes(layout_, sizes.weights);
     share_attention(plan, sequences);
     return plan;
@@ -364,10 +378,12 @@ class DevicePlanner {
     least.kv_host_pages = least.kv_pages;
     least.kv_window = window_pages(least, 0);
     while (least.step_rows > kLeastRows) halve_rows(least);
+    least = smallest(least);
     const std::string table =
         "\n  weights      " + format_bytes(DeviceWeights::bytes_needed(layout_, least.weights)) +
-        " for " + std::to_string(kLeastSlots) + " layers on their way" + "\n  needed       " +
-        format_bytes(bytes(least)) + "\n  budget       " + format_bytes(device_.memory);
+        " at least, with " + std::to_string(kLeastSlots) + " layers on their way" +
+        "\n  needed       " + format_bytes(bytes(least)) + "\n  budget       " +
+        format_bytes(device_.memory);
     if (bytes(least) > device_.memory) {
       return "device memory is too small for this stage" + table +
              "\ngive more --device-memory, a smaller --max-batch, more ranks, or --device cpu";

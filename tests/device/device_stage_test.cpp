@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <optional>
 #include <random>
 #include <span>
 
@@ -246,14 +247,24 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     sizes.weights.slots = run.resident == 100 ? 0 : 2;
     auto owner = std::make_unique<test::FakeDevice>(random_(), fault);
     const test::FakeDevice& device = *owner;
+    // Where parts of layers stay the host does without them.
+    std::optional<WeightStore> rest;
+    if (run.passing != DevicePlacement::kAll) {
+      std::vector<uint64_t> ends;
+      for (size_t u = 0; u < layout.units.size(); ++u) {
+        ends.push_back(DeviceWeights::host_end(layout, sizes.weights, u));
+      }
+      rest.emplace(*checkpoint_, range_, budget_, threads_, false, ends);
+    }
+    WeightStore& weights = rest ? *rest : weights_;
     const KvDiskAccess disk{testing::TempDir(), [] { return make_io_queue(16); }, run.ahead};
-    DeviceStage stage(std::move(owner), *checkpoint_, weights_, threads_, budget_, sizes, disk);
+    DeviceStage stage(std::move(owner), *checkpoint_, weights, threads_, budget_, sizes, disk);
     KvStore kv(page(format), config_.n_layers, kSlots, stage.kv_on_device(), stage.kv_window());
     HostAttention host = stage.host_attention();
     CountedRows rows(host.rows);
     if (host.rows) host.rows = &rows;
     CountedPassage passage(stage.hidden_passage());
-    StageEngine engine(config_, weights_, stage.weights(), kv, stage.ops(), stage.scratch(), cpu_,
+    StageEngine engine(config_, weights, stage.weights(), kv, stage.ops(), stage.scratch(), cpu_,
                        budget_, run.micro_batch_rows, host,
                        stage.hidden_passage() ? &passage : nullptr);
     for (std::vector<float>* const buffer : {&hidden_, &again_}) {

@@ -281,9 +281,10 @@ TEST_F(DeviceWeightsTest, PartsOfLayersTakeTheirBytes) {
   const auto matrix = [&](size_t i) { return layout.units[1].matrices[i].bytes(); };
   uint64_t layer = 0;
   for (size_t i = 0; i < 7; ++i) layer += matrix(i);
-  const DevicePlacement all{{}, 2}, some{{kAllPass, 5, 5, 0, 5, kAllPass}, 2};
-  EXPECT_EQ(DeviceWeights::resident_bytes(layout, all), 0U);
-  EXPECT_EQ(DeviceWeights::resident_bytes(layout, some), layer + 3 * (matrix(5) + matrix(6)));
+  const DevicePlacement all{{kAllPass, 7, 7, 7, 7, 0}, 2}, some{{kAllPass, 5, 5, 0, 5, 0}, 2};
+  EXPECT_EQ(
+      DeviceWeights::resident_bytes(layout, some) - DeviceWeights::resident_bytes(layout, all),
+      layer + 3 * (matrix(5) + matrix(6)));
   EXPECT_EQ(DeviceWeights::passing_bytes(layout, all) - DeviceWeights::passing_bytes(layout, some),
             layer + 3 * (matrix(5) + matrix(6)));
   EXPECT_EQ(DeviceWeights::slot_bytes(layout, all) - DeviceWeights::slot_bytes(layout, some),

@@ -172,30 +172,57 @@ TEST_F(DevicePlanTest, TheUserMayKeepWeightsOffTheDevice) {
   build(none);
 }
 
-// A rank with few layers: as much of them passes as has no room, in slots that have room for that.
+// A rank with few layers: as much of them passes as has no room, in slots that have room for that,
+// and the host has no more.
 TEST_F(DevicePlanTest, OfFewLayersPartsStay) {
   open("synthetic:qwen2.5-0.5b");
   range_ = {0, 4, true, false};
   layout_ = weight_layout(*checkpoint_, range_);
   const WeightUnit& layer = layout_.units[1];
-  const StagePlan all = plan(uint64_t{4} << 30);
-  ASSERT_EQ(all.device->streamed, 0U);
-  for (const bool on_disk : {false, true}) {
-    SCOPED_TRACE(on_disk);
-    if (on_disk) {
-      limits_.host_memory = 340 * kMiB;
-      limits_.disk = kPlenty;
+  const uint64_t all = plan(uint64_t{4} << 30).device->all;
+  const auto expect_parts = [&](const StagePlan& some, uint64_t passing) {
+    const DevicePlacement& placement = some.device->sizes.weights;
+    EXPECT_LT(some.device->streamed, passing);
+    EXPECT_LT(DeviceWeights::slot_bytes(layout_, placement), layer.image_bytes);
+    for (size_t u = 1; u < layout_.units.size(); ++u) {
+      EXPECT_EQ(some.placement.ends[u], DeviceWeights::host_end(layout_, placement, u));
+      EXPECT_LT(some.placement.ends[u], layer.image_bytes);
     }
-    weights_ = 3 * layer.image_bytes;
-    const StagePlan some = plan(uint64_t{4} << 30);
-    EXPECT_EQ(some.needs_disk(), on_disk);
-    EXPECT_LT(some.device->streamed, layer.image_bytes * 3 / 2);
-    EXPECT_LE(some.device->weights, weights_);
-    EXPECT_LE(some.weights + some.streamed,
-              layout_.units[0].image_bytes + some.device->streamed + kMiB)
-        << "the host has no more than what passes";
     build(some);
-  }
+  };
+  // Three layers and a half: without parts one would pass.
+  weights_ = layer.image_bytes * 7 / 2;
+  expect_parts(plan(uint64_t{4} << 30), layer.image_bytes);
+  limits_.host_memory = 320 * kMiB;
+  limits_.disk = kPlenty;
+  const StagePlan from_disk = plan(uint64_t{4} << 30);
+  EXPECT_TRUE(from_disk.needs_disk());
+  expect_parts(from_disk, layer.image_bytes);
+  EXPECT_LE(from_disk.streamed, from_disk.device->streamed + 4 * kReadBlock);
+  // A layer less than all of them: with slots for whole layers, and where they are expanded, three
+  // would pass.
+  weights_ = UINT64_MAX;
+  limits_.host_memory = kPlenty;
+  const uint64_t embedding = layout_.units[0].image_bytes;
+  workload_.tokens = workload_.longest = 16;
+  workload_.prompt = 8;
+  expect_parts(plan(all - embedding - layer.image_bytes), 3 * layer.image_bytes);
+}
+
+TEST_F(DevicePlanTest, TheHostLooksTokensUpWhereThatLeavesRoomForAllLayers) {
+  open("synthetic:tinyllama-1.1b:q8");
+  ASSERT_NE(layout_.head_unit(), 0U);
+  const auto looks_up = [&](const StagePlan& plan) {
+    return DeviceWeights::has_embedding(layout_, plan.device->sizes.weights);
+  };
+  uint64_t memory = uint64_t{4} << 30;
+  ASSERT_TRUE(looks_up(plan(memory)));
+  while (looks_up(plan(memory))) memory -= 8 * kMiB;
+  const StagePlan some = plan(memory);
+  EXPECT_EQ(some.device->streamed, 0U);
+  EXPECT_EQ(some.device->sizes.weights.slots, 0);
+  EXPECT_EQ(some.placement.ends[0], layout_.units[0].matrices.back().bytes());
+  build(some);
 }
 
 TEST_F(DevicePlanTest, FewerLayersAreOnTheirWayWhereThereIsLittleRoom) {
@@ -205,7 +232,7 @@ TEST_F(DevicePlanTest, FewerLayersAreOnTheirWayWhereThereIsLittleRoom) {
   const StagePlan least = plan(kLibraries + more);
   EXPECT_EQ(least.device->sizes.weights.slots, 2);
   build(least);
-  EXPECT_NE(refusal(kLibraries + more - kMiB).find("for 2 layers on their way"), std::string::npos);
+  EXPECT_NE(refusal(kLibraries + more - kMiB).find("with 2 layers on their way"), std::string::npos);
 }
 
 // A layer of f16 is 3.4 GiB, and once more as rows.

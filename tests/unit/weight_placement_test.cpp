@@ -165,6 +165,39 @@ TEST_P(WeightPlacementTest, LayersStreamTheSameShare) {
   EXPECT_LE(high - low, grain);
 }
 
+// A device has the head and the last matrices of layers: the rest is placed as if there were no
+// others, and no other unit is taken for the head.
+TEST_P(WeightPlacementTest, WhatADeviceHasIsNotPlaced) {
+  const StageRange& range = GetParam().range;
+  std::vector<uint64_t> ends;
+  uint64_t here = 0;
+  for (const WeightUnit& unit : layout_.units) {
+    const bool is_layer = unit.kind == WeightUnit::Kind::kLayer;
+    const bool is_head = range.is_last && &unit == &layout_.units[layout_.head_unit()];
+    ends.push_back(is_layer  ? unit.matrices[3].offset + unit.matrices[3].bytes()
+                   : is_head ? 0
+                             : unit.image_bytes);
+    here += io_aligned(ends.back());
+  }
+  const WeightLayout rest = up_to(layout_, ends);
+  EXPECT_EQ(rest.image_bytes(), here);
+  if (range.is_last) {
+    EXPECT_EQ(rest.head_unit(), layout_.head_unit());
+  }
+  const bool has_embedding = range.is_first && ends[0] > 0;
+  WeightPlacement p = place_weights(rest, here - 1, {0, false, true});
+  EXPECT_EQ(p.embedding_streamed(), has_embedding) << "before layers";
+  p.ends = ends;
+  uint64_t streamed = 0;
+  for (size_t u = 0; u < layout_.units.size(); ++u) {
+    EXPECT_LE(p.streamed[u], ends[u]);
+    if (layout_.units[u].kind == WeightUnit::Kind::kLayer) streamed += p.streamed[u];
+    EXPECT_EQ(p.end_of(layout_, u), ends[u]);
+  }
+  EXPECT_LE(streamed, streamed_bytes(layout_, p));
+  EXPECT_LT(streamed_bytes(layout_, p), streamed + layout_.units.size() * kReadBlock);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, WeightPlacementTest, testing::ValuesIn(kCases));
 
 }  // namespace
