@@ -232,7 +232,8 @@ TEST_F(DevicePlanTest, FewerLayersAreOnTheirWayWhereThereIsLittleRoom) {
   const StagePlan least = plan(kLibraries + more);
   EXPECT_EQ(least.device->sizes.weights.slots, 2);
   build(least);
-  EXPECT_NE(refusal(kLibraries + more - kMiB).find("with 2 layers on their way"), std::string::npos);
+  EXPECT_NE(refusal(kLibraries + more - kMiB).find("with 2 layers on their way"),
+            std::string::npos);
 }
 
 // A layer of f16 is 3.4 GiB, and once more as rows.
