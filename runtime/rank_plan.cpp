@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <future>
 #include <utility>
 
@@ -22,6 +23,9 @@ constexpr int kKeptSlots = 64;
 constexpr int64_t kTableBytes = 16 << 20;
 // More than all cores of a machine with a GPU have caches.
 constexpr uint64_t kManyPages = 1 << 30;
+// Times the slowest rank's speed, as planned, that another one keeps if it makes its steps longer.
+constexpr double kFaster = 2;
+
 std::string schedule_text(const RunOptions& options) {
   std::string text = "max-batch " + std::to_string(options.max_batch) + ", prefill-chunk " +
                      std::to_string(options.prefill_chunk) + ", split";
@@ -157,13 +161,15 @@ Agreement Rank::agree_on_plan() {
     const bool passes = plan_.device && plan_.device->sizes.has_passing_pages();
     return passes ? plan_.device->sizes.kv_window : plan_.kv_pages();
   };
+  Agreement room;
+  room.kv_pages = plan_.kv_pages();
+  room.sequence_pages = room_for_one();
+  room.slots = plan_.sizes.slots;
+  room.step_rows = plan_.sizes.step_rows;
+  room.served = std::llround(1000 * plan_.served_per_s);
   return agree(wires_.communicator,
-               {HEADRACE_VERSION,
-                checkpoint_->fingerprint(),
-                headrace::numerics(options_),
-                schedule_text(options_),
-                {plan_.kv_pages(), room_for_one(), plan_.sizes.slots, plan_.sizes.step_rows, ""},
-                math()});
+               {HEADRACE_VERSION, checkpoint_->fingerprint(), headrace::numerics(options_),
+                schedule_text(options_), room, math()});
 }
 
 // Another rank has room for fewer sequences.
@@ -194,6 +200,18 @@ void Rank::make_plans(const Workload& workload, bool build) {
 void Rank::settle(Workload workload, bool build) {
   make_plans(workload, build);
   Agreement agreed = agree_on_plan();
+  if (agreed.longest_step > agreed.step_rows) {
+    // A rank that reads weights from disk reads them anew for each step that prompts take; one that
+    // is faster has them as long, as far as that leaves it the faster one.
+    workload.wanted_step_rows = agreed.longest_step;
+    if (agreed.served > 0) {
+      workload.enough_per_s = kFaster * static_cast<double>(agreed.served) / 1000;
+    }
+    if (plan_.device && plan_.sizes.step_rows < agreed.longest_step) {
+      plan_ = make_plan(workload, build);
+    }
+    agreed = agree_on_plan();
+  }
   // Who plans anew may have smaller steps or fewer pages for one sequence than it had said.
   for (int64_t slots = -1; agreed.slots != slots; agreed = agree_on_plan()) {
     slots = agreed.slots;

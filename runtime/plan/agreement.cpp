@@ -25,14 +25,14 @@ std::string together(const std::vector<std::string>& values) {
 
 Agreement agree(Communicator& communicator, const RankFacts& facts) {
   const auto room_of = [](const json& rank) { return rank.at("room").get<std::vector<int64_t>>(); };
-  const json mine = {
-      {"headrace version", facts.version},
-      {"model fingerprint", facts.fingerprint},
-      {"numerics", facts.numerics},
-      {"schedule", facts.schedule},
-      {"math", facts.math},
-      {"room",
-       {facts.room.kv_pages, facts.room.sequence_pages, facts.room.slots, facts.room.step_rows}}};
+  const json mine = {{"headrace version", facts.version},
+                     {"model fingerprint", facts.fingerprint},
+                     {"numerics", facts.numerics},
+                     {"schedule", facts.schedule},
+                     {"math", facts.math},
+                     {"room",
+                      {facts.room.kv_pages, facts.room.sequence_pages, facts.room.slots,
+                       facts.room.step_rows, -facts.room.step_rows, facts.room.served}}};
   std::vector<int64_t> least = room_of(mine);
   std::vector<std::string> math = {facts.math};
   const std::vector<Bytes> all = gather(communicator, to_bytes(mine));
@@ -54,7 +54,8 @@ Agreement agree(Communicator& communicator, const RankFacts& facts) {
   const json agreed =
       from_bytes(broadcast(communicator, to_bytes({{"room", least}, {"math", together(math)}})));
   least = room_of(agreed);
-  return {least.at(0), least.at(1), least.at(2), least.at(3), agreed.at("math")};
+  return {least.at(0),       least.at(1),  least.at(2), least.at(3),
+          agreed.at("math"), -least.at(4), least.at(5)};
 }
 
 PageSharing agree(Communicator& communicator, const PageSharing& mine) {

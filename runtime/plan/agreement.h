@@ -10,7 +10,7 @@
 
 namespace headrace {
 
-// What a rank has room for, or what all of them have: the least of each.
+// What a rank has room for, or what all of them have: the least of each, but for the longest step.
 struct Agreement {
   int64_t kv_pages = 0;        // of all sequences
   int64_t sequence_pages = 0;  // of one
@@ -18,6 +18,10 @@ struct Agreement {
   int64_t step_rows = 0;       // rows of a step
   // The arithmetic of all ranks, or that of each in order: "f32", "f16 on NVIDIA A100, f32".
   std::string math;
+  int64_t longest_step = 0;  // rows of the longest step that one of them has room for
+  // Thousandths of tokens per second that are expected of the stage with its own steps; 0: nobody
+  // knows.
+  int64_t served = 0;
 };
 
 // What one rank brings. All but `room` and `math` must be the same on every rank.

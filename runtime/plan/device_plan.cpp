@@ -59,8 +59,9 @@ class DevicePlanner {
   }
 
  private:
-  static bool serves_more(const StagePlan& plan, const StagePlan& than, double by = kWorthIt) {
-    return plan.served_per_s > by * than.served_per_s;
+  bool serves_more(const StagePlan& plan, const StagePlan& than, double by = kWorthIt) const {
+    const double enough = workload_.enough_per_s;
+    return std::min(plan.served_per_s, enough) > by * std::min(than.served_per_s, enough);
   }
 
   static bool is_all_there(const StagePlan& plan) {
@@ -89,7 +90,7 @@ class DevicePlanner {
     sizes.host_share = device_.most_host_share;
     sizes.kv_pages = pages_wanted(config_, workload_, sequences);
     sizes.micro_batch_rows = sizes_.micro_batch_rows;
-    sizes.step_rows = sizes_.step_rows;
+    sizes.step_rows = std::max(sizes_.step_rows, workload_.wanted_step_rows);
     if (device_.wires > 0) sizes.link_buffers = link_buffers(layout_.range);
     sizes.logit_rows = workload_.sampled ? std::min(16, sequences) : 1;
     sizes.slots = sequences;
@@ -152,7 +153,7 @@ class DevicePlanner {
     const int64_t most = workload_.groups > 1
                              ? INT_MAX / (config_.d_model * static_cast<int64_t>(sizeof(float)))
                              : INT64_MAX;
-    return std::max(sizes_.step_rows, std::min(rows, most));
+    return std::max({sizes_.step_rows, workload_.wanted_step_rows, std::min(rows, most)});
   }
 
   std::optional<StagePlan> with_rows(DeviceStage::Sizes sizes, int sequences) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -24,6 +25,10 @@ struct Workload {
   bool sampled = false;         // some sequences need their logits, not just the largest
   int64_t least_step_rows = 1;  // a step must not have room for fewer, but for sizes.step_rows
   int64_t chunk = INT64_MAX;    // tokens of a prompt that go in one step, at most
+  // On a device, for another stage that serves so many tokens per second: as many as leave this one
+  // as fast.
+  int64_t wanted_step_rows = 0;
+  double enough_per_s = std::numeric_limits<double>::infinity();
 
   // Of so many sequences in flight.
   int groups_of(int in_flight) const { return groups < in_flight ? groups : in_flight; }

@@ -184,19 +184,28 @@ class LongSteps(Gpu):
 
     MODEL, TOKENS = "synthetic:smollm2-135m", 256
 
-    def check_passing(self, prompts, ranks, budgets, math, *reference):
-        memory, host_memory = budgets
+    def requests(self, prompts):
         rng = random.Random(3)
-        requests = [{"custom_id": f"r{i}", "max_tokens": 2 + i % 3, "ignore_eos": True, "logprobs": 1,
-                     "prompt": [rng.randrange(LARGE_VOCABULARY) for _ in range(self.TOKENS)]}
-                    for i in range(prompts)]
-        expected = self.generate(self.MODEL, requests, *reference, limit=120)
-        self.check_same(self.MODEL, requests, expected, [
-            (ranks, *on_gpu(memory), "--math", math, "--device-weights", 0, "--host-memory", host_memory,
-             "--link", "mpi", "--disk", self.folder / "disk", "--prefill-chunk", self.TOKENS, "--max-batch", prompts)])
+        return [{"custom_id": f"r{i}", "max_tokens": 2 + i % 3, "ignore_eos": True, "logprobs": 1,
+                 "prompt": [rng.randrange(LARGE_VOCABULARY) for _ in range(self.TOKENS)]}
+                for i in range(prompts)]
+
+    def options(self, prompts, memory, host_memory):
+        return ("--device", "cuda", "--device-memory", memory, "--device-weights", 0, "--host-memory", host_memory,
+                "--link", "mpi", "--disk", self.folder / "disk", "--prefill-chunk", self.TOKENS, "--max-batch", prompts)
+
+    def log_of_long_steps(self):
         log = self.jobs[-1].log()
         if max(map(int, re.findall(r"reads .* at (\d+) MB/s", log))) > 7000:
             self.skipTest("from so fast a disk shorter steps may be planned; results are the same")
+        return log
+
+    def check_passing(self, prompts, ranks, budgets, math, *reference):
+        requests = self.requests(prompts)
+        expected = self.generate(self.MODEL, requests, *reference, limit=120)
+        self.check_same(self.MODEL, requests, expected, [
+            (ranks, *self.options(prompts, *budgets), "--math", math)])
+        log = self.log_of_long_steps()
         self.assertEqual(log.count("hidden states of more than 2048 rows in host memory"), ranks or 1, log)
         self.assertEqual(len(re.findall(r"hidden states from the GPU \d", log)), ranks or 1, log)
 
@@ -205,6 +214,17 @@ class LongSteps(Gpu):
 
     def test_two_ranks(self):
         self.check_passing(32, 2, ("740MiB", "150MiB"), "f32", "--device", "cpu")
+
+    def test_beside_a_rank_that_needs_no_disk(self):
+        """The first rank would have shorter steps, but the other reads its weights for each of them."""
+        requests = self.requests(32)
+        expected = self.generate(self.MODEL, requests, "--device", "cpu", limit=120)
+        ranks = [[*self.options(32, "724MiB", "1GiB")], [*self.options(32, "740MiB", "150MiB")]]
+        self.check_same(self.MODEL, requests, expected, [(ranks, "--math", "f32")])
+        log = self.log_of_long_steps()
+        steps = re.search(r"^.* 1  0-\d+ +(?:[\d.]+ % +){6}(\d+) ", log, re.MULTILINE)
+        # Of each half of the sequences one for prompts, and three at most for what comes after.
+        self.assertLessEqual(int(steps[1]), 8, log)
 
     def test_float16(self):
         self.check_passing(16, None, ("750MiB", "200MiB"), "f16", *CUDA)

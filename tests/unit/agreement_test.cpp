@@ -47,10 +47,15 @@ TEST(Agreement, TheLeastRoomCounts) {
   facts[1].room = {300, 50, 32, 256, ""};
   facts[2].room = {70, 70, 16, 64, ""};
   facts[3].room = {200, 60, 4, 128, ""};
+  facts[0].room.served = facts[1].room.served = 800000;
+  facts[2].room.served = 70000;
+  facts[3].room.served = INT64_MAX;
   for (const Outcome& outcome : agree_all(facts)) {
     EXPECT_EQ(outcome.room.kv_pages, 70);
     EXPECT_EQ(outcome.room.sequence_pages, 50);
     EXPECT_EQ(outcome.room.slots, 4);
+    EXPECT_EQ(outcome.room.longest_step, 512);
+    EXPECT_EQ(outcome.room.served, 70000);
     EXPECT_EQ(outcome.room.step_rows, 64);
   }
 }

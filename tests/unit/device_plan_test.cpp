@@ -301,6 +301,35 @@ TEST_F(DevicePlanTest, PromptsGoInLongerStepsWhereWeightsComeFromDisk) {
   EXPECT_EQ(plan(memory).sizes.step_rows, 16384) << "products take longer than the link";
 }
 
+// A stage that has nothing of long steps itself gives them room where that costs it nothing.
+TEST_F(DevicePlanTest, StepsAreAsLongAsAnotherStageWantsThem) {
+  open("synthetic:smollm2-135m");
+  range_ = {0, 10, true, false};
+  layout_ = weight_layout(*checkpoint_, range_);
+  workload_ = {16, true, 520, 512, 520, 2};
+  const StagePlan without = plan(uint64_t{4} << 30);
+  ASSERT_EQ(without.device->streamed, 0U);
+  EXPECT_EQ(without.sizes.step_rows, sizes_.step_rows);
+  workload_.wanted_step_rows = 4096;
+  const StagePlan some = plan(uint64_t{4} << 30);
+  EXPECT_EQ(some.sizes.step_rows, 4096);
+  EXPECT_EQ(some.device->streamed, 0U);
+  build(some);
+  // Weights that would pass for it are worth more.
+  uint64_t memory = uint64_t{2} << 30;
+  for (workload_.wanted_step_rows = 0; plan(memory).device->streamed == 0;) memory -= 2 * kMiB;
+  memory += 2 * kMiB;
+  workload_.wanted_step_rows = 4096;
+  EXPECT_EQ(plan(memory).device->streamed, 0U);
+  EXPECT_LT(plan(memory).sizes.step_rows, 4096);
+  // But not beside a stage that is slower.
+  workload_.enough_per_s = plan(memory).served_per_s / 100;
+  const StagePlan slower = plan(memory);
+  EXPECT_EQ(slower.sizes.step_rows, 4096);
+  EXPECT_GT(slower.served_per_s, workload_.enough_per_s);
+  build(slower);
+}
+
 TEST_F(DevicePlanTest, HiddenStatesOfLongStepsPassThroughASmallDevice) {
   open("synthetic:smollm2-135m");
   sizes_.step_rows = 8192;
