@@ -262,7 +262,7 @@ void Rank::load() {
   } else {
     stage_.emplace(config, *weights_, cpu, budget_, plan_.sizes, disk);
   }
-  const size_t bytes = link_buffer_bytes(config, plan_.hidden_rows);
+  const size_t bytes = link_buffer_bytes(config, plan_.host_hidden_rows);
   std::vector<ActivationLink::HiddenBuffer> spans;
   for (int i = 0; i < link_buffers(range_); ++i) {
     hidden_.push_back(budget_.allocate(bytes, "activations"));

@@ -97,7 +97,8 @@ class Rank {
   void open_offload_file();
   void load_weights();
   Agreement agree_on_plan();
-  void make_plans(const Workload& workload, bool build);
+  void plan_together(const std::function<void()>& plan);
+  void plan_for_longer_steps(Workload workload, const Agreement& agreed, bool build);
   void plan_for_fewer(Workload workload, bool build);
   void shorten_steps(int64_t rows);
   void settle(Workload workload, bool build);

@@ -183,12 +183,26 @@ void Rank::plan_for_fewer(Workload workload, bool build) {
   plan_.sizes.slots = std::min(plan_.sizes.slots, workload.sequences);
 }
 
-// Who is interrupted while it builds its offload file has removed what there is of it; then none
-// goes on, and none ends before the others have done so.
-void Rank::make_plans(const Workload& workload, bool build) {
+// A rank that reads weights from disk reads them anew for each step that prompts take; one that is
+// faster has steps as long as that wants them, as far as it stays the faster one and needs no disk
+// for it.
+void Rank::plan_for_longer_steps(Workload workload, const Agreement& agreed, bool build) {
+  if (!plan_.device || plan_.sizes.step_rows >= agreed.longest_step) return;
+  workload.wanted_step_rows = agreed.longest_step;
+  if (agreed.served > 0) {
+    workload.enough_per_s = kFaster * static_cast<double>(agreed.served) / 1000;
+  }
+  const uint64_t room = std::exchange(disk_room_, plan_.needs_disk() ? disk_room_ : 0);
+  plan_ = make_plan(workload, build);
+  disk_room_ = room;
+}
+
+// All ranks call it. Who is interrupted while it builds its offload file has removed what there is
+// of it; then none goes on, and none ends before the others have done so.
+void Rank::plan_together(const std::function<void()>& plan) {
   std::string interrupted;
   try {
-    plan_ = make_plan(workload, build);
+    plan();
   } catch (const Interrupted& e) {
     interrupted = e.what();
   }
@@ -198,25 +212,19 @@ void Rank::make_plans(const Workload& workload, bool build) {
 }
 
 void Rank::settle(Workload workload, bool build) {
-  make_plans(workload, build);
+  plan_together([&] { plan_ = make_plan(workload, build); });
   Agreement agreed = agree_on_plan();
   if (agreed.longest_step > agreed.step_rows) {
-    // A rank that reads weights from disk reads them anew for each step that prompts take; one that
-    // is faster has them as long, as far as that leaves it the faster one.
-    workload.wanted_step_rows = agreed.longest_step;
-    if (agreed.served > 0) {
-      workload.enough_per_s = kFaster * static_cast<double>(agreed.served) / 1000;
-    }
-    if (plan_.device && plan_.sizes.step_rows < agreed.longest_step) {
-      plan_ = make_plan(workload, build);
-    }
+    plan_together([&] { plan_for_longer_steps(workload, agreed, build); });
     agreed = agree_on_plan();
   }
   // Who plans anew may have smaller steps or fewer pages for one sequence than it had said.
   for (int64_t slots = -1; agreed.slots != slots; agreed = agree_on_plan()) {
     slots = agreed.slots;
     workload.sequences = static_cast<int>(slots);
-    if (slots < plan_.sizes.slots) plan_for_fewer(workload, build);
+    plan_together([&] {
+      if (slots < plan_.sizes.slots) plan_for_fewer(workload, build);
+    });
   }
   math_of_all_ = agreed.math;
   if (plan_.device && agreed.kv_pages < plan_.sizes.kv_pages) {
@@ -253,9 +261,10 @@ void Rank::shorten_steps(int64_t rows) {
   DeviceStage::Sizes& sizes = plan_.device->sizes;
   plan_.sizes.step_rows = sizes.step_rows = rows;
   plan_.sizes.micro_batch_rows = sizes.micro_batch_rows = std::min(sizes.micro_batch_rows, rows);
-  const int64_t before = std::exchange(plan_.hidden_rows, std::min(plan_.hidden_rows, rows));
+  const int64_t before =
+      std::exchange(plan_.host_hidden_rows, std::min(plan_.host_hidden_rows, rows));
   plan_.activations -= static_cast<uint64_t>(link_buffers(range_)) *
-                       link_buffer_bytes(checkpoint_->config(), before - plan_.hidden_rows);
+                       link_buffer_bytes(checkpoint_->config(), before - plan_.host_hidden_rows);
 }
 
 void Rank::settle_sharing() {

@@ -33,6 +33,14 @@ std::span<const PlacedMatrix> movable(const WeightUnit& unit) {
   return std::span(unit.matrices).first(count);
 }
 
+// Whether the host needs nothing of a resident unit: not so where it looks tokens up, because an
+// embedding is projected, or projects logits.
+bool is_whole(const WeightUnit& unit) { return movable(unit).size() == unit.matrices.size(); }
+
+bool looks_up(const WeightUnit& unit) {
+  return unit.kind == WeightUnit::Kind::kEmbedding && is_whole(unit);
+}
+
 std::span<const PlacedMatrix> staying(const WeightLayout& layout, const DevicePlacement& placement,
                                       size_t unit) {
   const std::span<const PlacedMatrix> all = movable(layout.units[unit]);
@@ -199,19 +207,11 @@ void DeviceWeights::load(const Checkpoint& checkpoint, ThreadPool& threads, Memo
   }
 }
 
-bool DeviceWeights::is_whole(const WeightUnit& unit) {
-  return movable(unit).size() == unit.matrices.size();
-}
-
 bool DeviceWeights::has_embedding(const WeightLayout& layout, const DevicePlacement& placement) {
   for (size_t u = 0; u < layout.units.size(); ++u) {
     if (placement.has(u) && looks_up(layout.units[u])) return true;
   }
   return false;
-}
-
-bool DeviceWeights::looks_up(const WeightUnit& unit) {
-  return unit.kind == WeightUnit::Kind::kEmbedding && is_whole(unit);
 }
 
 // In as many panels at once as `host` has room for.

@@ -90,14 +90,10 @@ class DeviceWeights final : public WeightSource {
   };
   static Expansions expansions(const WeightLayout& layout, const DevicePlacement& placement);
   static uint64_t bytes_needed(const WeightLayout& layout, const DevicePlacement& placement);
-  // Whether the host needs nothing of a resident unit: not so where it looks tokens up, because an
-  // embedding is projected, or projects logits.
-  static bool is_whole(const WeightUnit& unit);
   // Whether tokens are looked up on the device.
   static bool has_embedding(const WeightLayout& layout, const DevicePlacement& placement);
 
  private:
-  static bool looks_up(const WeightUnit& unit);
   struct Slot {
     std::byte* memory;
     std::unique_ptr<DeviceEvent> filled, free;

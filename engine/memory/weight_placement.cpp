@@ -7,9 +7,6 @@
 namespace headrace {
 namespace {
 
-constexpr uint64_t round_up(uint64_t value) {
-  return (value + kReadBlock - 1) / kReadBlock * kReadBlock;
-}
 constexpr uint64_t round_down(uint64_t value) { return value / kReadBlock * kReadBlock; }
 
 // Where the last panel that ends within `bytes` does; 0 if none does.
@@ -75,7 +72,8 @@ class Placer {
   static uint64_t part_of(const WeightUnit& unit, double share) {
     const uint64_t most = most_streamed(unit);
     return panel_border(
-        unit, std::min(most, round_up(static_cast<uint64_t>(share * static_cast<double>(most)))));
+        unit,
+        std::min(most, whole_blocks(static_cast<uint64_t>(share * static_cast<double>(most)))));
   }
 
   uint64_t ring(const WeightPlacement& p) const {
@@ -88,10 +86,10 @@ class Placer {
     }
     if (all == 0) return 0;
     // One panel is computed with while one comes in, and each ends within a block.
-    const uint64_t least = 2 * (round_up(panel) + kReadBlock);
-    const uint64_t used = whole_layers_ ? round_up(layer) : 0;
+    const uint64_t least = 2 * (whole_blocks(panel) + kReadBlock);
+    const uint64_t used = whole_layers_ ? whole_blocks(layer) : 0;
     // More than is read in a step would hold the same bytes twice.
-    return std::max(least, used + std::min(round_down(ahead_), round_up(all) - used));
+    return std::max(least, used + std::min(round_down(ahead_), whole_blocks(all) - used));
   }
 
   static uint64_t lookup_slot_bytes(const WeightUnit& unit) {
@@ -187,7 +185,7 @@ std::vector<WeightPiece> pieces_of(const WeightLayout& layout, const WeightPlace
   const auto add = [&](size_t unit) {
     const uint64_t streamed = placement.streamed[unit];
     if (streamed == 0) return;
-    pieces.push_back({unit, std::min(round_up(streamed), layout.units[unit].image_bytes)});
+    pieces.push_back({unit, std::min(whole_blocks(streamed), layout.units[unit].image_bytes)});
   };
   for (size_t u = 0; u < layout.units.size(); ++u) {
     if (layout.units[u].kind == WeightUnit::Kind::kLayer) add(u);

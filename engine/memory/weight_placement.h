@@ -15,6 +15,9 @@ namespace headrace {
 
 // Reads of images begin at multiples of this and end there or at the image's end.
 inline constexpr uint64_t kReadBlock = 256 << 10;
+constexpr uint64_t whole_blocks(uint64_t bytes) {
+  return (bytes + kReadBlock - 1) / kReadBlock * kReadBlock;
+}
 
 struct WeightPlacement {
   std::vector<uint64_t> streamed;  // per unit of the layout, at a panel border

@@ -11,18 +11,9 @@ namespace {
 
 constexpr uint64_t kDropEvery = 4 << 20;  // bytes of weights
 
-constexpr uint64_t round_up(uint64_t value) {
-  return (value + kReadBlock - 1) / kReadBlock * kReadBlock;
-}
-
-WeightPlacement all_resident(const WeightLayout& layout) {
+WeightPlacement all_resident(const WeightLayout& layout, std::vector<uint64_t> ends) {
   WeightPlacement placement;
   placement.streamed.assign(layout.units.size(), 0);
-  return placement;
-}
-
-WeightPlacement all_resident(const WeightLayout& layout, std::vector<uint64_t> ends) {
-  WeightPlacement placement = all_resident(layout);
   placement.ends = std::move(ends);
   return placement;
 }
@@ -95,7 +86,7 @@ void WeightStore::load_resident(const WeightOffload& offload, MemoryBudget& budg
     const uint64_t from = unit.kind == WeightUnit::Kind::kEmbedding ? 0 : streamed;
     const uint64_t end = placement_.end_of(layout_, u);
     if (from >= end) continue;
-    const uint64_t to = std::min(round_up(end), unit.image_bytes);
+    const uint64_t to = std::min(whole_blocks(end), unit.image_bytes);
     reader.read(u, from, to, [&](uint64_t at, std::span<const std::byte> bytes) {
       const uint64_t first = std::max(at, streamed), last = std::min(at + bytes.size(), end);
       if (first >= last) return;

@@ -14,10 +14,6 @@ namespace {
 
 constexpr uint64_t kUsefulPart = 4 * kReadBlock;
 
-constexpr uint64_t round_up(uint64_t value) {
-  return (value + kReadBlock - 1) / kReadBlock * kReadBlock;
-}
-
 }  // namespace
 
 WeightStream::WeightStream(const OffloadFile& file, std::vector<WeightPiece> pieces, uint64_t ring,
@@ -32,8 +28,8 @@ WeightStream::WeightStream(const OffloadFile& file, std::vector<WeightPiece> pie
       queue_(std::move(queue)),
       // Small enough that room for one is there soon, large enough that the queue holds a ring
       // full.
-      part_(std::max(std::min(kUsefulPart, round_up(ring_.size() / 8)),
-                     round_up(ring_.size() / static_cast<uint64_t>(queue_->depth())))),
+      part_(std::max(std::min(kUsefulPart, whole_blocks(ring_.size() / 8)),
+                     whole_blocks(ring_.size() / static_cast<uint64_t>(queue_->depth())))),
       checked_(pieces_.size(), false) {
   for (const WeightPiece& piece : pieces_) places_.push_back(places_.back() + piece.bytes);
   queue_->register_memory({ring_.data(), ring_.size()});
@@ -53,7 +49,7 @@ uint64_t WeightStream::await(uint64_t bytes) {
   const WeightPiece& piece = piece_of(visit_);
   const uint64_t begin = place_of(visit_);
   const bool is_checked = checked_[visit_ % pieces_.size()];
-  finish_to(begin + (is_checked ? bytes : std::min(round_up(bytes), piece.bytes)));
+  finish_to(begin + (is_checked ? bytes : std::min(whole_blocks(bytes), piece.bytes)));
   while (!reads_.empty() && queue_->finished(reads_.front().ticket)) finish_first();
   uint64_t there = std::min(arrived_ - begin, piece.bytes);
   if (is_checked) return there;

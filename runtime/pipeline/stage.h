@@ -41,8 +41,8 @@ class Stage {
 
   // Computes a step in place on hidden [step_rows][d_model]: what the previous stage sent, or what
   // the first stage embeds itself; a device may need fewer rows (DeviceStage::host_hidden_rows).
-  // `place`: where that is on the stage's device, if it comes from
-  // there or goes there. On the last stage returns the sampled tokens.
+  // `place`: where that is on the stage's device, if it comes from there or goes there. On the last
+  // stage returns the sampled tokens.
   std::optional<StepResult> run(const StepMessage& step, float* hidden,
                                 const HiddenPlace& place = {});
 

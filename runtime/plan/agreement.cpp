@@ -25,6 +25,7 @@ std::string together(const std::vector<std::string>& values) {
 
 Agreement agree(Communicator& communicator, const RankFacts& facts) {
   const auto room_of = [](const json& rank) { return rank.at("room").get<std::vector<int64_t>>(); };
+  // Below zero where the most counts.
   const json mine = {{"headrace version", facts.version},
                      {"model fingerprint", facts.fingerprint},
                      {"numerics", facts.numerics},

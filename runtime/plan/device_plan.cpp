@@ -21,7 +21,7 @@ constexpr uint64_t kOnTheWay = 96 << 20;    // of host memory, while weights are
 constexpr uint64_t kReadAhead = 256 << 20;  // of a ring, where there is room
 constexpr int64_t kLeastRows = 512;         // of a step, where the user wants as many
 constexpr int kSlots = 3, kLeastSlots = 2;  // for layers that pass through the device
-constexpr int kTogether = 3;                // matrices that a layer begins with
+constexpr int kTogether = 3;                // that a layer begins with: queries, keys, values
 constexpr uint64_t kWindow = 512 << 20;     // for KV pages that come from the host
 // Tokens per second over those of another plan from which on it is better; and where hidden states
 // pass and products have fewer rows, which is not in the prediction.
@@ -308,8 +308,8 @@ class DevicePlanner {
 
     const uint64_t vectors = WeightStore::vector_bytes(layout_) + kRounding;
     const auto buffers = static_cast<uint64_t>(link_buffers(layout_.range));
-    plan.hidden_rows = DeviceStage::host_hidden_rows(layout_, sizes);
-    const uint64_t hidden = link_buffer_bytes(config_, plan.hidden_rows) + kRounding;
+    plan.host_hidden_rows = DeviceStage::host_hidden_rows(layout_, sizes);
+    const uint64_t hidden = link_buffer_bytes(config_, plan.host_hidden_rows) + kRounding;
     const uint64_t block = static_cast<uint64_t>(std::max(config_.d_model, config_.d_embed)) *
                            static_cast<uint64_t>(sizes.micro_batch_rows) * sizeof(float);
     plan.activations = buffers * hidden + block + kRounding +

@@ -135,7 +135,7 @@ class Planner {
     plan.range = layout_.range;
     plan.sizes = sizes;
     plan.activations = activations(sizes);
-    plan.hidden_rows = sizes.step_rows;
+    plan.host_hidden_rows = sizes.step_rows;
     plan.other = limits_.other;
     plan.all_weights = layout_.image_bytes() + vectors();
     plan.placement.streamed.assign(layout_.units.size(), 0);

@@ -68,11 +68,11 @@ struct StagePlan {
   uint64_t ring = 0;
   uint64_t kv = 0;  // staging included
   uint64_t activations = 0;
-  int64_t hidden_rows = 0;   // of them, rows in each buffer for hidden states
-  uint64_t other = 0;        // tokenizer, requests read ahead, trace
-  uint64_t all_weights = 0;  // resident or not
-  uint64_t streamed = 0;     // read from disk in every step
-  uint64_t disk = 0;         // bytes taken there
+  int64_t host_hidden_rows = 0;  // of them, rows in each buffer for hidden states
+  uint64_t other = 0;            // tokenizer, requests read ahead, trace
+  uint64_t all_weights = 0;      // resident or not
+  uint64_t streamed = 0;         // read from disk in every step
+  uint64_t disk = 0;             // bytes taken there
   // What is predicted is for sequences of so many tokens, `prompt` of them the prompt's.
   int64_t tokens = 0, prompt = 0;
   // A round: every sequence in flight gets a token. Nothing where rates are not known.

@@ -225,6 +225,11 @@ class LongSteps(Gpu):
         steps = re.search(r"^.* 1  0-\d+ +(?:[\d.]+ % +){6}(\d+) ", log, re.MULTILINE)
         # Of each half of the sequences one for prompts, and three at most for what comes after.
         self.assertLessEqual(int(steps[1]), 8, log)
+        # With less host memory such steps would take the first rank's disk, which it does not need.
+        ranks[0] = [*self.options(32, "724MiB", "490MiB")]
+        self.check_same(self.MODEL, requests, expected, [(ranks, "--math", "f32")])
+        first = next(line for line in self.jobs[-1].log().splitlines() if "stage 1 of 2: " in line)
+        self.assertNotRegex(first, "read per step|on disk")
 
     def test_float16(self):
         self.check_passing(16, None, ("750MiB", "200MiB"), "f16", *CUDA)

@@ -82,8 +82,8 @@ class DevicePlanTest : public testing::Test {
     Stage stage(checkpoint_->config(), *weights, on_device, cpu, budget, plan.sizes);
     std::vector<Buffer> hidden;
     for (int i = 0; i < link_buffers(range_); ++i) {
-      hidden.push_back(budget.allocate(link_buffer_bytes(checkpoint_->config(), plan.hidden_rows),
-                                       "activations"));
+      hidden.push_back(budget.allocate(
+          link_buffer_bytes(checkpoint_->config(), plan.host_hidden_rows), "activations"));
     }
     // The libraries' share is also for weights on their way while the stage is loaded.
     EXPECT_LE(device.allocated(), plan.device->all);

@@ -288,7 +288,7 @@ TEST_F(DevicePlanTest, PromptsGoInLongerStepsWhereWeightsComeFromDisk) {
   EXPECT_GT(some.streamed, 0U);
   EXPECT_EQ(some.sizes.step_rows, 16 * 512);
   EXPECT_FALSE(some.device->sizes.has_passing_rows()) << "there is room for them";
-  EXPECT_EQ(some.hidden_rows, 16);
+  EXPECT_EQ(some.host_hidden_rows, 16);
   build(some);
   workload_.chunk = 64;
   EXPECT_EQ(plan(memory).sizes.step_rows, 16 * 64) << "all that ever come at once";
@@ -342,7 +342,7 @@ TEST_F(DevicePlanTest, HiddenStatesOfLongStepsPassThroughASmallDevice) {
   ASSERT_TRUE(some.device->sizes.has_passing_rows());
   EXPECT_GE(some.device->sizes.hidden_rows,
             HiddenWindow::kLeastPlaces * some.sizes.micro_batch_rows);
-  EXPECT_EQ(some.hidden_rows, some.sizes.step_rows);
+  EXPECT_EQ(some.host_hidden_rows, some.sizes.step_rows);
   const std::string rows = "hidden states of more than " +
                            std::to_string(some.device->sizes.hidden_rows) +
                            " rows in host memory between layers";

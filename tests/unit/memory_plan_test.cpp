@@ -59,8 +59,8 @@ void build_stage(const Checkpoint& checkpoint, const StagePlan& plan, MemoryBudg
   const Stage stage(checkpoint.config(), *weights, cpu, budget, plan.sizes, disk);
   std::vector<Buffer> hidden;
   for (int i = 0; i < link_buffers(plan.range); ++i) {
-    hidden.push_back(
-        budget.allocate(link_buffer_bytes(checkpoint.config(), plan.hidden_rows), "activations"));
+    hidden.push_back(budget.allocate(link_buffer_bytes(checkpoint.config(), plan.host_hidden_rows),
+                                     "activations"));
   }
   EXPECT_LE(budget.used(), budget.limit());
 }

@@ -8,7 +8,6 @@
 #include "engine/ops/vector_ops.h"
 
 namespace headrace {
-
 namespace {
 
 [[noreturn]] void refuse_tables() {
