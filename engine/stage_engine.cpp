@@ -12,12 +12,16 @@
 namespace headrace {
 namespace {
 
-// Floats per row of each scratch matrix.
+// Floats per row of each scratch matrix, so that each begins at a multiple of 16 bytes.
 struct ScratchWidths {
   int64_t stream, q, kv, ffn;
 
   explicit ScratchWidths(const ModelConfig& c)
-      : stream(std::max(c.d_model, c.d_embed)), q(c.q_rows()), kv(c.kv_rows()), ffn(c.d_ffn) {}
+      : stream(fours(std::max(c.d_model, c.d_embed))),
+        q(fours(c.q_rows())),
+        kv(fours(c.kv_rows())),
+        ffn(fours(c.d_ffn)) {}
+  static int64_t fours(int64_t width) { return (width + 3) / 4 * 4; }
   int64_t sum() const { return stream + std::max(2 * q + 2 * kv, ffn); }
   int64_t widest_operand() const { return std::max({stream, q, ffn}); }
 };
@@ -275,6 +279,10 @@ void StageEngine::attention_block(const LayerWeights& w, int layer, MicroBatch& 
   const Span span(Track::kCompute, "attention");
   const int64_t rows = batch.rows;
   project_qkv(w, in, rows);
+  if (config_.qk_norm) {
+    ops_.normalise(head_norm(w.q_norm), q_, rows * config_.n_heads, q_);
+    ops_.normalise(head_norm(w.k_norm), k_, rows * config_.n_kv_heads, k_);
+  }
   if (!frequencies_.empty()) {
     ops_.apply_rope(batch.first_row, q_, rows, config_.n_heads, config_.head_dim);
     ops_.apply_rope(batch.first_row, k_, rows, config_.n_kv_heads, config_.head_dim);
@@ -387,6 +395,10 @@ void StageEngine::add_to(MicroBatch& batch, const BatchItem& item) const {
 
 RowNorm StageEngine::row_norm(const Norm& norm) const {
   return {config_.d_model, norm.weight, norm.bias, config_.norm_eps};
+}
+
+RowNorm StageEngine::head_norm(const Norm& norm) const {
+  return {config_.head_dim, norm.weight, nullptr, config_.norm_eps};
 }
 
 void StageEngine::project(const Linear& w, const Operand* x, int64_t rows, float* y) {

@@ -104,6 +104,7 @@ class StageEngine {
   void attend_at_home(int layer, MicroBatch& batch, float scale);
   void mlp_block(const LayerWeights& w, int64_t rows, const Operand* in, float* x);
   RowNorm row_norm(const Norm& norm) const;
+  RowNorm head_norm(const Norm& norm) const;
   void project(const Linear& w, const Operand* x, int64_t rows, float* y);
   void project_qkv(const LayerWeights& w, const Operand* x, int64_t rows);
   void project_and_add(const Linear& w, const Operand* x, int64_t rows, float* y);

@@ -3,12 +3,15 @@
 
     python tests/make_text_goldens.py --models DIR
 
-needs transformers, tokenizers and gguf (see `versions` in edge_ids.json for those used). DIR holds
+needs transformers, tokenizers, sentencepiece and gguf (see `versions` in edge_ids.json for those used). DIR holds
 SmolLM2-135M-Instruct.Q4_1.gguf and qwen2.5-coder-0.5b-instruct-q4_k_m.gguf. What it writes:
 
-    <style>/tokenizer.json      trained here on TRAINING: gpt2, opt, llama3, qwen2, smollm
+    <style>/tokenizer.json      trained here on TRAINING: gpt2, opt, llama3, qwen2, smollm, and with
+                                sentencepiece: llama2, mistral, metaspace
+    llama2/pieces.json          the last three's pieces, scores and types, as a GGUF file has them
     edge_cases.json             texts; {"unit", "times", "tail"} stands for a long one
-    edge_ids.json               per tokenizer the ids of every text; {"count", "fnv"} for a long one
+    edge_ids.json               per tokenizer the ids of every text; {"count", "fnv"} for a long one;
+                                "sentencepiece": null where a text has special tokens
     decode.json                 per style random ids and what they decode to
     chat.json                   template, messages, prompt
 
@@ -18,10 +21,12 @@ published SmolLM2 tokenizer.json is put in here.
 """
 
 import argparse
+import io
 import json
 import pathlib
 import random
 
+import sentencepiece
 import tokenizers
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
@@ -205,6 +210,76 @@ def small_tokenizers():
     return out
 
 
+def train_sentencepiece():
+    """BPE with byte fallback, as Llama-2's was made."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TRAINING.splitlines()), model_writer=model, model_type="bpe", vocab_size=640,
+        byte_fallback=True, character_coverage=0.98, normalization_rule_name="identity", split_digits=True,
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, num_threads=1, minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def pieces_of(sp):
+    """[piece, score, type of a GGUF file] by id."""
+    kinds = [(sp.is_unknown, 2), (sp.is_control, 3), (sp.is_unused, 5), (sp.is_byte, 6)]
+    return [[sp.id_to_piece(i), sp.get_score(i), next((kind for is_it, kind in kinds if is_it(i)), 1)]
+            for i in range(sp.get_piece_size())]
+
+
+def merges_by_score(pieces):
+    """All pairs of pieces that make a piece, as transformers converts such vocabularies."""
+    vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
+    merges = []
+    for piece, score, _ in pieces:
+        pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        pairs = sorted(pair for pair in pairs if pair[0] in vocab and pair[1] in vocab)
+        merges += [(pair, score) for pair in sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))]
+    return [pair for pair, _ in sorted(merges, key=lambda m: (m[1], len(m[0][0]), len(m[0][1])), reverse=True)]
+
+
+def sentencepiece_tokenizers(pieces):
+    """style -> (tokenizer.json as an object, tokenizer_config.json)"""
+    mark = "\u2581"
+    joined = decoders.Sequence(
+        [decoders.Replace(mark, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    legacy = normalizers.Sequence([normalizers.Prepend(mark), normalizers.Replace(" ", mark)])
+    styles = {
+        "llama2": (legacy, None, joined),
+        "mistral": (None, pre_tokenizers.Metaspace(mark, prepend_scheme="first", split=False), joined),
+        "metaspace": (None, pre_tokenizers.Metaspace(mark, prepend_scheme="always", split=True),
+                      decoders.Metaspace(mark, prepend_scheme="always")),
+    }
+    out = {}
+    for style, (normalizer, split, decoder) in styles.items():
+        vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
+        model = models.BPE(vocab, merges_by_score(pieces), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        tok = Tokenizer(model)
+        if normalizer:
+            tok.normalizer = normalizer
+        if split:
+            tok.pre_tokenizer = split
+        tok.decoder = decoder
+        tok.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in ("<unk>", "<s>", "</s>")])
+        tok.add_tokens([AddedToken("<tool_call>", normalized=False), AddedToken("wheel wheel", normalized=True)])
+        tok.post_processor = bos_template("<s>", tok)
+        out[style] = (json.loads(tok.to_str()), {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True})
+    return out
+
+
+def sentencepiece_ids(sp, texts):
+    def ids(text):
+        return None if any(t in text for t in ("<unk>", "<s>", "</s>")) else sp.encode(text)
+
+    out = [ids(text) for text in texts]
+    for unit, times, tail in LONG:
+        long = ids(unit * times + tail)
+        out.append({"count": len(long), "fnv": fnv(long)})
+    return out
+
+
 def real_tokenizers(folder):
     def load(name):
         return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -237,7 +312,9 @@ def decoded(tok, rng):
     out = []
     for _ in range(60):
         ids = [rng.randrange(tok.get_vocab_size()) for _ in range(rng.randint(1, 12))]
-        if rng.random() < 0.5:  # single bytes: mostly broken UTF-8
+        if tok.model.byte_fallback:  # whole characters, and no token that is spelled as normalised
+            ids = [i for i in ids if not 3 <= i < 259 and i + 1 < tok.get_vocab_size()]
+        elif rng.random() < 0.5:  # single bytes: mostly broken UTF-8
             ids = [rng.randrange(256) for _ in ids]
         out.append({"ids": ids, "all": tok.decode(ids, False), "no_special": tok.decode(ids, True)})
     return out
@@ -298,7 +375,10 @@ def main():
     ids = {"versions": {"tokenizers": tokenizers.__version__, "transformers": transformers.__version__}}
     random_ids = {}
     rng = random.Random(7)
-    for style, (spec, config) in small_tokenizers().items():
+    sp = train_sentencepiece()
+    write(out / "llama2" / "pieces.json", pieces_of(sp))
+    ids["sentencepiece"] = sentencepiece_ids(sp, texts)
+    for style, (spec, config) in {**small_tokenizers(), **sentencepiece_tokenizers(pieces_of(sp))}.items():
         write(out / style / "tokenizer.json", spec)
         write(out / style / "tokenizer_config.json", config)
         tok = Tokenizer.from_file(str(out / style / "tokenizer.json"))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import LlamaConfig, OPTConfig, Qwen2Config
+from transformers import LlamaConfig, MistralConfig, OPTConfig, Qwen2Config, Qwen3Config
 
 VOCAB = 300
 NEW_TOKENS = 24
@@ -31,7 +31,7 @@ LLAMA3_SCALING = {
 
 
 def gated(cls, **changes):
-    """A Llama or Qwen2 configuration, small in every dimension."""
+    """A Llama, Mistral or Qwen configuration, small in every dimension."""
     values = dict(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
@@ -65,6 +65,10 @@ MODELS = {
                    torch.bfloat16, 1, "old"),
     "qwen2-untied": (lambda: gated(Qwen2Config, hidden_size=48, num_attention_heads=3,
                                    num_key_value_heads=1, intermediate_size=112), torch.bfloat16, 3, "new"),
+    "qwen3-tied": (lambda: gated(Qwen3Config, tie_word_embeddings=True, rms_norm_eps=1e-6, head_dim=24,
+                                 rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}),
+                   torch.bfloat16, 1, "old"),
+    "mistral": (lambda: gated(MistralConfig, num_key_value_heads=1, sliding_window=128), torch.float16, 1, "new"),
     "opt-pre": (lambda: opt(), torch.bfloat16, 1, "new"),
     "opt-post": (lambda: opt(do_layer_norm_before=False, word_embed_proj_dim=32, num_hidden_layers=2),
                  torch.float16, 1, "new"),

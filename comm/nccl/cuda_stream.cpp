@@ -2,9 +2,11 @@
 
 #include <cuda_runtime_api.h>
 
+#include <chrono>
 #include <deque>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "comm/error.h"
 #include "comm/nccl/wire_stream.h"
@@ -32,6 +34,7 @@ class CudaStream final : public WireStream {
     check(cudaMalloc(&probe_, kProbeBytes), "allocating device memory");
   }
   ~CudaStream() override {
+    if (hangs_) return;  // freeing waits for the device
     for (const cudaEvent_t event : marks_) cudaEventDestroy(event);
     cudaFree(probe_);
     cudaStreamDestroy(stream_);
@@ -59,9 +62,19 @@ class CudaStream final : public WireStream {
     return passed_;
   }
 
-  void drain() override { cudaStreamSynchronize(stream_); }
+  void drain() override {
+    const auto end = std::chrono::steady_clock::now() + kLongestDrain;
+    while (cudaStreamQuery(stream_) == cudaErrorNotReady) {
+      hangs_ = std::chrono::steady_clock::now() > end;
+      if (hangs_) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
 
  private:
+  static constexpr std::chrono::seconds kLongestDrain{5};
+
+  bool hangs_ = false;
   cudaStream_t stream_ = nullptr;
   void* probe_ = nullptr;
   std::deque<cudaEvent_t> marks_;  // not passed yet

@@ -22,7 +22,8 @@ class WireStream {
   virtual void mark() = 0;
   // How many of the marks the stream has passed.
   virtual uint64_t passed() = 0;
-  // Returns when nothing is under way, whether it failed or not.
+  // Returns when nothing is under way, whether it failed or not; at the latest after some seconds,
+  // for a GPU that hangs must not keep its rank from ending.
   virtual void drain() = 0;
 };
 

@@ -409,6 +409,10 @@ const std::vector<int64_t>* GgufHeader::integers(std::string_view key) const {
   return typed<std::vector<int64_t>>(*this, key, "an array of integers");
 }
 
+const std::vector<double>* GgufHeader::reals(std::string_view key) const {
+  return typed<std::vector<double>>(*this, key, "an array of floats");
+}
+
 bool is_gguf(const std::string& path) {
   std::error_code ignored;
   if (!std::filesystem::is_regular_file(path, ignored)) return false;

@@ -41,6 +41,7 @@ class GgufHeader {
   const std::string* string(std::string_view key) const;
   const std::vector<std::string>* strings(std::string_view key) const;
   const std::vector<int64_t>* integers(std::string_view key) const;
+  const std::vector<double>* reals(std::string_view key) const;
 
  private:
   std::string path_;

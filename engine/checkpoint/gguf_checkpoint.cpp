@@ -36,9 +36,12 @@ class ConfigReader {
       config.family = Family::kLlama;
     } else if (architecture_ == "qwen2") {
       config.family = Family::kQwen2;
+    } else if (architecture_ == "qwen3") {
+      config.family = Family::kQwen3;
+      config.qk_norm = true;
     } else {
       fail("general.architecture", "\"" + architecture_ + "\" is not supported in GGUF files; " +
-                                       "supported are llama, qwen2");
+                                       "supported are llama, qwen2, qwen3");
     }
     const std::string* name = header_.string("general.name");
     config.name = name != nullptr ? *name : std::filesystem::path(header_.path()).stem().string();

@@ -1,4 +1,4 @@
-// A model in one GGUF file: the architectures llama and qwen2.
+// A model in one GGUF file: the architectures llama, qwen2 and qwen3.
 // Source of keys and tensor names: ggml `docs/gguf.md` and gguf-py `constants.py`.
 #pragma once
 

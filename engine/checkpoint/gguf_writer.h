@@ -1,5 +1,6 @@
-// The layout of a GGUF file, version 3, little-endian, for a model of the family llama or qwen2.
-// Source: ggml `docs/gguf.md`; keys that llama.cpp asks for: `llama-arch.cpp`, `llama-vocab.cpp`.
+// The layout of a GGUF file, version 3, little-endian, for a model of the family llama, qwen2 or
+// qwen3. Source: ggml `docs/gguf.md`; keys that llama.cpp asks for: `llama-arch.cpp`,
+// `llama-vocab.cpp`.
 #pragma once
 
 #include <string>

@@ -105,10 +105,16 @@ void read_llama(const JsonFields& fields, ModelConfig& config) {
   config.mlp_bias = fields.boolean("mlp_bias").value_or(false);
 }
 
-void read_qwen2(const JsonFields& fields, ModelConfig& config) {
-  config.family = Family::kQwen2;
+// A Llama model but for the window, within which its attention is the same.
+void read_mistral(const JsonFields& fields, ModelConfig& config) {
+  config.family = Family::kLlama;
   read_gated(fields, config);
-  config.qkv_bias = true;
+  if (const std::optional<int> window = fields.integer("sliding_window")) {
+    config.max_positions = std::min(config.max_positions, *window);
+  }
+}
+
+void refuse_sliding_window(const JsonFields& fields) {
   bool sliding = fields.boolean("use_sliding_window").value_or(false);
   if (const json* types = fields.find("layer_types")) {
     sliding = sliding || !types->is_array() ||
@@ -119,6 +125,21 @@ void read_qwen2(const JsonFields& fields, ModelConfig& config) {
     fields.fail("use_sliding_window",
                 "sliding-window attention is not supported; use a model with full attention");
   }
+}
+
+void read_qwen2(const JsonFields& fields, ModelConfig& config) {
+  config.family = Family::kQwen2;
+  read_gated(fields, config);
+  config.qkv_bias = true;
+  refuse_sliding_window(fields);
+}
+
+void read_qwen3(const JsonFields& fields, ModelConfig& config) {
+  config.family = Family::kQwen3;
+  read_gated(fields, config);
+  config.qkv_bias = config.o_bias = fields.boolean("attention_bias").value_or(false);
+  config.qk_norm = true;
+  refuse_sliding_window(fields);
 }
 
 void read_opt(const JsonFields& fields, ModelConfig& config) {
@@ -149,6 +170,16 @@ void read_opt(const JsonFields& fields, ModelConfig& config) {
   config.tied_head = fields.boolean("tie_word_embeddings").value_or(true);
 }
 
+struct Reader {
+  std::string_view model_type;
+  void (*read)(const JsonFields&, ModelConfig&);
+};
+constexpr Reader kReaders[] = {{"llama", read_llama},
+                               {"mistral", read_mistral},
+                               {"qwen2", read_qwen2},
+                               {"qwen3", read_qwen3},
+                               {"opt", read_opt}};
+
 // One token id or a list of them; empty if the field is absent or null.
 std::vector<int> token_ids(const JsonFields& fields, const char* key) {
   const json* value = fields.find(key);
@@ -169,7 +200,7 @@ void read_tokens(const std::filesystem::path& directory, const json& root, const
                  ModelConfig& config) {
   std::vector<int> eos = token_ids(fields, "eos_token_id");
   std::vector<int> bos = token_ids(fields, "bos_token_id");
-  if (config.family != Family::kQwen2) {
+  if (config.family == Family::kLlama || config.family == Family::kOpt) {
     if (!root.contains("eos_token_id")) eos = {2};
     if (!root.contains("bos_token_id")) bos = {config.family == Family::kOpt ? 2 : 1};
   }
@@ -204,14 +235,14 @@ ModelConfig read_hf_config(const std::string& directory) {
   const std::string type = fields.string("model_type").value_or("");
   ModelConfig config;
   config.name = directory_name(directory);
-  if (type != "llama" && type != "qwen2" && type != "opt") {
+  const auto reader = std::find_if(std::begin(kReaders), std::end(kReaders),
+                                   [&](const Reader& r) { return r.model_type == type; });
+  if (reader == std::end(kReaders)) {
     fields.fail("model_type",
                 "\"" + type + "\" is not supported; supported are " + supported_families());
   }
   read_common(fields, config);
-  if (type == "llama") read_llama(fields, config);
-  if (type == "qwen2") read_qwen2(fields, config);
-  if (type == "opt") read_opt(fields, config);
+  reader->read(fields, config);
   read_tokens(directory, root, fields, config);
   validate(config, path.string());
   return config;

@@ -1,6 +1,6 @@
 // The configuration of a Hugging Face model directory.
-// Source of fields and defaults: transformers `configuration_{llama,qwen2,opt}.py` and
-// `modeling_rope_utils.py`.
+// Source of fields and defaults: transformers `configuration_{llama,mistral,qwen2,qwen3,opt}.py`
+// and `modeling_rope_utils.py`.
 #pragma once
 
 #include <string>

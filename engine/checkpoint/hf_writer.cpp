@@ -31,12 +31,9 @@ void add_gated(Json& json, const ModelConfig& c) {
   json["rms_norm_eps"] = shortest(c.norm_eps);
   json["rope_theta"] = c.rope.theta;
   json["tie_word_embeddings"] = c.tied_head;
-  if (c.family == Family::kQwen2) {
-    json["use_sliding_window"] = false;
-  } else {
-    json["attention_bias"] = c.qkv_bias;
-    json["mlp_bias"] = c.mlp_bias;
-  }
+  if (c.family != Family::kLlama) json["use_sliding_window"] = false;
+  if (c.family != Family::kQwen2) json["attention_bias"] = c.qkv_bias;
+  if (c.family == Family::kLlama) json["mlp_bias"] = c.mlp_bias;
 }
 
 void add_opt(Json& json, const ModelConfig& c) {
@@ -122,15 +119,13 @@ std::string shard_name(size_t index, size_t count) {
 }  // namespace
 
 std::string hf_config_json(const ModelConfig& c, DType dtype) {
-  struct Names {
-    const char *type, *architecture;
-  };
-  const Names names = c.family == Family::kLlama   ? Names{"llama", "LlamaForCausalLM"}
-                      : c.family == Family::kQwen2 ? Names{"qwen2", "Qwen2ForCausalLM"}
-                                                   : Names{"opt", "OPTForCausalLM"};
+  const char* const architecture = c.family == Family::kLlama   ? "LlamaForCausalLM"
+                                   : c.family == Family::kQwen2 ? "Qwen2ForCausalLM"
+                                   : c.family == Family::kQwen3 ? "Qwen3ForCausalLM"
+                                                                : "OPTForCausalLM";
   Json json;
-  json["architectures"] = {names.architecture};
-  json["model_type"] = names.type;
+  json["architectures"] = {architecture};
+  json["model_type"] = family_name(c.family);
   json["torch_dtype"] = dtype == DType::kF16    ? "float16"
                         : dtype == DType::kBF16 ? "bfloat16"
                                                 : "float32";

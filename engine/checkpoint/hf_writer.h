@@ -1,7 +1,7 @@
 // The layout of a Hugging Face directory: config.json and model.safetensors, or several shards with
 // their index.
-// Source: safetensors format description; transformers `configuration_{llama,qwen2,opt}.py` and the
-// shard names of its `save_pretrained`.
+// Source: safetensors format description; transformers `configuration_{llama,qwen2,qwen3,opt}.py`
+// and the shard names of its `save_pretrained`.
 #pragma once
 
 #include <string>

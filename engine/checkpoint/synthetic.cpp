@@ -154,7 +154,8 @@ struct Spec {
 };
 
 bool is_norm(Role role) {
-  return role == Role::kFinalNorm || role == Role::kAttnNorm || role == Role::kMlpNorm;
+  return role == Role::kFinalNorm || role == Role::kAttnNorm || role == Role::kMlpNorm ||
+         role == Role::kQNorm || role == Role::kKNorm;
 }
 
 class SyntheticCheckpoint : public Checkpoint {

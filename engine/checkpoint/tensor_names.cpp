@@ -22,6 +22,10 @@ const char* gguf_name(Role role) {
       return "attn_k.weight";
     case Role::kKBias:
       return "attn_k.bias";
+    case Role::kQNorm:
+      return "attn_q_norm.weight";
+    case Role::kKNorm:
+      return "attn_k_norm.weight";
     case Role::kV:
       return "attn_v.weight";
     case Role::kVBias:
@@ -49,7 +53,7 @@ const char* gguf_name(Role role) {
   }
 }
 
-// The name of a role in Llama and Qwen2 models, after "layers.N." for those of a layer.
+// The name of a role in Llama, Mistral and Qwen models, after "layers.N." for those of a layer.
 const char* llama_name(Role role) {
   switch (role) {
     case Role::kTokenEmbedding:
@@ -66,6 +70,10 @@ const char* llama_name(Role role) {
       return "self_attn.k_proj.weight";
     case Role::kKBias:
       return "self_attn.k_proj.bias";
+    case Role::kQNorm:
+      return "self_attn.q_norm.weight";
+    case Role::kKNorm:
+      return "self_attn.k_norm.weight";
     case Role::kV:
       return "self_attn.v_proj.weight";
     case Role::kVBias:

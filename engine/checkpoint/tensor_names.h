@@ -13,7 +13,8 @@ namespace headrace {
 std::string gguf_tensor_name(Role role, int layer);
 
 // "model.layers.3.self_attn.q_proj.weight": the name that transformers' class of the family saves.
-// Empty for roles the family does not have. Source: transformers `modeling_{llama,qwen2,opt}.py`.
+// Empty for roles the family does not have. Source: transformers
+// `modeling_{llama,qwen2,qwen3,opt}.py`.
 std::string hf_tensor_name(Family family, Role role, int layer);
 
 struct StoredRole {

@@ -324,6 +324,8 @@ LayerWeights DeviceWeights::on_device(size_t unit, const LayerWeights& host,
                                       std::byte* slot) const {
   LayerWeights weights = host;
   weights.attn_norm = moved(host.attn_norm);
+  weights.q_norm = moved(host.q_norm);
+  weights.k_norm = moved(host.k_norm);
   weights.mlp_norm = moved(host.mlp_norm);
   size_t i = 0, resident = 0;
   for (const auto matrix : kLayerMatrices) {

@@ -22,10 +22,10 @@ constexpr uint64_t round_up(uint64_t value, uint64_t multiple) {
 // In the order of use.
 constexpr std::array kLayerMatrices = {Role::kQ,    Role::kK,  Role::kV,   Role::kO,
                                        Role::kGate, Role::kUp, Role::kDown};
-constexpr std::array kLayerVectors = {Role::kAttnNorm, Role::kAttnNormBias, Role::kQBias,
-                                      Role::kKBias,    Role::kVBias,        Role::kOBias,
-                                      Role::kMlpNorm,  Role::kMlpNormBias,  Role::kGateBias,
-                                      Role::kUpBias,   Role::kDownBias};
+constexpr std::array kLayerVectors = {
+    Role::kAttnNorm, Role::kAttnNormBias, Role::kQBias,       Role::kKBias,    Role::kVBias,
+    Role::kOBias,    Role::kMlpNorm,      Role::kMlpNormBias, Role::kGateBias, Role::kUpBias,
+    Role::kDownBias, Role::kQNorm,        Role::kKNorm};
 constexpr std::array kEmbeddingMatrices = {Role::kTokenEmbedding, Role::kPositionEmbedding,
                                            Role::kProjectIn};
 constexpr std::array kHeadMatrices = {Role::kHead, Role::kProjectOut};

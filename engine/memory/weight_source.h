@@ -25,7 +25,7 @@ struct Panels {
 
 // `weight` is null where the model has no such norm; `bias` is null for RMS norms.
 struct Norm {
-  const float* weight = nullptr;  // [d_model]
+  const float* weight = nullptr;  // [d_model], or of a head's Q or K [head_dim]
   const float* bias = nullptr;
 };
 
@@ -34,6 +34,8 @@ struct LayerWeights {
   Linear q;  // [q_rows][d_model]
   Linear k;  // [kv_rows][d_model]
   Linear v;  // [kv_rows][d_model]
+  Norm q_norm;
+  Norm k_norm;
   Linear o;  // [d_model][q_rows]
   Norm mlp_norm;
   Linear gate;  // [d_ffn][d_model], gated MLPs only

@@ -154,6 +154,8 @@ LayerWeights WeightStore::layer_views(size_t unit) const {
   w.q = linear(unit, Role::kQ, Role::kQBias);
   w.k = linear(unit, Role::kK, Role::kKBias);
   w.v = linear(unit, Role::kV, Role::kVBias);
+  w.q_norm = {vector(unit, Role::kQNorm), nullptr};
+  w.k_norm = {vector(unit, Role::kKNorm), nullptr};
   w.o = linear(unit, Role::kO, Role::kOBias);
   w.mlp_norm = norm(unit, Role::kMlpNorm, Role::kMlpNormBias);
   w.gate = linear(unit, Role::kGate, Role::kGateBias);

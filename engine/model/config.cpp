@@ -41,6 +41,8 @@ constexpr RoleEntry kRoles[] = {
     {Role::kDown, "down"},
     {Role::kDownBias, "down_bias"},
     {Role::kGateBias, "gate_bias"},
+    {Role::kQNorm, "q_norm"},
+    {Role::kKNorm, "k_norm"},
 };
 constexpr size_t kRoleCount = std::size(kRoles);
 
@@ -114,13 +116,15 @@ const char* family_name(Family family) {
       return "llama";
     case Family::kQwen2:
       return "qwen2";
+    case Family::kQwen3:
+      return "qwen3";
     case Family::kOpt:
       return "opt";
   }
   return "unknown";
 }
 
-std::string supported_families() { return "llama, qwen2, opt"; }
+std::string supported_families() { return "llama, mistral, qwen2, qwen3, opt"; }
 
 const char* role_name(Role role) { return kRoles[static_cast<size_t>(role)].name; }
 
@@ -141,6 +145,8 @@ bool is_vector_role(Role role) {
     case Role::kGateBias:
     case Role::kUpBias:
     case Role::kDownBias:
+    case Role::kQNorm:
+    case Role::kKNorm:
       return true;
     default:
       return false;
@@ -167,6 +173,9 @@ bool has_role(const ModelConfig& config, Role role) {
     case Role::kKBias:
     case Role::kVBias:
       return config.qkv_bias;
+    case Role::kQNorm:
+    case Role::kKNorm:
+      return config.qk_norm;
     case Role::kOBias:
       return config.o_bias;
     case Role::kGate:
@@ -207,6 +216,9 @@ RoleShape role_shape(const ModelConfig& config, Role role) {
     case Role::kGate:
     case Role::kUp:
       return {config.d_ffn, config.d_model};
+    case Role::kQNorm:
+    case Role::kKNorm:
+      return {1, config.head_dim};
     case Role::kGateBias:
     case Role::kUpBias:
       return {1, config.d_ffn};

@@ -9,7 +9,8 @@
 
 namespace headrace {
 
-enum class Family { kLlama, kQwen2, kOpt };
+// Numbers are part of models' fingerprints.
+enum class Family { kLlama, kQwen2, kOpt, kQwen3 };
 enum class NormKind { kRms, kLayer };
 enum class Activation { kSilu, kRelu };
 
@@ -49,6 +50,7 @@ struct ModelConfig {
   Activation activation = Activation::kSilu;
   bool gated_mlp = true;   // down(act(gate(x)) * up(x)), else down(act(up(x)))
   bool qkv_bias = false;   // biases of Q, K and V
+  bool qk_norm = false;    // RMS norms of each head of Q and K, before they are rotated
   bool o_bias = false;     // bias of the attention output
   bool mlp_bias = false;   // biases of all matrices of the MLP
   bool norm_bias = false;  // biases of all norms
@@ -66,7 +68,7 @@ struct ModelConfig {
   bool has_projections() const { return d_embed != d_model; }
 };
 
-// "llama", "qwen2", "opt".
+// "llama", "qwen2", "qwen3", "opt".
 const char* family_name(Family family);
 // The families as a list for messages.
 std::string supported_families();
@@ -99,6 +101,8 @@ enum class Role {
   kDown,  // [d_model][d_ffn]
   kDownBias,
   kGateBias,  // [d_ffn]; only Llama models with biases in the MLP
+  kQNorm,     // [head_dim]
+  kKNorm,     // [head_dim]
 };
 
 // "token_embedding", "q", "down_bias"...: as the enum spells it.

@@ -5,7 +5,7 @@
 namespace headrace {
 namespace {
 
-// Llama and Qwen2 models; numbers from the publishers' config.json files.
+// Llama, Mistral and Qwen models; numbers from the publishers' config.json files.
 struct GatedShape {
   const char* name;
   Family family;
@@ -15,6 +15,7 @@ struct GatedShape {
   float norm_eps;
   int bos;  // -1: none
   std::vector<int> eos;
+  int head_dim = 0;  // 0: d_model / n_heads
 };
 
 // OPT models; numbers from metaseq and transformers. d_embed differs from d_model only for 350m,
@@ -28,6 +29,7 @@ struct OptShape {
 const std::vector<GatedShape>& gated_shapes() {
   constexpr Family kLlama = Family::kLlama;
   constexpr Family kQwen = Family::kQwen2;
+  constexpr Family kQwen3 = Family::kQwen3;
   const std::vector<int> llama3_eos = {128001, 128009};
   const std::vector<int> qwen_eos = {151645, 151643};
   static const std::vector<GatedShape> shapes = {
@@ -40,6 +42,7 @@ const std::vector<GatedShape>& gated_shapes() {
        llama3_eos},
       {"llama-3-70b", kLlama, 8192, 80, 64, 8, 28672, 128256, 8192, false, 5e5, 1e-5f, 128000,
        llama3_eos},
+      {"mistral-7b", kLlama, 4096, 32, 32, 8, 14336, 32768, 32768, false, 1e6, 1e-5f, 1, {2}},
       {"qwen2.5-0.5b", kQwen, 896, 24, 14, 2, 4864, 151936, 32768, true, 1e6, 1e-6f, -1, qwen_eos},
       {"qwen2.5-1.5b", kQwen, 1536, 28, 12, 2, 8960, 151936, 32768, true, 1e6, 1e-6f, -1, qwen_eos},
       {"qwen2.5-3b", kQwen, 2048, 36, 16, 2, 11008, 151936, 32768, true, 1e6, 1e-6f, -1, qwen_eos},
@@ -50,8 +53,21 @@ const std::vector<GatedShape>& gated_shapes() {
        qwen_eos},
       {"qwen2.5-72b", kQwen, 8192, 80, 64, 8, 29568, 152064, 32768, false, 1e6, 1e-6f, -1,
        qwen_eos},
+      {"qwen3-0.6b", kQwen3, 1024, 28, 16, 8, 3072, 151936, 40960, true, 1e6, 1e-6f, -1, qwen_eos,
+       128},
+      {"qwen3-1.7b", kQwen3, 2048, 28, 16, 8, 6144, 151936, 40960, true, 1e6, 1e-6f, -1, qwen_eos,
+       128},
+      {"qwen3-4b", kQwen3, 2560, 36, 32, 8, 9728, 151936, 40960, true, 1e6, 1e-6f, -1, qwen_eos,
+       128},
+      {"qwen3-8b", kQwen3, 4096, 36, 32, 8, 12288, 151936, 40960, false, 1e6, 1e-6f, -1, qwen_eos,
+       128},
+      {"qwen3-14b", kQwen3, 5120, 40, 40, 8, 17408, 151936, 40960, false, 1e6, 1e-6f, -1, qwen_eos,
+       128},
+      {"qwen3-32b", kQwen3, 5120, 64, 64, 8, 25600, 151936, 40960, false, 1e6, 1e-6f, -1, qwen_eos,
+       128},
       {"tiny-llama", kLlama, 64, 3, 4, 2, 160, 320, 512, false, 1e4, 1e-5f, 1, {2}},
       {"tiny-qwen2", kQwen, 64, 2, 4, 2, 192, 320, 512, true, 1e6, 1e-6f, -1, {2}},
+      {"tiny-qwen3", kQwen3, 64, 2, 4, 2, 192, 320, 512, true, 1e6, 1e-6f, -1, {2}, 32},
   };
   return shapes;
 }
@@ -80,12 +96,13 @@ ModelConfig gated_config(const GatedShape& shape) {
   config.n_layers = shape.n_layers;
   config.n_heads = shape.n_heads;
   config.n_kv_heads = shape.n_kv_heads;
-  config.head_dim = shape.d_model / shape.n_heads;
+  config.head_dim = shape.head_dim > 0 ? shape.head_dim : shape.d_model / shape.n_heads;
   config.d_ffn = shape.d_ffn;
   config.vocab_size = shape.vocab_size;
   config.max_positions = shape.max_positions;
   config.norm_eps = shape.norm_eps;
   config.qkv_bias = shape.family == Family::kQwen2;
+  config.qk_norm = shape.family == Family::kQwen3;
   config.tied_head = shape.tied_head;
   config.rope.theta = shape.rope_theta;
   config.eos_token_ids = shape.eos;

@@ -1,4 +1,6 @@
-// Chooses tokens from logits, on the last stage.
+// Chooses tokens from logits, on the last stage. A GPU finds the best ones itself (Ops::find_best);
+// whatever else a request asks for is done here, by the CPU, with the same bits on every machine: it
+// wants one row of logits for each sequence, which the link brings in a fraction of a step.
 #pragma once
 
 #include <cstdint>

@@ -6,6 +6,8 @@
 #include <queue>
 #include <utility>
 
+#include "runtime/text/utf8.h"
+
 namespace headrace {
 namespace {
 
@@ -100,19 +102,48 @@ std::vector<int> Bpe::first_symbols(std::string_view piece) const {
     const int id = tables_.byte_ids[static_cast<uint8_t>(c)];
     if (id >= 0) {
       ids.push_back(id);
-    } else if (tables_.unknown >= 0 && !(unknown_before && tables_.fuse_unknown)) {
-      ids.push_back(tables_.unknown);
+    } else {
+      add_unknown(ids, unknown_before);
     }
     unknown_before = id < 0;
   }
   return ids;
 }
 
+std::vector<int> Bpe::first_characters(std::string_view piece) const {
+  std::vector<int> ids;
+  bool unknown_before = false;
+  for (size_t at = 0; at < piece.size();) {
+    const size_t begin = at;
+    const auto known = tables_.characters.find(next_character(piece, at));
+    const std::string_view bytes = piece.substr(begin, at - begin);
+    const auto id_of = [&](char c) { return tables_.byte_ids[static_cast<uint8_t>(c)]; };
+    const bool is_known = known != tables_.characters.end();
+    const bool has_bytes =
+        !is_known && std::all_of(bytes.begin(), bytes.end(), [&](char c) { return id_of(c) >= 0; });
+    if (is_known) {
+      ids.push_back(known->second);
+    } else if (has_bytes) {
+      for (const char c : bytes) ids.push_back(id_of(c));
+    } else {
+      add_unknown(ids, unknown_before);
+    }
+    unknown_before = !is_known && !has_bytes;
+  }
+  return ids;
+}
+
+void Bpe::add_unknown(std::vector<int>& ids, bool after_unknown) const {
+  if (tables_.unknown >= 0 && !(after_unknown && tables_.fuse_unknown)) {
+    ids.push_back(tables_.unknown);
+  }
+}
+
 // The symbols form a linked list over their first positions; a heap holds the merges that were
 // possible when they were seen, and those whose pair has changed since are dropped when they
 // surface.
 std::vector<int> Bpe::merge(std::string_view piece) const {
-  std::vector<int> ids = first_symbols(piece);
+  std::vector<int> ids = tables_.by_character ? first_characters(piece) : first_symbols(piece);
   if (ids.size() < 2) return ids;
 
   std::vector<Symbol> symbols;

@@ -1,5 +1,7 @@
 #include "runtime/text/pretokenizer.h"
 
+#include <algorithm>
+
 #include "runtime/text/nfc.h"
 
 namespace headrace {
@@ -28,14 +30,62 @@ Pieces split_all(const std::vector<SplitPattern>& splits, std::string_view text)
   return pieces;
 }
 
-}  // namespace
-
-std::string Pretokenizer::normalize(std::string_view text) const {
-  return nfc ? headrace::nfc(text) : std::string(text);
+std::string replaced(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    const size_t found = std::min(text.find(from, at), text.size());
+    out += text.substr(at, found - at);
+    if (found < text.size()) out += to;
+    at = found + from.size();
+  }
+  return out;
 }
 
-void Pretokenizer::run(std::string_view text,
+void run_metaspace(const Metaspace& space, std::string_view text, bool is_first,
+                   const std::function<void(std::string_view)>& piece) {
+  std::string marked = replaced(text, " ", space.mark);
+  const bool wants_mark = space.prefix == Metaspace::Prefix::kAlways ||
+                          (space.prefix == Metaspace::Prefix::kFirst && is_first);
+  if (wants_mark && !marked.starts_with(space.mark)) marked = space.mark + marked;
+  const std::string_view all = marked;
+  for (size_t begin = 0, end = 0; begin < all.size(); begin = end) {
+    end = space.splits ? std::min(all.find(space.mark, begin + 1), all.size()) : all.size();
+    piece(all.substr(begin, end - begin));
+  }
+}
+
+}  // namespace
+
+bool Pretokenizer::has_nfc() const {
+  return std::any_of(normalizer.begin(), normalizer.end(), [](const NormalizerStep& step) {
+    return step.kind == NormalizerStep::Kind::kNfc;
+  });
+}
+
+std::string Pretokenizer::normalize(std::string_view text) const {
+  std::string normal(text);
+  for (const NormalizerStep& step : normalizer) {
+    switch (step.kind) {
+      case NormalizerStep::Kind::kNfc:
+        normal = nfc(normal);
+        break;
+      case NormalizerStep::Kind::kPrepend:
+        if (!normal.empty()) normal = step.to + normal;
+        break;
+      case NormalizerStep::Kind::kReplace:
+        normal = replaced(normal, step.from, step.to);
+        break;
+    }
+  }
+  return normal;
+}
+
+void Pretokenizer::run(std::string_view text, bool is_first,
                        const std::function<void(std::string_view)>& piece) const {
+  if (metaspace) {
+    run_metaspace(*metaspace, text, is_first, piece);
+    return;
+  }
   for (std::string_view part : split_all(splits, text)) {
     std::string with_space;
     if (add_prefix_space && part.front() != ' ') {

@@ -8,6 +8,7 @@
 #include "engine/checkpoint/hasher.h"
 #include "engine/error.h"
 #include "runtime/text/byte_level.h"
+#include "runtime/text/sentencepiece.h"
 #include "runtime/text/tokenizer_data.h"
 #include "runtime/text/utf8.h"
 
@@ -29,9 +30,18 @@ Bpe::Tables bpe_tables(Tokenizer::Data& data) {
   tables.merges = std::move(data.merges);
   tables.unknown = data.unknown;
   tables.fuse_unknown = data.fuse_unknown;
+  tables.by_character = data.sentencepiece;
   for (size_t byte = 0; byte < 256; ++byte) {
-    const auto found = data.ids.find(byte_level_encode(std::string(1, static_cast<char>(byte))));
+    const auto found = data.ids.find(
+        data.sentencepiece ? byte_piece(static_cast<uint8_t>(byte))
+                           : byte_level_encode(std::string(1, static_cast<char>(byte))));
     tables.byte_ids[byte] = found == data.ids.end() ? -1 : found->second;
+  }
+  for (const auto& [content, id] : data.ids) {
+    if (!data.sentencepiece || content.empty()) continue;
+    size_t end = 0;
+    const char32_t character = next_character(content, end);
+    if (end == content.size()) tables.characters.emplace(character, id);
   }
   if (data.ignore_merges) {
     for (const auto& [content, id] : data.ids) {
@@ -58,28 +68,37 @@ std::string fingerprint_of(const Tokenizer::Data& data) {
   integers({data.ignore_merges, data.fuse_unknown, data.unknown});
   for (const AddedToken& token : data.added) {
     hash.text(token.content);
-    integers({token.id, token.special, token.single_word, token.lstrip, token.rstrip,
-              token.normalized});
+    integers(
+        {token.id, token.special, token.single_word, token.lstrip, token.rstrip, token.normalized});
   }
   for (const std::vector<int>* around : {&data.prefix, &data.suffix}) {
     integers({std::ssize(*around)});
     for (const int id : *around) integers({id});
   }
   hash.text(data.pattern);
-  integers({data.pretokenizer.nfc, data.pretokenizer.add_prefix_space});
+  const Pretokenizer& pre = data.pretokenizer;
+  integers({pre.has_nfc(), pre.add_prefix_space});
   // Where a pattern of the file's own cuts.
-  data.pretokenizer.run("It's  12345 x_1=\"\xc3\xa9\";\n\n\tI'LL \xe2\x82\xac.",
-                        [&](std::string_view piece) { hash.text(piece); });
+  const std::string sample = "It's  12345 x_1=\"\xc3\xa9\";\n\n\tI'LL \xe2\x82\xac.";
+  const auto cut = [&](bool is_first) {
+    pre.run(sample, is_first, [&](std::string_view piece) { hash.text(piece); });
+  };
+  cut(true);
+  if (data.sentencepiece) {
+    cut(false);
+    hash.text(pre.normalize(sample));
+  }
   return hash.digest();
 }
 
-// Added tokens are plain text; a vocabulary entry outside the byte-level alphabet can only be meant
-// as plain text too.
+// Added tokens are plain text; an entry outside the byte-level alphabet of a byte-level tokenizer
+// can only be meant as plain text too.
 std::vector<std::string> token_bytes(const Tokenizer::Data& data) {
   std::vector<std::string> bytes;
   bytes.reserve(data.contents.size());
   for (const std::string& content : data.contents) {
-    bytes.push_back(byte_level_decode(content).value_or(content));
+    bytes.push_back(data.sentencepiece ? piece_text(content)
+                                       : byte_level_decode(content).value_or(content));
   }
   for (const AddedToken& token : data.added) bytes[static_cast<size_t>(token.id)] = token.content;
   return bytes;
@@ -143,13 +162,13 @@ std::vector<int> Tokenizer::encode(std::string_view text) const {
   if (!is_valid_utf8(text)) throw std::invalid_argument("Tokenizer::encode: not valid UTF-8");
   std::vector<int> ids;
   const auto add_id = [&](int id) { ids.push_back(id); };
-  const auto add_text = [&](std::string_view part) {
-    impl_->data->pretokenizer.run(part,
-                                  [&](std::string_view piece) { impl_->bpe.encode(piece, ids); });
-  };
+  const Pretokenizer& pre = impl_->data->pretokenizer;
   impl_->raw_added.scan(text, add_id, [&](std::string_view part) {
-    const std::string normalized = impl_->data->pretokenizer.normalize(part);
-    impl_->normalized_added.scan(normalized, add_id, add_text);
+    const std::string normalized = pre.normalize(part);
+    impl_->normalized_added.scan(normalized, add_id, [&](std::string_view rest) {
+      const bool is_first = part.data() == text.data() && rest.data() == normalized.data();
+      pre.run(rest, is_first, [&](std::string_view piece) { impl_->bpe.encode(piece, ids); });
+    });
   });
   return ids;
 }
@@ -189,8 +208,9 @@ std::string Tokenizer::eos_token() const { return impl_->data->eos; }
 const std::string& Tokenizer::fingerprint() const { return impl_->fingerprint; }
 
 std::string Tokenizer::description() const {
-  return "byte-level BPE, pattern " + impl_->data->pattern +
-         (impl_->data->pretokenizer.nfc ? ", NFC, " : ", ") + std::to_string(impl_->tokens) +
+  const Data& data = *impl_->data;
+  return (data.sentencepiece ? "SentencePiece BPE" : "byte-level BPE, pattern " + data.pattern) +
+         (data.pretokenizer.has_nfc() ? ", NFC, " : ", ") + std::to_string(impl_->tokens) +
          " tokens, " + std::to_string(impl_->data->added.size()) + " added";
 }
 

@@ -1,8 +1,10 @@
-// Text <-> token ids: byte-level BPE as in GPT-2, Llama-3, Qwen2 and SmolLM.
+// Text <-> token ids: byte-level BPE as in GPT-2, Llama-3, Qwen2 and SmolLM, and SentencePiece's
+// BPE as in Llama-2, TinyLlama and Mistral.
 //
 // Equal, id for id, to Hugging Face `tokenizers` on the same tokenizer.json; a GGUF file's metadata
 // gives the same result through the pre-tokenizer pattern its tokenizer.ggml.pre names, but for
-// NFC, which a GGUF file cannot ask for.
+// NFC, which a GGUF file cannot ask for. SentencePiece's is merged by scores there, as
+// sentencepiece and llama.cpp do.
 #pragma once
 
 #include <memory>
@@ -35,7 +37,8 @@ class Tokenizer {
   std::string_view bytes(int id) const;
   bool is_special(int id) const;
 
-  // Concatenated bytes, special tokens left out if asked, invalid UTF-8 replaced by U+FFFD.
+  // Concatenated bytes, special tokens left out if asked, invalid UTF-8 replaced by U+FFFD. The
+  // space that SentencePiece puts before a text is part of its first token.
   std::string decode(std::span<const int> ids, bool skip_special) const;
 
   // Id of a token by its exact content, e.g. "<|im_end|>".

@@ -1,5 +1,8 @@
 #include "runtime/text/tokenizer_data.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "engine/error.h"
 #include "runtime/text/utf8.h"
 
@@ -11,6 +14,8 @@ constexpr int64_t kMaxTokens = 1 << 22;
 // Ten times what any model is known to have; looking for added tokens takes some 130 bytes of
 // memory for each of theirs.
 constexpr size_t kMaxAddedBytes = size_t{4} << 20;
+// Four times what SentencePiece's longest known ones have.
+constexpr size_t kLongestPiece = 256;
 
 [[noreturn]] void broken(const std::string& place, const std::string& what) {
   throw ModelError(place + ": " + what +
@@ -65,6 +70,40 @@ void Tokenizer::Data::add_merge(const std::string& pair, const std::string& plac
     broken(place, "the merge \"" + pair + "\" is not two tokens with a space between them");
   }
   add_merge(pair.substr(0, space), pair.substr(space + 1), place);
+}
+
+void Tokenizer::Data::add_merges_by_score(std::span<const double> scores,
+                                          const std::vector<bool>& whole,
+                                          const std::string& place) {
+  std::vector<int> by_score;
+  for (size_t id = 0; id < contents.size(); ++id) {
+    if (!present[id] || whole[id]) continue;
+    if (!std::isfinite(scores[id])) {
+      broken(place, "the score of token " + std::to_string(id) + " is not a number");
+    }
+    if (contents[id].size() > kLongestPiece) {
+      broken(place, "token " + std::to_string(id) + " is longer than " +
+                        std::to_string(kLongestPiece) + " bytes");
+    }
+    by_score.push_back(static_cast<int>(id));
+  }
+  const auto score = [&](int id) { return scores[static_cast<size_t>(id)]; };
+  std::stable_sort(by_score.begin(), by_score.end(),
+                   [&](int a, int b) { return score(a) > score(b); });
+  const auto part = [&](std::string_view text) {
+    const auto found = ids.find(std::string(text));
+    return found == ids.end() || whole[static_cast<size_t>(found->second)] ? -1 : found->second;
+  };
+  for (size_t i = 0; i < by_score.size(); ++i) {
+    if (i > 0 && score(by_score[i]) != score(by_score[i - 1])) ++next_rank_;
+    const std::string_view text = contents[static_cast<size_t>(by_score[i])];
+    size_t cut = 0;
+    next_character(text, cut);
+    for (; cut < text.size(); next_character(text, cut)) {
+      const int left = part(text.substr(0, cut)), right = part(text.substr(cut));
+      if (left >= 0 && right >= 0) merges[Bpe::key(left, right)] = {next_rank_, by_score[i]};
+    }
+  }
 }
 
 void Tokenizer::Data::add_added(AddedToken token, int64_t id, const std::string& place) {

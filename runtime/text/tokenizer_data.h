@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -17,12 +18,14 @@
 namespace headrace {
 
 struct Tokenizer::Data {
-  // The vocabulary by id, as the file spells it (byte-level alphabet, added tokens plain). Ids may
-  // have holes: `present` is false there.
+  // The vocabulary by id, as the file spells it (added tokens plain, all others in the byte-level
+  // alphabet, or as SentencePiece does). Ids may have holes: `present` is false there.
   std::vector<std::string> contents;
   std::vector<bool> present;
   std::unordered_map<std::string, int> ids;
 
+  // U+2581 stands for a space, <0xE9> for a byte; merging begins with characters.
+  bool sentencepiece = false;
   std::unordered_map<uint64_t, Bpe::Merge> merges;
   bool ignore_merges = false;
   int unknown = -1;
@@ -44,6 +47,10 @@ struct Tokenizer::Data {
   void add_merge(const std::string& left, const std::string& right, const std::string& place);
   // "left right"
   void add_merge(const std::string& pair, const std::string& place);
+  // SentencePiece's merges: any two entries may become the one that their texts make, that with the
+  // highest score first. scores[id] is an entry's; those of `whole` are made of nothing.
+  void add_merges_by_score(std::span<const double> scores, const std::vector<bool>& whole,
+                           const std::string& place);
   // An added token that the vocabulary may have already, with the same id.
   void add_added(AddedToken token, int64_t id, const std::string& place);
   // The id of a token that must exist.

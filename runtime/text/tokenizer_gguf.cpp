@@ -3,6 +3,7 @@
 // tokenizer.json that each name of tokenizer.ggml.pre stands for.
 #include "engine/checkpoint/gguf.h"
 #include "engine/error.h"
+#include "runtime/text/sentencepiece.h"
 #include "runtime/text/tokenizer_data.h"
 
 namespace headrace {
@@ -13,8 +14,9 @@ constexpr std::string_view kTypes = "tokenizer.ggml.token_type";
 constexpr std::string_view kMerges = "tokenizer.ggml.merges";
 constexpr std::string_view kModel = "tokenizer.ggml.model";
 constexpr std::string_view kPre = "tokenizer.ggml.pre";
+constexpr std::string_view kScores = "tokenizer.ggml.scores";
 
-enum TokenType : int64_t { kNormal = 1, kControl = 3, kUserDefined = 4, kUnused = 5 };
+enum TokenType : int64_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5 };
 
 std::string place_of(const GgufHeader& file, std::string_view key) {
   return file.path() + ": " + std::string(key);
@@ -56,25 +58,27 @@ void set_pretokenizer(const GgufHeader& file, Tokenizer::Data& data) {
   }
 }
 
-// Control and user-defined tokens are what tokenizer.json calls added tokens; unused ones only fill
-// the embedding's rows.
+void check_count(const GgufHeader& file, std::string_view key, size_t count, size_t tokens) {
+  if (count == tokens) return;
+  fail(file, key,
+       "has " + std::to_string(count) + " entries but there are " + std::to_string(tokens) +
+           " tokens. Fetch the file again.");
+}
+
+// Control, unknown and user-defined tokens are what tokenizer.json calls added tokens; unused ones
+// only fill the embedding's rows.
 void read_vocabulary(const GgufHeader& file, Tokenizer::Data& data) {
   const auto* tokens = file.strings(kTokens);
   const auto* types = file.integers(kTypes);
-  const auto* merges = file.strings(kMerges);
   if (tokens == nullptr || tokens->empty())
     fail(file, kTokens, "missing or empty. Fetch the file again.");
-  if (merges == nullptr) fail(file, kMerges, "missing. Convert the model again.");
   if (types == nullptr) fail(file, kTypes, "missing. Convert the model again.");
-  if (types->size() != tokens->size()) {
-    fail(file, kTypes,
-         "has " + std::to_string(types->size()) + " entries but there are " +
-             std::to_string(tokens->size()) + " tokens. Fetch the file again.");
-  }
+  check_count(file, kTypes, types->size(), tokens->size());
   const std::string place = place_of(file, kTokens);
   const auto type_of = [&](size_t i) { return (*types)[i]; };
   const auto is_added = [&](size_t i) {
-    return type_of(i) == kControl || type_of(i) == kUserDefined;
+    return type_of(i) == kControl || type_of(i) == kUserDefined ||
+           (data.sentencepiece && type_of(i) == kUnknown);
   };
   for (size_t i = 0; i < tokens->size(); ++i) {
     if (!is_added(i) && type_of(i) != kUnused) {
@@ -85,9 +89,14 @@ void read_vocabulary(const GgufHeader& file, Tokenizer::Data& data) {
     if (!is_added(i)) continue;
     AddedToken token;
     token.content = (*tokens)[i];
-    token.special = type_of(i) == kControl;
+    token.special = type_of(i) != kUserDefined;
     data.add_added(std::move(token), static_cast<int64_t>(i), place);
   }
+}
+
+void read_merges(const GgufHeader& file, Tokenizer::Data& data) {
+  const auto* merges = file.strings(kMerges);
+  if (merges == nullptr) fail(file, kMerges, "missing. Convert the model again.");
   for (size_t i = 0; i < merges->size(); ++i) {
     data.add_merge((*merges)[i], place_of(file, kMerges) + "[" + std::to_string(i) + "]");
   }
@@ -104,6 +113,30 @@ std::string named_token(const GgufHeader& file, const Tokenizer::Data& data, std
   return data.contents[static_cast<size_t>(*id)];
 }
 
+// A space goes before each text between special tokens, as llama.cpp has it.
+void read_sentencepiece(const GgufHeader& file, Tokenizer::Data& data) {
+  data.sentencepiece = true;
+  read_vocabulary(file, data);
+  const auto* scores = file.reals(kScores);
+  if (scores == nullptr) fail(file, kScores, "missing. Convert the model again.");
+  const std::vector<int64_t>& types = *file.integers(kTypes);
+  check_count(file, kScores, scores->size(), types.size());
+  std::vector<bool> whole;
+  for (const int64_t type : types) whole.push_back(type != kNormal && type != kUserDefined);
+  data.add_merges_by_score(*scores, whole, file.path());
+  using Kind = NormalizerStep::Kind;
+  std::vector<NormalizerStep>& steps = data.pretokenizer.normalizer;
+  const std::string mark(kSpaceMark);
+  if (file.boolean("tokenizer.ggml.add_space_prefix").value_or(true)) {
+    steps.push_back({Kind::kPrepend, "", mark});
+  }
+  steps.push_back({Kind::kReplace, " ", mark});
+  if (const auto unknown = file.integer("tokenizer.ggml.unknown_token_id")) {
+    named_token(file, data, "tokenizer.ggml.unknown_token_id");
+    data.unknown = static_cast<int>(*unknown);
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<Tokenizer::Data> read_tokenizer_gguf(const std::string& path) {
@@ -115,19 +148,24 @@ std::unique_ptr<Tokenizer::Data> read_tokenizer_gguf(const std::string& path) {
     fail(file, kModel, "missing. Convert the model again.");
   }
   if (*model == "none" || *model == "no_vocab") return nullptr;
-  if (*model != "gpt2") {
+  if (*model == "llama") {
+    read_sentencepiece(file, *data);
+  } else if (*model == "gpt2") {
+    set_pretokenizer(file, *data);
+    read_vocabulary(file, *data);
+    read_merges(file, *data);
+  } else {
     fail(file, kModel,
          "the tokenizer \"" + *model +
-             "\" is not supported; headrace supports gpt2 (byte-level BPE). Choose a "
-             "model of the Llama-3, SmolLM2, Qwen2 or GPT-2 kind.");
+             "\" is not supported; headrace supports gpt2 (byte-level BPE) and llama "
+             "(SentencePiece's BPE). Choose a model of the Llama, Mistral, SmolLM2, Qwen or GPT-2 "
+             "kind.");
   }
-  set_pretokenizer(file, *data);
-  read_vocabulary(file, *data);
 
   data->bos = named_token(file, *data, "tokenizer.ggml.bos_token_id");
   data->eos = named_token(file, *data, "tokenizer.ggml.eos_token_id");
-  const bool add_bos =
-      file.boolean("tokenizer.ggml.add_bos_token").value_or(data->pattern == "llama3");
+  const bool add_bos = file.boolean("tokenizer.ggml.add_bos_token")
+                           .value_or(data->sentencepiece || data->pattern == "llama3");
   if (add_bos && !data->bos.empty()) data->prefix = {data->ids.at(data->bos)};
   const bool add_eos = file.boolean("tokenizer.ggml.add_eos_token").value_or(false);
   if (add_eos && !data->eos.empty()) data->suffix = {data->ids.at(data->eos)};

@@ -61,18 +61,17 @@ void read_model(const JsonField& root, Tokenizer::Data& data) {
   const JsonField model = root.at("model");
   if (const auto type = model.find("type"); type && type->string() != "BPE") {
     type->fail("\"" + type->string() +
-               "\" is not supported; headrace supports BPE (byte-level). Choose a model of the "
-               "Llama-3, SmolLM2, Qwen2 or OPT kind.");
+               "\" is not supported; headrace supports BPE. Choose a model of the Llama, Mistral, "
+               "SmolLM2, Qwen or OPT kind.");
   }
   const auto must_be_off = [&](const char* key, bool on) {
     if (!on) return;
     model.at(key).fail(
-        "is set, which is not supported; headrace supports byte-level BPE with byte_fallback "
-        "false, "
-        "no dropout, no continuing_subword_prefix and no end_of_word_suffix. Choose a model with "
-        "such a tokenizer.");
+        "is set, which is not supported; headrace supports BPE with no dropout, no "
+        "continuing_subword_prefix and no end_of_word_suffix. Choose a model with such a "
+        "tokenizer.");
   };
-  must_be_off("byte_fallback", model.boolean_or("byte_fallback", false));
+  data.sentencepiece = model.boolean_or("byte_fallback", false);
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const auto field = model.find(key);
     must_be_off(key, field && !field->string().empty());
@@ -163,7 +162,7 @@ std::unique_ptr<Tokenizer::Data> read_tokenizer_directory(const std::filesystem:
   read_normalizer(root, *data);
   read_pretokenizer(root, *data);
   read_post_processor(root, *data);
-  check_decoder(root);
+  check_decoder(root, *data);
 
   if (const auto config = directory / "tokenizer_config.json"; is_there(config.string())) {
     const json config_text = parse_file(config);

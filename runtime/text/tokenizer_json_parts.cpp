@@ -1,27 +1,44 @@
 #include "runtime/text/tokenizer_json_parts.h"
 
+#include "runtime/text/sentencepiece.h"
+
 namespace headrace {
 namespace {
 
 [[noreturn]] void unsupported(const JsonField& field, const std::string& what,
                               const std::string& supported) {
   field.fail(what + " is not supported; headrace supports " + supported +
-             ". Choose a model with a byte-level BPE tokenizer (Llama-3, SmolLM2, Qwen2, OPT).");
+             ". Choose a model of the Llama, Mistral, SmolLM2, Qwen or OPT kind.");
 }
 
 [[noreturn]] void unsupported_type(const JsonField& field, const std::string& supported) {
   unsupported(field, "\"" + field.at("type").string() + "\"", supported);
 }
 
+std::string plain_pattern(const JsonField& field) {
+  const JsonField pattern = field.at("pattern");
+  const auto text = pattern.find("String");
+  if (!text || text->string().empty()) {
+    unsupported(pattern, "a pattern that is no String, or empty", "{\"String\": ...}");
+  }
+  return text->string();
+}
+
 void normalizer(const JsonField& field, Tokenizer::Data& data) {
+  using Kind = NormalizerStep::Kind;
   const std::string& type = field.at("type").string();
+  std::vector<NormalizerStep>& steps = data.pretokenizer.normalizer;
   if (type == "NFC") {
-    data.pretokenizer.nfc = true;
+    steps.push_back({Kind::kNfc, "", ""});
+  } else if (type == "Prepend") {
+    steps.push_back({Kind::kPrepend, "", field.at("prepend").string()});
+  } else if (type == "Replace") {
+    steps.push_back({Kind::kReplace, plain_pattern(field), field.at("content").string()});
   } else if (type == "Sequence") {
     const JsonField list = field.at("normalizers");
     for (size_t i = 0; i < list.array_size(); ++i) normalizer(list.at(i), data);
   } else {
-    unsupported_type(field, "null, NFC and a Sequence of those");
+    unsupported_type(field, "null, NFC, Prepend, Replace and a Sequence of those");
   }
 }
 
@@ -79,6 +96,28 @@ void pretokenizer_step(const JsonField& field, Tokenizer::Data& data, bool& seen
   } else {
     unsupported_type(field, kSupported);
   }
+}
+
+void metaspace(const JsonField& field, Tokenizer::Data& data) {
+  if (field.at("type").string() != "Metaspace") {
+    unsupported_type(field, "null and Metaspace with byte_fallback");
+  }
+  Metaspace space;
+  space.mark = field.at("replacement").string();
+  if (space.mark != kSpaceMark) {
+    unsupported(field.at("replacement"), "\"" + space.mark + "\"", "U+2581");
+  }
+  const auto scheme = field.find("prepend_scheme");
+  const std::string prefix = scheme ? scheme->string() : "always";
+  if (prefix == "never" || !field.boolean_or("add_prefix_space", true)) {
+    space.prefix = Metaspace::Prefix::kNever;
+  } else if (prefix == "first") {
+    space.prefix = Metaspace::Prefix::kFirst;
+  } else if (prefix != "always") {
+    unsupported(*scheme, "\"" + prefix + "\"", "always, first and never");
+  }
+  space.splits = field.boolean_or("split", true);
+  data.pretokenizer.metaspace = space;
 }
 
 std::vector<int> special_ids(const JsonField& processor, const JsonField& item,
@@ -140,6 +179,10 @@ void read_normalizer(const JsonField& root, Tokenizer::Data& data) {
 }
 
 void read_pretokenizer(const JsonField& root, Tokenizer::Data& data) {
+  if (data.sentencepiece) {
+    if (const auto field = root.find("pre_tokenizer")) metaspace(*field, data);
+    return;
+  }
   const JsonField field = root.at("pre_tokenizer");
   bool seen_bytes = false;
   pretokenizer_step(field, data, seen_bytes);
@@ -154,9 +197,27 @@ void read_post_processor(const JsonField& root, Tokenizer::Data& data) {
   if (const auto field = root.find("post_processor")) post_processor(*field, data);
 }
 
-void check_decoder(const JsonField& root) {
+void check_decoder(const JsonField& root, const Tokenizer::Data& data) {
   const JsonField field = root.at("decoder");
-  if (field.at("type").string() != "ByteLevel") unsupported_type(field, "ByteLevel");
+  const std::string& type = field.at("type").string();
+  if (!data.sentencepiece) {
+    if (type != "ByteLevel") unsupported_type(field, "ByteLevel");
+    return;
+  }
+  // Both turn marks into spaces and bytes' names into bytes, which is all that Tokenizer does.
+  if (type == "Metaspace") return;
+  if (type != "Sequence") unsupported_type(field, "Metaspace and Sequence with byte_fallback");
+  const JsonField steps = field.at("decoders");
+  for (size_t i = 0; i < steps.array_size(); ++i) {
+    const JsonField step = steps.at(i);
+    const std::string& kind = step.at("type").string();
+    const bool is_space = kind == "Replace" && plain_pattern(step) == kSpaceMark &&
+                          step.at("content").string() == " ";
+    const bool is_strip = kind == "Strip" && step.at("content").string() == " ";
+    if (!is_space && !is_strip && kind != "ByteFallback" && kind != "Fuse") {
+      unsupported_type(step, "Replace of U+2581 by a space, ByteFallback, Fuse, Strip of a space");
+    }
+  }
 }
 
 }  // namespace headrace

@@ -8,10 +8,10 @@
 namespace headrace {
 
 // Each takes the whole tokenizer.json, fills its part of `data`, and throws a ModelError that names
-// the field and what is supported. read_post_processor needs the vocabulary.
+// the field and what is supported. They need the model, which says whether it is SentencePiece's.
 void read_normalizer(const JsonField& root, Tokenizer::Data& data);
 void read_pretokenizer(const JsonField& root, Tokenizer::Data& data);
 void read_post_processor(const JsonField& root, Tokenizer::Data& data);
-void check_decoder(const JsonField& root);
+void check_decoder(const JsonField& root, const Tokenizer::Data& data);
 
 }  // namespace headrace

@@ -232,7 +232,7 @@ TEST_P(DevicePipeline, HalfHasTheBitsOfOneDevice) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, DevicePipeline,
-                         testing::Values("llama-gqa", "opt-post", "qwen2-tied",
+                         testing::Values("llama-gqa", "opt-post", "qwen2-tied", "qwen3-tied",
                                          "synthetic:tiny-llama:q8"),
                          [](const auto& test) {
                            std::string name = test.param;

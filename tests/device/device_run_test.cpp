@@ -41,6 +41,7 @@ class RunModule final : public test::FakeModule {
   }
   std::unique_ptr<Device> open(int) override {
     auto device = std::make_unique<test::FakeDevice>(++seed);
+    device->refuse_unpinned();
     device->lose_after(lost_after);
     return device;
   }

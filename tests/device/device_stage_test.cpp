@@ -106,19 +106,26 @@ constexpr StageRun kHelpedRuns[] = {
 // Counts rows on their way.
 class CountedRows final : public HostRows {
  public:
-  explicit CountedRows(HostRows* rows) : rows_(rows) {}
+  CountedRows(const test::FakeDevice& device, HostRows* rows) : device_(device), rows_(rows) {}
   void send(std::span<const AttentionSequence> sequences, const float* q, const float* k,
             const float* v) override {
     sent_ += std::ssize(sequences);
+    before_ = device_.attentions();
     rows_->send(sequences, q, k, v);
   }
-  Rows receive() override { return rows_->receive(); }
+  Rows receive() override {
+    beside_ += device_.attentions() > before_;
+    return rows_->receive();
+  }
   void send_back(Operand* out) override { rows_->send_back(out); }
   int64_t sent() const { return sent_; }
+  // How often the device had attention of its own queued when the CPU began.
+  int64_t beside() const { return beside_; }
 
  private:
+  const test::FakeDevice& device_;
   HostRows* rows_;
-  int64_t sent_ = 0;
+  int64_t sent_ = 0, before_ = 0, beside_ = 0;
 };
 
 // Counts steps whose hidden states pass.
@@ -261,7 +268,7 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     DeviceStage stage(std::move(owner), *checkpoint_, weights, threads_, budget_, sizes, disk);
     KvStore kv(page(format), config_.n_layers, kSlots, stage.kv_on_device(), stage.kv_window());
     HostAttention host = stage.host_attention();
-    CountedRows rows(host.rows);
+    CountedRows rows(device, host.rows);
     if (host.rows) host.rows = &rows;
     CountedPassage passage(stage.hidden_passage());
     StageEngine engine(config_, weights, stage.weights(), kv, stage.ops(), stage.scratch(), cpu_,
@@ -272,8 +279,10 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     }
     const uint64_t unpinned = device.unpinned();
     logits(engine, run.chunk);  // nothing is left of it, but what can be repeated
+    const uint64_t whole_waits = device.whole_waits();
     std::vector<float> all = logits(engine, run.chunk);
     EXPECT_EQ(device.unpinned(), unpinned);  // the host waits for no copy
+    EXPECT_EQ(device.whole_waits(), whole_waits);
     EXPECT_EQ(passage.sweeps() > 0, run.hidden_rows > 0);
     const int64_t helped = rows.sent() / config_.n_layers / 2;
     if (run.helped >= 0) {
@@ -281,6 +290,8 @@ class DeviceStageTest : public testing::TestWithParam<const char*> {
     } else {
       EXPECT_GT(helped, 0);
       EXPECT_LT(helped, kAllRows);
+      // Some micro-batches have rows for both, unless a row is one.
+      EXPECT_EQ(rows.beside() > 0, run.micro_batch_rows > 1);
     }
     return all;
   }
@@ -365,7 +376,7 @@ TEST_P(DeviceStageTest, HalfIsNearTheCpuThatHelps) {
 
 INSTANTIATE_TEST_SUITE_P(Models, DeviceStageTest,
                          testing::Values("llama-gqa", "opt-pre", "opt-post", "qwen2-tied",
-                                         "qwen2-untied", "synthetic:tiny-llama:q4",
+                                         "qwen2-untied", "qwen3-tied", "synthetic:tiny-llama:q4",
                                          "synthetic:tiny-opt:f32"),
                          [](const auto& test) {
                            std::string name = test.param;

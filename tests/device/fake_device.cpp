@@ -1,6 +1,7 @@
 #include "tests/device/fake_device.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -16,14 +17,47 @@ namespace {
 
 constexpr std::byte kPoison{0xFF};  // NaN
 
-class Memory final : public DeviceBuffer {
+// A kernel does no more rows than that.
+void check_rows(const AttentionSequence* sequences, int64_t count, int64_t most_rows) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (sequences[i].rows > most_rows) throw std::logic_error("a sequence has too many rows");
+  }
+}
+
+}  // namespace
+
+bool FakeDevice::Uses::any_in(std::span<const std::byte> memory) const {
+  const std::byte *const begin = memory.data(), *const end = begin + memory.size();
+  return std::any_of(places.begin(), places.end(),
+                     [&](const void* p) { return begin <= p && p < end; }) ||
+         std::any_of(spans.begin(), spans.end(), [&](const auto& span) {
+           return span.data() < end && begin < span.data() + span.size();
+         });
+}
+
+// Nothing that a destructor could throw.
+void FakeDevice::AllWork::gone(std::span<const std::byte> memory, const char* how) {
+  ++whole_waits;
+  for (const auto& queue : queues) {
+    for (const Work& work : *queue) {
+      if (!checks || !work.uses.any_in(memory)) continue;
+      std::fprintf(stderr, "fake device: memory is %s while what is queued uses it\n", how);
+      std::abort();
+    }
+  }
+}
+
+class FakeDevice::Memory final : public DeviceBuffer {
  public:
-  explicit Memory(size_t bytes)
-      : bytes_(static_cast<std::byte*>(std::calloc(bytes + 1, 1))), size_(bytes) {
+  Memory(std::shared_ptr<AllWork> work, size_t bytes)
+      : work_(std::move(work)),
+        bytes_(static_cast<std::byte*>(std::calloc(bytes + 1, 1))),
+        size_(bytes) {
     if (!bytes_) throw std::bad_alloc();
     poison();
   }
   ~Memory() override {
+    work_->gone({bytes_, size_}, "freed");
     poison();
     std::free(bytes_);
   }
@@ -41,24 +75,15 @@ class Memory final : public DeviceBuffer {
     std::fill_n(bytes_ + (size_ - some), some, kPoison);
   }
 
+  const std::shared_ptr<AllWork> work_;
   std::byte* bytes_;
   size_t size_;
 };
-
-// A kernel does no more rows than that.
-void check_rows(const AttentionSequence* sequences, int64_t count, int64_t most_rows) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (sequences[i].rows > most_rows) throw std::logic_error("a sequence has too many rows");
-  }
-}
-
-}  // namespace
 
 class FakeDevice::Stream final : public DeviceStream {
  public:
   Stream(FakeDevice& device, std::shared_ptr<Queue> work)
       : device_(device), work_(std::move(work)) {}
-  ~Stream() override { std::erase(device_.queues_, work_); }
   void synchronize() override {
     device_.host_waits([this] { return work_->empty(); });
   }
@@ -81,9 +106,9 @@ class FakeDevice::Event final : public DeviceEvent {
     return [reached = reached_, place = recorded_] { return *reached >= place; };
   }
   std::function<void()> next_place() {
-    return [this, reached = reached_, time = time_, place = ++recorded_] {
+    return [&device = device_, reached = reached_, time = time_, place = ++recorded_] {
       *reached = std::max(*reached, place);
-      *time = device_.time_;
+      *time = device.time_;
     };
   }
   bool is_reached() override { return place()(); }
@@ -101,50 +126,54 @@ class FakeDevice::Event final : public DeviceEvent {
 class FakeDevice::Recording final : public DeviceRecording {
  public:
   DeviceStream* stream = nullptr;
-  std::vector<std::function<void()>> work;
+  std::vector<Work> work;
 };
 
-FakeDevice::~FakeDevice() = default;
-FakeDevice::FakeDevice(uint64_t seed, Fault fault) : random_(seed), fault_(fault) {}
+FakeDevice::~FakeDevice() { work_->queues.clear(); }
+FakeDevice::FakeDevice(uint64_t seed, Fault fault) : random_(seed), fault_(fault) {
+  work_->checks = fault == Fault::kNone;
+}
 
 std::unique_ptr<DeviceBuffer> FakeDevice::allocate(size_t bytes) {
   check_not_recording("allocating");
   allocated_ += bytes;
-  return std::make_unique<Memory>(bytes);
+  ++work_->whole_waits;
+  return std::make_unique<Memory>(work_, bytes);
 }
 
 std::unique_ptr<DeviceStream> FakeDevice::make_stream(Track) {
-  queues_.push_back(std::make_shared<Queue>());
-  return std::make_unique<Stream>(*this, queues_.back());
+  work_->queues.push_back(std::make_shared<Queue>());
+  return std::make_unique<Stream>(*this, work_->queues.back());
 }
 
 std::unique_ptr<DeviceEvent> FakeDevice::make_event() { return std::make_unique<Event>(*this); }
 
 void FakeDevice::record(DeviceStream& stream, DeviceEvent& event) {
   check_not_recording("an event");
-  queue(stream, static_cast<Event&>(event).next_place());
+  queue(stream, {}, static_cast<Event&>(event).next_place());
 }
 
 void FakeDevice::wait(DeviceStream& stream, DeviceEvent& event) {
   check_not_recording("a wait");
   if (fault_ == Fault::kStreamsDoNotWait) return;
   queue(
-      stream, [] {}, static_cast<Event&>(event).place());
+      stream, {}, [] {}, static_cast<Event&>(event).place());
 }
 
 void FakeDevice::hold(DeviceStream& stream) {
   held_ = true;
   queue(
-      stream, [] {}, [this] { return !held_; });
+      stream, {}, [] {}, [this] { return !held_; });
 }
 
-void FakeDevice::queue(DeviceStream& stream, std::function<void()> run,
+void FakeDevice::queue(DeviceStream& stream, Uses uses, std::function<void()> run,
                        std::function<bool()> ready) {
+  Work work{std::move(ready), std::move(run), std::move(uses)};
   if (recording_ && recording_->stream == &stream) {
-    recording_->work.push_back(std::move(run));
+    recording_->work.push_back(std::move(work));
     return;
   }
-  static_cast<Stream&>(stream).work().push_back({std::move(ready), std::move(run)});
+  static_cast<Stream&>(stream).work().push_back(std::move(work));
   if (random_() % 4 != 0) return;
   for (uint64_t left = random_() % 8; left > 0 && run_one(); --left) {
   }
@@ -152,7 +181,7 @@ void FakeDevice::queue(DeviceStream& stream, std::function<void()> run,
 
 bool FakeDevice::run_one() {
   std::vector<Queue*> ready;
-  for (const auto& queue : queues_) {
+  for (const auto& queue : work_->queues) {
     if (queue->empty()) continue;
     const Work& first = queue->front();
     if (!first.ready || first.ready()) ready.push_back(queue.get());
@@ -174,7 +203,10 @@ void FakeDevice::run_until(const std::function<bool()>& done) {
 
 void FakeDevice::host_waits(const std::function<bool()>& done) {
   check_not_recording("waiting");
-  if (waits_left_ <= 0) throw DeviceLost("the fake GPU was lost");
+  if (waits_left_ <= 0) {
+    work_->checks = false;
+    throw DeviceLost("the fake GPU was lost");
+  }
   --waits_left_;
   run_until(done);
 }
@@ -187,14 +219,14 @@ void FakeDevice::copy_in(DeviceStream& stream, std::byte* to,
                          std::span<const std::byte> from_host) {
   check_not_recording("a copy");
   check_pinned(from_host);
-  queue(stream, [=] { std::memcpy(to, from_host.data(), from_host.size()); });
+  queue(stream, {{to}, {from_host}}, [=] { std::memcpy(to, from_host.data(), from_host.size()); });
 }
 
 void FakeDevice::copy_out(DeviceStream& stream, std::span<std::byte> to_host,
                           const std::byte* from) {
   check_not_recording("a copy");
   check_pinned(to_host);
-  queue(stream, [=] { std::memcpy(to_host.data(), from, to_host.size()); });
+  queue(stream, {{from}, {to_host}}, [=] { std::memcpy(to_host.data(), from, to_host.size()); });
 }
 
 void FakeDevice::record(DeviceStream& stream) {
@@ -207,15 +239,19 @@ std::unique_ptr<DeviceRecording> FakeDevice::end_recording(DeviceStream&) {
 }
 
 void FakeDevice::replay(DeviceStream& stream, DeviceRecording& recording) {
-  for (const auto& run : static_cast<Recording&>(recording).work) queue(stream, run);
+  for (const Work& work : static_cast<Recording&>(recording).work) {
+    queue(stream, work.uses, work.run);
+  }
 }
 
 class FakeDevice::Pin final : public DevicePin {
  public:
   Pin(FakeDevice& device, std::span<std::byte> host) : device_(device), host_(host) {
     device_.pinned_.push_back(host);
+    ++device_.work_->whole_waits;
   }
   ~Pin() override {
+    device_.work_->gone(host_, "no longer pinned");
     std::erase_if(device_.pinned_,
                   [this](const auto& other) { return other.data() == host_.data(); });
   }
@@ -239,26 +275,29 @@ void FakeDevice::check_pinned(std::span<const std::byte> host) {
     if (overlaps && !is_inside) throw ResourceMissing("a copy of memory that is pinned in part");
     is_pinned = is_pinned || is_inside;
   }
-  if (!is_pinned) unpinned_ += host.size();
+  if (is_pinned) return;
+  if (refuses_unpinned_ && attentions_ > 0) throw std::logic_error("a copy of unpinned memory");
+  unpinned_ += host.size();
 }
 
 void FakeDevice::normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
                            float* y) {
-  queue(stream, [=, this] { cpu_ops_.normalise(norm, x, rows, y); });
+  queue(stream, {{norm.weight, norm.bias, x, y}, {}},
+        [=, this] { cpu_ops_.normalise(norm, x, rows, y); });
 }
 
 void FakeDevice::add(DeviceStream& stream, float* x, const float* y, int64_t rows, int64_t n) {
-  queue(stream, [=, this] { headrace::add(cpu_, x, y, rows, n); });
+  queue(stream, {{x, y}, {}}, [=, this] { headrace::add(cpu_, x, y, rows, n); });
 }
 
 void FakeDevice::relu(DeviceStream& stream, float* x, int64_t rows, int64_t n) {
-  queue(stream, [=, this] { headrace::relu(cpu_, x, rows, n); });
+  queue(stream, {{x}, {}}, [=, this] { headrace::relu(cpu_, x, rows, n); });
 }
 
 void FakeDevice::apply_rope(DeviceStream& stream, const float* cos, const float* sin, float* x,
                             int64_t rows, int heads, int head_dim) {
   const int half = head_dim / 2;
-  queue(stream, [=] {
+  queue(stream, {{cos, sin, x}, {}}, [=] {
     for (int64_t row = 0; row < rows; ++row) {
       for (int head = 0; head < heads; ++head) {
         float* const at = x + (row * heads + head) * head_dim;
@@ -273,19 +312,21 @@ void FakeDevice::apply_rope(DeviceStream& stream, const float* cos, const float*
 void FakeDevice::linear_panels(DeviceStream& stream, const float* x, int64_t rows,
                                const PackedMatrix& w, const float* bias, int64_t first, int64_t end,
                                float* y) {
-  queue(stream, [=, this] { headrace::linear_panels(cpu_, x, rows, w, bias, first, end, y); });
+  queue(stream, {{x, w.panels, w.rest, bias, y}, {}},
+        [=, this] { headrace::linear_panels(cpu_, x, rows, w, bias, first, end, y); });
 }
 
 void FakeDevice::gate_panels(DeviceStream& stream, const float* x, int64_t rows,
                              const PackedMatrix& w, const float* bias, int64_t first, int64_t end,
                              float* gate) {
-  queue(stream, [=, this] { headrace::gate_panels(cpu_, x, rows, w, bias, first, end, gate); });
+  queue(stream, {{x, w.panels, w.rest, bias, gate}, {}},
+        [=, this] { headrace::gate_panels(cpu_, x, rows, w, bias, first, end, gate); });
 }
 
 void FakeDevice::store_kv(DeviceStream& stream, const KvPageShape& shape,
                           const AttentionSequence* sequences, int64_t count, int64_t most_rows,
                           const float* k, const float* v) {
-  queue(stream, [=, this] {
+  queue(stream, {{sequences, k, v}, {}}, [=, this] {
     check_rows(sequences, count, most_rows);
     headrace::store_kv(cpu_, shape, {sequences, static_cast<size_t>(count)}, k, v);
   });
@@ -294,7 +335,8 @@ void FakeDevice::store_kv(DeviceStream& stream, const KvPageShape& shape,
 void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
                            const AttentionSequence* sequences, int64_t count, int64_t most_rows,
                            int heads, float scale, const float* q, float* out) {
-  queue(stream, [=, this] {
+  ++attentions_;
+  queue(stream, {{sequences, q, out}, {}}, [=, this] {
     check_rows(sequences, count, most_rows);
     headrace::attention(cpu_, shape, {sequences, static_cast<size_t>(count)}, heads, scale, q, out);
   });
@@ -302,7 +344,7 @@ void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
 
 void FakeDevice::embed(DeviceStream& stream, const EmbeddingTables& tables, const int32_t* ids,
                        const int32_t* places, int64_t rows, float* x) {
-  queue(stream, [=, this] {
+  queue(stream, {{tables.tokens.panels, tables.positions.panels, ids, places, x}, {}}, [=, this] {
     const auto row_of = [&](const PackedMatrix& table, int64_t row) {
       std::vector<float> values(static_cast<size_t>(table.cols));
       if (!table.half_rows) unpack_row(cpu_, table, row, values.data());
@@ -326,7 +368,7 @@ void FakeDevice::embed(DeviceStream& stream, const EmbeddingTables& tables, cons
 
 void FakeDevice::find_best(DeviceStream& stream, const float* logits, int64_t rows, int64_t width,
                            int64_t id, BestToken* best) {
-  queue(stream, [=] {
+  queue(stream, {{logits, best}, {}}, [=] {
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t i = 0; i < width; ++i) {
         const float logit = logits[row * width + i];
@@ -340,12 +382,12 @@ void FakeDevice::find_best(DeviceStream& stream, const float* logits, int64_t ro
 }
 
 void FakeDevice::to_half(DeviceStream& stream, const float* x, int64_t count, Half* y) {
-  queue(stream, [=] { std::transform(x, x + count, y, headrace::to_half); });
+  queue(stream, {{x, y}, {}}, [=] { std::transform(x, x + count, y, headrace::to_half); });
 }
 
 void FakeDevice::normalise(DeviceStream& stream, const RowNorm& norm, const float* x, int64_t rows,
                            Half* y) {
-  queue(stream, [=, this] {
+  queue(stream, {{norm.weight, norm.bias, x, y}, {}}, [=, this] {
     std::vector<float> floats(static_cast<size_t>(rows * norm.n));
     cpu_ops_.normalise(norm, x, rows, floats.data());
     std::transform(floats.begin(), floats.end(), y, headrace::to_half);
@@ -354,7 +396,7 @@ void FakeDevice::normalise(DeviceStream& stream, const RowNorm& norm, const floa
 
 void FakeDevice::unpack(DeviceStream& stream, const PackedMatrix& w, int64_t first, int64_t end,
                         Half* rows) {
-  queue(stream, [=, this] {
+  queue(stream, {{w.panels, rows}, {}}, [=, this] {
     std::vector<float> row(static_cast<size_t>(w.cols));
     Half* to = rows;
     for (int64_t i = first * kPanelRows; i < std::min(end * kPanelRows, w.rows); ++i) {
@@ -365,7 +407,7 @@ void FakeDevice::unpack(DeviceStream& stream, const PackedMatrix& w, int64_t fir
 }
 
 void FakeDevice::multiply(DeviceStream& stream, const HalfProduct& product) {
-  queue(stream, [p = product] {
+  queue(stream, {{product.x, product.w, product.bias, product.y}, {}}, [p = product] {
     for (int64_t row = 0; row < p.rows; ++row) {
       for (int64_t of_all = 0; of_all < p.count * p.outputs; ++of_all) {
         const int64_t i = of_all / p.outputs, n = of_all % p.outputs;
@@ -395,7 +437,7 @@ void FakeDevice::multiply(DeviceStream& stream, const HalfProduct& product) {
 
 void FakeDevice::silu_multiply(DeviceStream& stream, const float* gate, const float* up,
                                int64_t rows, int64_t width, int64_t stride, float scale, Half* y) {
-  queue(stream, [=] {
+  queue(stream, {{gate, up, y}, {}}, [=] {
     for (int64_t i = 0; i < rows * width; ++i) {
       const int64_t at = i / width * stride + i % width;
       y[at] = headrace::to_half(scale * silu_multiply_of(gate[at], up[i]));
@@ -406,7 +448,8 @@ void FakeDevice::silu_multiply(DeviceStream& stream, const float* gate, const fl
 void FakeDevice::attention(DeviceStream& stream, const KvPageShape& shape,
                            const AttentionSequence* sequences, int64_t count, int64_t most_rows,
                            int heads, float scale, const float* q, Half* out) {
-  queue(stream, [=, this] {
+  ++attentions_;
+  queue(stream, {{sequences, q, out}, {}}, [=, this] {
     check_rows(sequences, count, most_rows);
     const std::span all(sequences, static_cast<size_t>(count));
     int64_t rows = 0;

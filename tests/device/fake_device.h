@@ -1,7 +1,9 @@
 // A device on the CPU that does what is queued as late or as early as streams and events allow, in
 // random order: who does not wait for what it needs reads poison, or what is not its own any more.
 // What CUDA does not allow throws std::logic_error: anything but ops while they are recorded, and
-// sequences with more rows than are said to be the most.
+// sequences with more rows than are said to be the most. Memory that is freed, or no longer pinned,
+// while something is queued that uses it ends the test program. Work of a stream that is gone is
+// done all the same.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +31,14 @@ class FakeDevice final : public Device {
 
   // Bytes of all copies from and to host memory that is not pinned, which the host waits for.
   uint64_t unpinned() const { return unpinned_; }
+  // From the first attention on such copies throw.
+  void refuse_unpinned() { refuses_unpinned_ = true; }
+
+  // Calls that wait for all of a GPU's streams, or may: allocating, freeing, pinning.
+  uint64_t whole_waits() const { return work_->whole_waits; }
+
+  // Queued so far.
+  int64_t attentions() const { return attentions_; }
 
   // After so many more waits of the host the device is lost.
   void lose_after(int64_t waits) { waits_left_ = waits; }
@@ -85,16 +95,33 @@ class FakeDevice final : public Device {
                  Half* out) override;
 
  private:
+  // Where what it uses begins; memory of which more than the beginning is meant is in `spans`.
+  struct Uses {
+    std::vector<const void*> places;
+    std::vector<std::span<const std::byte>> spans;
+    bool any_in(std::span<const std::byte> memory) const;
+  };
   struct Work {
     std::function<bool()> ready;  // null: at once
     std::function<void()> run;
+    Uses uses;
   };
   using Queue = std::deque<Work>;
+  // Outlives the device where memory does.
+  struct AllWork {
+    std::vector<std::shared_ptr<Queue>> queues;
+    uint64_t whole_waits = 0;
+    bool checks = true;
+    // `memory` is no longer what it was.
+    void gone(std::span<const std::byte> memory, const char* how);
+  };
+  class Memory;
   class Stream;
   class Event;
   class Recording;
 
-  void queue(DeviceStream& stream, std::function<void()> run, std::function<bool()> ready = {});
+  void queue(DeviceStream& stream, Uses uses, std::function<void()> run,
+             std::function<bool()> ready = {});
   // One piece of work that may go first; false if there is none.
   bool run_one();
   void run_until(const std::function<bool()>& done);
@@ -106,6 +133,8 @@ class FakeDevice final : public Device {
   bool held_ = false;
   uint64_t allocated_ = 0;
   uint64_t unpinned_ = 0;
+  bool refuses_unpinned_ = false;
+  int64_t attentions_ = 0;
   int64_t waits_left_ = INT64_MAX;
   std::unique_ptr<Recording> recording_;
   class Pin;
@@ -113,7 +142,7 @@ class FakeDevice final : public Device {
   void check_pinned(std::span<const std::byte> host);
   void check_not_recording(const char* what) const;
   std::vector<std::span<std::byte>> pinned_;
-  std::vector<std::shared_ptr<Queue>> queues_;
+  std::shared_ptr<AllWork> work_ = std::make_shared<AllWork>();
   ThreadPool threads_{1, 0};
   Cpu cpu_{threads_, kernels("auto")};
   CpuOps cpu_ops_{cpu_};

@@ -1,5 +1,6 @@
 // What the module of a program with fake GPUs calls back: the whole of headrace, in real processes,
-// on machines without a GPU. HEADRACE_FAKE_GPUS: how many there are.
+// on machines without a GPU. HEADRACE_FAKE_GPUS: how many there are. HEADRACE_FAKE_GPU_LOST_AFTER:
+// a GPU is lost when the host has waited for it so often.
 #include <cstdlib>
 #include <string>
 
@@ -27,7 +28,12 @@ class ProgramModule final : public test::FakeModule {
     return {"fake GPU", "bus " + number, 9, 0, kMemory, kMemory - (uint64_t{1} << 30)};
   }
   std::unique_ptr<Device> open(int device) override {
-    return std::make_unique<test::FakeDevice>(static_cast<uint64_t>(device) + 1);
+    auto gpu = std::make_unique<test::FakeDevice>(static_cast<uint64_t>(device) + 1);
+    gpu->refuse_unpinned();
+    if (const char* const waits = std::getenv("HEADRACE_FAKE_GPU_LOST_AFTER")) {
+      gpu->lose_after(std::atoll(waits));
+    }
+    return gpu;
   }
 };
 

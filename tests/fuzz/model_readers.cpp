@@ -65,7 +65,8 @@ bool accepts_safetensors(const std::string& folder, const std::string& input) {
 std::vector<std::string> safetensors_seeds(const std::string&) {
   std::vector<std::string> seeds;
   const std::string gap(1, '\0');
-  for (const char* model : {"llama-gqa", "llama-linear-bias", "opt-post", "qwen2-tied"}) {
+  for (const char* model :
+       {"llama-gqa", "llama-linear-bias", "opt-post", "qwen2-tied", "qwen3-tied"}) {
     const std::string path = test::model_path(model);
     seeds.push_back(test::read_file(path + "/config.json") + gap + gap +
                     test::read_file(path + "/model.safetensors"));

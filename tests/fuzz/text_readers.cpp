@@ -55,7 +55,8 @@ bool accepts_tokenizer_json(const std::string& folder, const std::string& input)
 
 std::vector<std::string> tokenizer_json_seeds(const std::string&) {
   std::vector<std::string> seeds;
-  for (const char* style : {"gpt2", "llama3", "opt", "qwen2", "smollm"}) {
+  for (const char* style :
+       {"gpt2", "llama2", "llama3", "metaspace", "mistral", "opt", "qwen2", "smollm"}) {
     const std::string path = test::text_data(style).string();
     seeds.push_back(test::read_file(path + "/tokenizer.json") + std::string(1, '\0') +
                     test::read_file(path + "/tokenizer_config.json"));
@@ -83,6 +84,8 @@ std::vector<std::string> tokenizer_gguf_seeds(const std::string& folder) {
     test::write_gguf(path, test::converted(style, pre));
     seeds.push_back(test::read_file(path));
   }
+  test::write_gguf(folder + "/seed.gguf", test::converted_pieces());
+  seeds.push_back(test::read_file(folder + "/seed.gguf"));
   return seeds;
 }
 

@@ -96,6 +96,7 @@ class Job:
     command that runs the program with some limit, or one for each rank. script: start that many
     ranks by launch/mpirun.sh.
     """
+    begun = []
 
     def __init__(self, arguments, ranks=None, stdin=subprocess.DEVNULL, folder=None, prefix=(), script=False):
         self.ranks = ranks
@@ -118,6 +119,7 @@ class Job:
         out, self._out = tempfile.mkstemp(prefix="out.", dir=self.folder)
         self.process = subprocess.Popen(command, stdin=stdin, stdout=out, stderr=handle,
                                         env=environment, start_new_session=True)
+        Job.begun.append(self)
         os.close(handle)
         os.close(out)
 
@@ -235,6 +237,12 @@ def write_requests(path, requests):
     pathlib.Path(path).write_text("".join(json.dumps(request) + "\n" for request in requests))
 
 
+def end_with_all_jobs(*_):
+    for job in Job.begun:
+        job.kill()
+    os._exit(128 + signal.SIGTERM)
+
+
 class ProgramTest(unittest.TestCase):
     """A test with a scratch folder that is also its jobs' TMPDIR."""
     maxDiff = 2000
@@ -287,7 +295,8 @@ class ProgramTest(unittest.TestCase):
 
 
 def main():
-    """unittest's main; exit code 77 (CTest: skipped) if every test was skipped."""
+    """unittest's main; exit code 77 (CTest: skipped) if every test was skipped. Who ends it ends its jobs."""
+    signal.signal(signal.SIGTERM, end_with_all_jobs)
     result = unittest.main(module="__main__", exit=False, verbosity=2).result
     for test, reason in result.skipped:
         print(f"skipped: {test.id()}: {reason}")

@@ -148,7 +148,7 @@ def id_requests(vocabulary, count=20):
 TINY_LAYERS = {
     **{str(harness.TINY / name): layers for name, layers in (
         ("llama-gqa", 3), ("llama-linear-bias", 2), ("llama-rope3.Q4_1.gguf", 2), ("qwen2-tied", 2),
-        ("qwen2-untied", 2), ("opt-pre", 2), ("opt-post", 2))},
+        ("qwen2-untied", 2), ("qwen3-tied", 2), ("opt-pre", 2), ("opt-post", 2))},
     "synthetic:tiny-opt": 4, "synthetic:tiny-llama:q8": 3,
 }
 

@@ -17,6 +17,9 @@ using test::not_numbers;
 
 class DeviceHalf : public test::DeviceTest {
  protected:
+  void check_tables(DType dtype, const std::vector<int32_t>& ids,
+                    const std::vector<int32_t>& places);
+  void check_best(int64_t rows, int64_t width);
   void check_attention(int head_dim, int group, const std::vector<int64_t>& lengths);
   void check_norms(int64_t rows, int64_t n);
 
@@ -39,81 +42,108 @@ TEST_P(DeviceHalf, PanelsBecomeRows) {
   }
 }
 
-TEST_P(DeviceHalf, RowsOfTables) {
-  constexpr int64_t kTokens = 97, kPositions = 40;
-  const std::vector<int32_t> ids = {96, 0, 31, 32, 5, 5}, places = {2, 39, 0, 33, 7, 8};
+constexpr int64_t kTokens = 97, kPositions = 40;
+
+void DeviceHalf::check_tables(DType dtype, const std::vector<int32_t>& ids,
+                              const std::vector<int32_t>& places) {
   const auto device_ids = put(ids), device_places = put(places);
   const auto rows = std::ssize(ids);
+  SCOPED_TRACE(testing::Message() << dtype_name(dtype) << ", " << rows << " rows");
   // Whole panels of them.
   const auto rows_of = [](std::vector<Half> values, int64_t count) {
     const auto cols = std::ssize(values) / count;
     values.resize(static_cast<size_t>((count + kPanelRows - 1) / kPanelRows * kPanelRows * cols));
     return values;
   };
+  const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512;
+  const Weights tokens = random_weights(dtype, kTokens, cols, random_.bits());
+  const Weights positions = random_weights(DType::kF32, kPositions, cols, random_.bits());
+  const auto token_panels = put(tokens.panels), position_panels = put(positions.panels);
+  const auto token_rows = put(rows_of(halves(tokens.floats), kTokens)),
+             position_rows = put(rows_of(halves(positions.floats), kPositions));
+  EmbeddingTables tables{{dtype, kTokens, cols, token_panels->data()},
+                         {DType::kF32, kPositions, cols, position_panels->data()}};
+  for (const auto& [rounded, as_rows] : {std::pair{false, false}, {true, false}, {true, true}}) {
+    tables.rounded = rounded;
+    tables.tokens.half_rows = tables.positions.half_rows = as_rows;
+    if (as_rows) {
+      tables.tokens.panels = token_rows->data();
+      tables.positions.panels = position_rows->data();
+    }
+    const auto alone = put(nans(rows * cols)), both = put(nans(rows * cols));
+    device_->embed(*stream_, tables, device_ids->as<int32_t>(), nullptr, rows, alone->as<float>());
+    device_->embed(*stream_, tables, device_ids->as<int32_t>(), device_places->as<int32_t>(), rows,
+                   both->as<float>());
+    std::vector<float> expected, expected_both;
+    const auto value = [&](const Weights& w, int64_t row, int64_t i) {
+      const float v = w.floats[static_cast<size_t>(row * cols + i)];
+      return rounded ? f16_to_f32(to_half(v).bits) : v;
+    };
+    for (size_t row = 0; row < ids.size(); ++row) {
+      for (int64_t i = 0; i < cols; ++i) {
+        expected.push_back(value(tokens, ids[row], i));
+        expected_both.push_back(expected.back() + value(positions, places[row], i));
+      }
+    }
+    EXPECT_TRUE(same_bits(expected, get<float>(*alone)));
+    EXPECT_TRUE(same_bits(expected_both, get<float>(*both)));
+  }
+}
+
+TEST_P(DeviceHalf, RowsOfTables) {
   for (const DType dtype : all_dtypes()) {
-    const int64_t cols = dtype_info(dtype).block_elements == 1 ? 129 : 512;
-    const Weights tokens = random_weights(dtype, kTokens, cols, random_.bits());
-    const Weights positions = random_weights(DType::kF32, kPositions, cols, random_.bits());
-    const auto token_panels = put(tokens.panels), position_panels = put(positions.panels);
-    const auto token_rows = put(rows_of(halves(tokens.floats), kTokens)),
-               position_rows = put(rows_of(halves(positions.floats), kPositions));
-    EmbeddingTables tables{{dtype, kTokens, cols, token_panels->data()},
-                           {DType::kF32, kPositions, cols, position_panels->data()}};
-    for (const auto& [rounded, as_rows] : {std::pair{false, false}, {true, false}, {true, true}}) {
-      tables.rounded = rounded;
-      tables.tokens.half_rows = tables.positions.half_rows = as_rows;
-      if (as_rows) {
-        tables.tokens.panels = token_rows->data();
-        tables.positions.panels = position_rows->data();
-      }
-      const auto alone = put(nans(rows * cols)), both = put(nans(rows * cols));
-      device_->embed(*stream_, tables, device_ids->as<int32_t>(), nullptr, rows,
-                     alone->as<float>());
-      device_->embed(*stream_, tables, device_ids->as<int32_t>(), device_places->as<int32_t>(),
-                     rows, both->as<float>());
-      std::vector<float> expected, expected_both;
-      const auto value = [&](const Weights& w, int64_t row, int64_t i) {
-        const float v = w.floats[static_cast<size_t>(row * cols + i)];
-        return rounded ? f16_to_f32(to_half(v).bits) : v;
-      };
-      for (size_t row = 0; row < ids.size(); ++row) {
-        for (int64_t i = 0; i < cols; ++i) {
-          expected.push_back(value(tokens, ids[row], i));
-          expected_both.push_back(expected.back() + value(positions, places[row], i));
-        }
-      }
-      EXPECT_TRUE(same_bits(expected, get<float>(*alone))) << dtype_name(dtype);
-      EXPECT_TRUE(same_bits(expected_both, get<float>(*both))) << dtype_name(dtype);
+    check_tables(dtype, {96, 0, 31, 32, 5, 5}, {2, 39, 0, 33, 7, 8});
+  }
+  for (const int32_t rows : {1, 3, 7, 33, 257}) {
+    std::vector<int32_t> ids, places;
+    for (int32_t i = 0; i < rows; ++i) {
+      ids.push_back((7 * i + 31) % kTokens);
+      places.push_back((11 * i + 39) % kPositions);
+    }
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kQ4_K, DType::kG4}) {
+      check_tables(dtype, ids, places);
     }
   }
 }
 
-TEST_P(DeviceHalf, BestTokens) {
-  constexpr int64_t kRows = 5, kWidth = 5000;
-  auto logits = random_.floats(kRows * kWidth);
-  logits[1 * kWidth + 77] = logits[1 * kWidth + 4000] = 100.0f;
-  logits[3 * kWidth + 4999] = kNan;
+void DeviceHalf::check_best(int64_t rows, int64_t width) {
+  SCOPED_TRACE(testing::Message() << rows << " x " << width);
+  auto logits = random_.floats(rows * width);
+  const int64_t twice = rows / 4, bad = rows / 2;  // rows with equal ones, and with a NaN
+  logits[twice * width + width / 60] = logits[twice * width + width - 1] = 100.0f;
+  logits[bad * width + width - 1] = kNan;
   const auto in = put(logits);
-  const auto best = put(std::vector<BestToken>(kRows));
-  device_->find_best(*stream_, in->as<float>(), kRows, kWidth, 0, best->as<BestToken>());
+  const auto best = put(std::vector<BestToken>(static_cast<size_t>(rows)));
+  device_->find_best(*stream_, in->as<float>(), rows, width, 0, best->as<BestToken>());
   // Equals further on do not count.
-  device_->find_best(*stream_, in->as<float>(), kRows, kWidth, kWidth, best->as<BestToken>());
+  device_->find_best(*stream_, in->as<float>(), rows, width, width, best->as<BestToken>());
   const auto found = get<BestToken>(*best);
-  for (int64_t row = 0; row < kRows; ++row) {
+  for (int64_t row = 0; row < rows; ++row) {
     float most = -INFINITY;
     int32_t token = 0;
-    for (int64_t i = 0; i < kWidth; ++i) {
-      const float logit = logits[static_cast<size_t>(row * kWidth + i)];
+    for (int64_t i = 0; i < width; ++i) {
+      const float logit = logits[static_cast<size_t>(row * width + i)];
       if (logit > most) {
         most = logit;
         token = static_cast<int32_t>(i);
       }
     }
     const BestToken& b = found[static_cast<size_t>(row)];
-    EXPECT_EQ(token, b.token);
-    EXPECT_EQ(most, b.logit);
-    EXPECT_EQ(row == 3, b.has_nan);
+    EXPECT_EQ(token, b.token) << row;
+    EXPECT_EQ(most, b.logit) << row;
+    EXPECT_EQ(row == bad, b.has_nan) << row;
   }
+}
+
+TEST_P(DeviceHalf, BestTokens) {
+  for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{5, 5000}, {3, 151936}, {33, 97}}) {
+    check_best(rows, width);
+  }
+}
+
+// The vocabulary's pieces have one size, rows any.
+TEST_P(DeviceHalf, BestTokensOfManyRows) {
+  for (const int64_t rows : {1, 7, 257}) check_best(rows, 513);
 }
 
 // A ragged batch against the plain definition in double, and row by row.
@@ -217,7 +247,7 @@ void DeviceHalf::check_attention(int head_dim, int group, const std::vector<int6
 
 TEST_P(DeviceHalf, Attention) {
   for (const int head_dim : {16, 64, 80, 128}) {
-    for (const int group : {1, 3, 7}) check_attention(head_dim, group, {1, 16, 33, 130, 257});
+    for (const int group : {1, 3, 7}) check_attention(head_dim, group, {1, 3, 7, 16, 33, 130, 257});
   }
 }
 
@@ -260,30 +290,29 @@ TEST_P(DeviceHalf, SmallNorms) {
 // Of a gate whose rows lie apart, and as they are.
 TEST_P(DeviceHalf, Activations) {
   constexpr float kScale = 0.25f;
-  for (const int64_t rows : {1, 3, 7, 33}) {
-    for (const int64_t width : {1, 17, 64, 4864}) {
-      SCOPED_TRACE(testing::Message() << rows << " x " << width);
-      const int64_t stride = width + 8;
-      const auto gate = random_.floats(rows * stride, 4.0f), up = random_.floats(rows * width);
-      const auto g = put(gate), u = put(up), y = put(not_numbers(rows * stride));
-      device_->silu_multiply(*stream_, g->as<float>(), u->as<float>(), rows, width, stride, kScale,
-                             y->as<Half>());
-      const auto h = put(not_numbers(std::ssize(gate)));
-      device_->to_half(*stream_, g->as<float>(), std::ssize(gate), h->as<Half>());
-      const auto activated = get<Half>(*y), rounded = get<Half>(*h);
-      for (size_t i = 0; i < gate.size(); ++i) {
-        ASSERT_EQ(to_half(gate[i]).bits, rounded[i].bits) << i;
-        const int64_t row = static_cast<int64_t>(i) / stride, at = static_cast<int64_t>(i) % stride;
-        if (at >= width) {
-          ASSERT_EQ(activated[i].bits, 0xFFFF) << i;
-          continue;
-        }
-        const float factor = up[static_cast<size_t>(row * width + at)];
-        const float expected = kScale * reference::silu(gate[i]) * factor;
-        ASSERT_NEAR(f16_to_f32(activated[i].bits), expected,
-                    0x1p-10f * (0.01f + std::abs(expected)))
-            << i;
+  constexpr std::pair<int64_t, int64_t> kShapes[] = {{1, 1},  {1, 4864},  {3, 17},
+                                                     {7, 64}, {33, 4864}, {257, 896}};
+  for (const auto& [rows, width] : kShapes) {
+    SCOPED_TRACE(testing::Message() << rows << " x " << width);
+    const int64_t stride = width + 8;
+    const auto gate = random_.floats(rows * stride, 4.0f), up = random_.floats(rows * width);
+    const auto g = put(gate), u = put(up), y = put(not_numbers(rows * stride));
+    device_->silu_multiply(*stream_, g->as<float>(), u->as<float>(), rows, width, stride, kScale,
+                           y->as<Half>());
+    const auto h = put(not_numbers(std::ssize(gate)));
+    device_->to_half(*stream_, g->as<float>(), std::ssize(gate), h->as<Half>());
+    const auto activated = get<Half>(*y), rounded = get<Half>(*h);
+    for (size_t i = 0; i < gate.size(); ++i) {
+      ASSERT_EQ(to_half(gate[i]).bits, rounded[i].bits) << i;
+      const int64_t row = static_cast<int64_t>(i) / stride, at = static_cast<int64_t>(i) % stride;
+      if (at >= width) {
+        ASSERT_EQ(activated[i].bits, 0xFFFF) << i;
+        continue;
       }
+      const float factor = up[static_cast<size_t>(row * width + at)];
+      const float expected = kScale * reference::silu(gate[i]) * factor;
+      ASSERT_NEAR(f16_to_f32(activated[i].bits), expected, 0x1p-10f * (0.01f + std::abs(expected)))
+          << i;
     }
   }
 }

@@ -88,6 +88,27 @@ TEST_P(DeviceOps, Elements) {
   });
 }
 
+// For tools that look at every access.
+TEST_P(DeviceOps, SmallRows) {
+  constexpr int64_t kCount = 3;
+  for (const int64_t n : {17, 64, 13000}) {
+    const auto x = random_.floats(kCount * n), weight = random_.floats(n), bias = random_.floats(n);
+    const auto in = put(x), w = put(weight), b = put(bias), out = put(nans(kCount * n));
+    for (const bool is_layer : {false, true}) {
+      device_->normalise(*stream_, {n, w->as<float>(), is_layer ? b->as<float>() : nullptr, 1e-5f},
+                         in->as<float>(), kCount, out->as<float>());
+      const auto expected = each_row(x, n, [&](auto row) {
+        return is_layer ? reference::layer_norm(row, weight, bias, 1e-5f)
+                        : reference::rms_norm(row, weight, 1e-5f);
+      });
+      ASSERT_TRUE(same_bits(expected, get(*out)));
+    }
+    device_->add(*stream_, out->as<float>(), in->as<float>(), kCount, n);
+    device_->relu(*stream_, out->as<float>(), kCount, n);
+    for (const float value : get(*out)) ASSERT_GE(value, 0.0f);
+  }
+}
+
 TEST_P(DeviceOps, Rope) {
   for (const int head_dim : {16, 64, 80, 128}) {
     for (const int heads : {1, 3, 14}) {

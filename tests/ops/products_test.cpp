@@ -45,6 +45,7 @@ class OnGpu : public testing::Test {
     const size_t bytes = values.size() * sizeof(T);
     std::byte* const to = allocate(static_cast<int64_t>(bytes));
     check_cuda(cudaMemcpy(to, values.data(), bytes, cudaMemcpyHostToDevice), "put");
+    check_cuda(cudaDeviceSynchronize(), "put");  // the stream does not wait for it
     return reinterpret_cast<T*>(to);
   }
   float* floats(int64_t count) { return put(random_.floats(count)); }
@@ -96,6 +97,21 @@ class ProductAlgorithms : public OnGpu {
   std::optional<Algorithms> algorithms_;
   std::optional<DeviceMemory> count_;
 };
+
+// What all comparisons here, and those of every start, rest on.
+TEST_F(ProductAlgorithms, HalvesThatDifferAreCounted) {
+  for (const size_t count : {size_t{1}, size_t{1000}, size_t{3000001}}) {
+    const std::vector<uint16_t> same(count, 0x3C01);
+    for (const size_t changed : {size_t{0}, size_t{1}, count}) {
+      std::vector<uint16_t> other = same;
+      for (size_t i = 0; i < changed; ++i) other[count - 1 - i] ^= i % 2 == 0 ? 1 : 0x8000;
+      EXPECT_EQ(changed, differing(reinterpret_cast<std::byte*>(put(same)),
+                                   reinterpret_cast<std::byte*>(put(other)),
+                                   static_cast<int64_t>(count * sizeof(uint16_t))))
+          << count;
+    }
+  }
+}
 
 class AlgorithmsOf
     : public ProductAlgorithms,

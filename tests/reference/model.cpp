@@ -48,6 +48,8 @@ Model::Model(const Checkpoint& checkpoint, KvFormat kv, bool int8)
     Layer layer;
     layer.attn_norm = floats(Role::kAttnNorm, l);
     layer.attn_norm_bias = floats(Role::kAttnNormBias, l);
+    layer.q_norm = floats(Role::kQNorm, l);
+    layer.k_norm = floats(Role::kKNorm, l);
     layer.mlp_norm = floats(Role::kMlpNorm, l);
     layer.mlp_norm_bias = floats(Role::kMlpNormBias, l);
     layer.q = get(Role::kQ), layer.q_bias = floats(Role::kQBias, l);
@@ -171,6 +173,8 @@ std::vector<float> Model::attention_block(const Layer& layer, const std::vector<
   std::vector<float> q = apply(x, layer.q, layer.q_bias);
   std::vector<float> k = apply(x, layer.k, layer.k_bias);
   std::vector<float> v = apply(x, layer.v, layer.v_bias);
+  if (!layer.q_norm.empty()) q = normed_heads(q, layer.q_norm);
+  if (!layer.k_norm.empty()) k = normed_heads(k, layer.k_norm);
   if (!config_.learned_positions) {
     rotate_heads(q, config_.n_heads);
     rotate_heads(k, config_.n_kv_heads);
@@ -196,6 +200,16 @@ std::vector<float> Model::attention_block(const Layer& layer, const std::vector<
     }
   }
   return apply(mixed, layer.o, layer.o_bias);
+}
+
+std::vector<float> Model::normed_heads(const std::vector<float>& x,
+                                       const std::vector<float>& weight) const {
+  std::vector<float> y;
+  for (size_t at = 0; at < x.size(); at += weight.size()) {
+    const auto out = rms_norm(std::span(x.data() + at, weight.size()), weight, config_.norm_eps);
+    y.insert(y.end(), out.begin(), out.end());
+  }
+  return y;
 }
 
 // x [tokens][heads * head_dim]: row t stands at position t.

@@ -38,7 +38,7 @@ class Model {
     std::vector<float> floats;
   };
   struct Layer {
-    std::vector<float> attn_norm, attn_norm_bias, mlp_norm, mlp_norm_bias;
+    std::vector<float> attn_norm, attn_norm_bias, q_norm, k_norm, mlp_norm, mlp_norm_bias;
     Matrix q, k, v, o, gate, up, down;
     std::vector<float> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
   };
@@ -51,6 +51,8 @@ class Model {
                             const std::vector<float>& bias) const;
   std::vector<float> attention_block(const Layer& layer, const std::vector<float>& x) const;
   std::vector<float> mlp_block(const Layer& layer, const std::vector<float>& x) const;
+  std::vector<float> normed_heads(const std::vector<float>& x,
+                                  const std::vector<float>& weight) const;
   void rotate_heads(std::vector<float>& x, int heads) const;
 
   ModelConfig config_;

@@ -8,6 +8,9 @@
 #include "engine/error.h"
 #include "headrace/version.h"
 #include "tests/unit/model_files.h"
+#ifdef CUDA_MODULE
+#include "tests/device/cuda_module.h"
+#endif
 
 namespace headrace {
 namespace {
@@ -46,7 +49,7 @@ TEST(DeviceModule, SaysWhatIsWrong) {
 #ifdef CUDA_MODULE
 // With a GPU it works, without one it opens and says why not.
 TEST(DeviceModule, CudaHasDevicesOrAReason) {
-  const auto module = open_device_module(CUDA_MODULE);
+  const auto module = open_device_module(test::cuda_module());
   EXPECT_EQ(module->software().find("CUDA "), 0u) << module->software();
   int devices = 0;
   try {
@@ -55,6 +58,9 @@ TEST(DeviceModule, CudaHasDevicesOrAReason) {
     GTEST_SKIP() << e.what();
   }
   ASSERT_GT(devices, 0);
+  std::string driver;
+  std::getline(std::ifstream("/sys/module/nvidia/version"), driver);
+  EXPECT_NE(module->software().find("driver " + driver), std::string::npos) << module->software();
   const DeviceFacts facts = module->facts(0);
   EXPECT_FALSE(facts.name.empty());
   EXPECT_GT(facts.memory_total, uint64_t{1} << 30);

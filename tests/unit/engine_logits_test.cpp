@@ -141,19 +141,19 @@ TEST_P(TinyLogits, EqualTransformers) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, TinyLogits,
-                         testing::Values(Tiny{"llama-gqa", "llama-gqa"},
-                                         Tiny{"llama-rope3", "llama-rope3"},
-                                         Tiny{"llama-rope3.F32.gguf", "llama-rope3"},
-                                         Tiny{"llama-linear-bias", "llama-linear-bias"},
-                                         Tiny{"qwen2-tied", "qwen2-tied"},
-                                         Tiny{"qwen2-untied", "qwen2-untied"},
-                                         Tiny{"opt-pre", "opt-pre"}, Tiny{"opt-post", "opt-post"}),
-                         [](const auto& tiny) {
-                           std::string name = tiny.param.model;
-                           for (char& c : name) c = c == '-' || c == '.' ? '_' : c;
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Families, TinyLogits,
+    testing::Values(Tiny{"llama-gqa", "llama-gqa"}, Tiny{"llama-rope3", "llama-rope3"},
+                    Tiny{"llama-rope3.F32.gguf", "llama-rope3"},
+                    Tiny{"llama-linear-bias", "llama-linear-bias"},
+                    Tiny{"qwen2-tied", "qwen2-tied"}, Tiny{"qwen2-untied", "qwen2-untied"},
+                    Tiny{"qwen3-tied", "qwen3-tied"}, Tiny{"mistral", "mistral"},
+                    Tiny{"opt-pre", "opt-pre"}, Tiny{"opt-post", "opt-post"}),
+    [](const auto& tiny) {
+      std::string name = tiny.param.model;
+      for (char& c : name) c = c == '-' || c == '.' ? '_' : c;
+      return name;
+    });
 
 }  // namespace
 }  // namespace headrace

@@ -203,14 +203,16 @@ std::string test_name(const testing::TestParamInfo<std::string>& info) {
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Tiny, EngineOfModel,
-    testing::Values("llama-gqa", "llama-linear-bias", "llama-rope3", "opt-post", "opt-pre",
-                    "qwen2-tied", "qwen2-untied", "llama-rope3.F32.gguf", "llama-rope3.F16.gguf",
-                    "llama-rope3.Q8_0.gguf", "llama-rope3.Q4_0.gguf", "llama-rope3.Q4_1.gguf",
-                    "llama-rope3.Q5_0.gguf", "llama-rope3.Q5_1.gguf", "synthetic:tiny-llama",
-                    "synthetic:tiny-llama:q4", "synthetic:tiny-qwen2:q8", "synthetic:tiny-opt:f32"),
-    test_name);
+INSTANTIATE_TEST_SUITE_P(Tiny, EngineOfModel,
+                         testing::Values("llama-gqa", "llama-linear-bias", "llama-rope3",
+                                         "opt-post", "opt-pre", "qwen2-tied", "qwen2-untied",
+                                         "qwen3-tied", "llama-rope3.F32.gguf",
+                                         "llama-rope3.F16.gguf", "llama-rope3.Q8_0.gguf",
+                                         "llama-rope3.Q4_0.gguf", "llama-rope3.Q4_1.gguf",
+                                         "llama-rope3.Q5_0.gguf", "llama-rope3.Q5_1.gguf",
+                                         "synthetic:tiny-llama", "synthetic:tiny-llama:q4",
+                                         "synthetic:tiny-qwen2:q8", "synthetic:tiny-opt:f32"),
+                         test_name);
 
 // Weights quantised as they are read.
 TEST(EngineOfQuantised, EqualsTheReferenceBitForBit) {

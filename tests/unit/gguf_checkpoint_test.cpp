@@ -169,7 +169,7 @@ class GgufEdit : public ::testing::Test {
 TEST_F(GgufEdit, ContradictoryConfigurations) {
   std::string architecture = "general.architecture";
   const std::string path = edited(architecture, architecture.size() + 12, "mamba");
-  expect_model_error([&] { Checkpoint::open(path); }, {path, "mamba", "llama, qwen2"});
+  expect_model_error([&] { Checkpoint::open(path); }, {path, "mamba", "llama, qwen2, qwen3"});
   refused(architecture, "general.archiXecture", {"general.architecture", "missing"});
   refused("llama.block_count", "llama.blockXcount", {"llama.block_count", "missing"});
   refused("llama.context_length", "llama.contextXlength", {"llama.context_length", "missing"});

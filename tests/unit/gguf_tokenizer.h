@@ -15,6 +15,7 @@ namespace headrace::test {
 // Value types of metadata.
 inline constexpr uint32_t kUint32 = 4;
 inline constexpr uint32_t kInt32 = 5;
+inline constexpr uint32_t kFloat32 = 6;
 inline constexpr uint32_t kBool = 7;
 inline constexpr uint32_t kString = 8;
 
@@ -44,6 +45,34 @@ inline void set_ints(Entries& entries, const std::string& key, const std::vector
   std::string items;
   for (const int32_t value : values) items += le(value);
   entries[key] = array(key, kInt32, values.size(), items);
+}
+
+inline void set_floats(Entries& entries, const std::string& key, const std::vector<float>& values) {
+  std::string items;
+  for (const float value : values) items += le(value);
+  entries[key] = array(key, kFloat32, values.size(), items);
+}
+
+// What one makes of a model of sentencepiece: tests/data/text/llama2/pieces.json.
+inline Entries converted_pieces() {
+  std::vector<std::string> tokens;
+  std::vector<float> scores;
+  std::vector<int32_t> types;
+  for (const nlohmann::json& piece : read_json(text_data("llama2") / "pieces.json")) {
+    tokens.push_back(piece[0].get<std::string>());
+    scores.push_back(piece[1].get<float>());
+    types.push_back(piece[2].get<int32_t>());
+  }
+  Entries entries;
+  set_string(entries, "tokenizer.ggml.model", "llama");
+  set_string(entries, "tokenizer.ggml.pre", "default");
+  set_strings(entries, "tokenizer.ggml.tokens", tokens);
+  set_floats(entries, "tokenizer.ggml.scores", scores);
+  set_ints(entries, "tokenizer.ggml.token_type", types);
+  set_uint(entries, "tokenizer.ggml.unknown_token_id", 0);
+  set_uint(entries, "tokenizer.ggml.bos_token_id", 1);
+  set_uint(entries, "tokenizer.ggml.eos_token_id", 2);
+  return entries;
 }
 
 // What a converter makes of tests/data/text/<style>/tokenizer.json.

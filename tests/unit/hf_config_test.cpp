@@ -92,6 +92,30 @@ TEST_F(HfDirectory, OptConfigurations) {
   EXPECT_FALSE(patched("opt-pre", R"({"tie_word_embeddings": false})").tied_head);
 }
 
+TEST_F(HfDirectory, Qwen3Configurations) {
+  const ModelConfig qwen = read_hf_config(test::model_path("qwen3-tied"));
+  EXPECT_EQ(qwen.family, Family::kQwen3);
+  EXPECT_TRUE(qwen.qk_norm && qwen.tied_head);
+  EXPECT_FALSE(qwen.qkv_bias || qwen.o_bias || qwen.mlp_bias);
+  EXPECT_EQ(qwen.head_dim, 24);
+  EXPECT_EQ(qwen.q_rows(), 96);
+  EXPECT_EQ(role_shape(qwen, Role::kQNorm).cols, 24);
+  const ModelConfig biased = patched("qwen3-tied", R"({"attention_bias": true})");
+  EXPECT_TRUE(biased.qkv_bias && biased.o_bias);
+  EXPECT_FALSE(patched("qwen3-tied", R"({"bos_token_id": null})").bos_token_id);
+}
+
+// Attention within the window is full attention.
+TEST_F(HfDirectory, MistralIsALlamaAsLongAsItsWindow) {
+  const ModelConfig config = read_hf_config(test::model_path("mistral"));
+  EXPECT_EQ(config.family, Family::kLlama);
+  EXPECT_FALSE(config.qkv_bias || config.o_bias || config.mlp_bias || config.qk_norm);
+  EXPECT_EQ(config.max_positions, 128);
+  EXPECT_EQ(patched("mistral", R"({"sliding_window": null})").max_positions, 256);
+  EXPECT_EQ(patched("mistral", R"({"sliding_window": 4096})").max_positions, 256);
+  refused("mistral", R"({"sliding_window": 0})", {"sliding_window"});
+}
+
 TEST_F(HfDirectory, RopeInBothSpellings) {
   const char* old_llama3 = R"({"rope_parameters": null, "rope_theta": 500000,
     "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
@@ -168,8 +192,9 @@ TEST_F(HfDirectory, TokenIds) {
 
 TEST_F(HfDirectory, FieldsThatAreRefused) {
   refused("llama-gqa", R"({"model_type": "mixtral"})",
-          {"model_type", "mixtral", "llama, qwen2, opt"});
-  refused("llama-gqa", R"({"model_type": null})", {"model_type", "llama, qwen2, opt"});
+          {"model_type", "mixtral", "llama, mistral, qwen2, qwen3, opt"});
+  refused("llama-gqa", R"({"model_type": null})",
+          {"model_type", "llama, mistral, qwen2, qwen3, opt"});
   for (const char* field : {"num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size",
                             "max_position_embeddings", "intermediate_size"}) {
     refused("llama-gqa", ("{\"" + std::string(field) + "\": null}").c_str(), {field, "missing"});
@@ -187,6 +212,7 @@ TEST_F(HfDirectory, FieldsThatAreRefused) {
   refused("llama-gqa", R"({"rms_norm_eps": -1})", {"norm_eps"});
   refused("llama-gqa", R"({"quantization_config": {"bits": 4}})", {"quantization_config"});
   refused("qwen2-tied", R"({"use_sliding_window": true})", {"use_sliding_window"});
+  refused("qwen3-tied", R"({"use_sliding_window": true})", {"use_sliding_window"});
   refused("qwen2-tied", R"({"layer_types": ["full_attention", "sliding_attention"]})",
           {"use_sliding_window"});
   refused("opt-pre", R"({"activation_function": "gelu"})", {"activation_function", "relu"});

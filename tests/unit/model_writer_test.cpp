@@ -78,8 +78,9 @@ void expect_same_model(const Checkpoint& source, const Checkpoint& written) {
 
 TEST(GgufWriter, FilesHaveTheSourcesConfigurationAndBytes) {
   const TempDir folder;
-  for (const char* model : {"tiny-llama:f32", "tiny-llama:f16", "tiny-llama:bf16", "tiny-llama:q8",
-                            "tiny-llama:q4:7", "tiny-qwen2:f32", "tiny-qwen2:q8:7"}) {
+  for (const char* model :
+       {"tiny-llama:f32", "tiny-llama:f16", "tiny-llama:bf16", "tiny-llama:q8", "tiny-llama:q4:7",
+        "tiny-qwen2:f32", "tiny-qwen2:q8:7", "tiny-qwen3:f32"}) {
     SCOPED_TRACE(model);
     const auto source = Checkpoint::open(std::string("synthetic:") + model);
     const std::string out = folder / (std::string(model) + ".gguf");
@@ -100,8 +101,8 @@ TEST(GgufWriter, OptIsRefused) {
 
 TEST(HfWriter, DirectoriesHaveTheSourcesConfigurationAndBytes) {
   const TempDir folder;
-  for (const char* model :
-       {"tiny-llama:f32", "tiny-qwen2:bf16", "tiny-opt:f16:3", "tiny-opt:f32", "opt-350m:bf16"}) {
+  for (const char* model : {"tiny-llama:f32", "tiny-qwen2:bf16", "tiny-qwen3:bf16",
+                            "tiny-opt:f16:3", "tiny-opt:f32", "opt-350m:bf16"}) {
     SCOPED_TRACE(model);
     const auto source = Checkpoint::open(std::string("synthetic:") + model);
     write(*source, plan_hf_directory(*source), folder / model);

@@ -273,7 +273,8 @@ std::string test_name(const testing::TestParamInfo<std::string>& info) {
 INSTANTIATE_TEST_SUITE_P(Tiny, PipelineOfModel,
                          testing::Values("llama-gqa", "llama-linear-bias", "llama-rope3.Q4_0.gguf",
                                          "opt-post", "opt-pre", "qwen2-tied", "qwen2-untied",
-                                         "synthetic:tiny-llama:q8", "synthetic:tiny-opt"),
+                                         "qwen3-tied", "synthetic:tiny-llama:q8",
+                                         "synthetic:tiny-opt"),
                          test_name);
 
 class PipelineGoldens : public testing::TestWithParam<std::string> {};
@@ -306,7 +307,8 @@ TEST_P(PipelineGoldens, GivesTheTokensOfTransformers) {
 
 INSTANTIATE_TEST_SUITE_P(Tiny, PipelineGoldens,
                          testing::Values("llama-gqa", "llama-linear-bias", "llama-rope3",
-                                         "opt-post", "opt-pre", "qwen2-tied", "qwen2-untied"),
+                                         "opt-post", "opt-pre", "qwen2-tied", "qwen2-untied",
+                                         "qwen3-tied", "mistral"),
                          test_name);
 
 TEST(Pipeline, AnInterruptEndsTheRunAfterTheStepsUnderWay) {

@@ -48,7 +48,7 @@ Moments moments(const Checkpoint& checkpoint, const TensorInfo& tensor) {
 TEST(Synthetic, AnyRangeReadByAnyoneAgrees) {
   std::mt19937_64 random(3);
   for (const char* format : {"f32", "f16", "bf16", "q8", "q4"}) {
-    for (const char* shape : {"tiny-llama", "tiny-qwen2", "tiny-opt"}) {
+    for (const char* shape : {"tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-opt"}) {
       const std::string model = std::string("synthetic:") + shape + ":" + format;
       const auto checkpoint = Checkpoint::open(model);
       const auto other = Checkpoint::open(model);
@@ -135,7 +135,9 @@ TEST(Synthetic, ShapesHaveThePublishedSizes) {
       {"tinyllama-1.1b", 1100.0}, {"smollm2-135m", 134.5},  {"smollm2-360m", 361.8},
       {"smollm2-1.7b", 1711.4},   {"qwen2.5-0.5b", 494.0},  {"qwen2.5-1.5b", 1543.7},
       {"qwen2.5-3b", 3085.9},     {"qwen2.5-7b", 7615.6},   {"qwen2.5-14b", 14770.0},
-      {"qwen2.5-32b", 32763.9},   {"qwen2.5-72b", 72706.2},
+      {"qwen2.5-32b", 32763.9},   {"qwen2.5-72b", 72706.2}, {"qwen3-0.6b", 596.0},
+      {"qwen3-1.7b", 1720.6},     {"qwen3-4b", 4022.5},     {"qwen3-8b", 8190.7},
+      {"qwen3-14b", 14768.3},     {"qwen3-32b", 32762.1},   {"mistral-7b", 7248.0},
   };
   for (const auto& [name, millions] : sizes) {
     const auto checkpoint = Checkpoint::open("synthetic:" + std::string(name));

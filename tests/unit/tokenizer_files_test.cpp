@@ -13,7 +13,9 @@ using nlohmann::json;
 
 class TokenizerFiles : public ::testing::Test {
  protected:
-  static json good() { return test::read_json(test::text_data("llama3") / "tokenizer.json"); }
+  static json good(const char* style = "llama3") {
+    return test::read_json(test::text_data(style) / "tokenizer.json");
+  }
 
   std::unique_ptr<Tokenizer> open(const json& tokenizer) const {
     test::write_file(directory_ / "tokenizer.json", tokenizer.dump());
@@ -32,8 +34,8 @@ class TokenizerFiles : public ::testing::Test {
   }
 
   // `good` with one value replaced.
-  static json with(const std::string& pointer, const json& value) {
-    json changed = good();
+  static json with(const std::string& pointer, const json& value, const char* style = "llama3") {
+    json changed = good(style);
     changed[json::json_pointer(pointer)] = value;
     return changed;
   }
@@ -101,7 +103,6 @@ TEST_F(TokenizerFiles, Merges) {
 
 TEST_F(TokenizerFiles, UnsupportedModels) {
   expect_error(with("/model/type", "Unigram"), {"model.type", "\"Unigram\"", "supports BPE"});
-  expect_error(with("/model/byte_fallback", true), {"byte_fallback", "supports"});
   expect_error(with("/model/dropout", 0.1), {"dropout"});
   expect_error(with("/model/continuing_subword_prefix", "##"), {"continuing_subword_prefix"});
   expect_error(with("/model/end_of_word_suffix", "</w>"), {"end_of_word_suffix"});
@@ -126,6 +127,26 @@ TEST_F(TokenizerFiles, UnsupportedParts) {
                {"post_processor", "RobertaProcessing", "TemplateProcessing"});
   expect_error(with("/decoder", {{"type", "WordPiece"}}), {"decoder", "WordPiece", "ByteLevel"});
   expect_error(with("/decoder", nullptr), {"decoder", "missing"});
+}
+
+TEST_F(TokenizerFiles, UnsupportedPartsOfSentencepiece) {
+  EXPECT_TRUE(open(good("llama2")));
+  EXPECT_TRUE(open(with("/normalizer", {{"type", "NFC"}}, "llama2")));
+  // A byte-level tokenizer whose model says that it is SentencePiece's.
+  expect_error(with("/model/byte_fallback", true), {"pre_tokenizer", "Metaspace"});
+  expect_error(with("/normalizer/normalizers/1/pattern", {{"Regex", " "}}, "llama2"),
+               {"normalizer.normalizers[1].pattern", "String"});
+  expect_error(with("/normalizer/normalizers/1/pattern/String", "", "llama2"), {"empty"});
+  expect_error(with("/normalizer/normalizers/0", {{"type", "Lowercase"}}, "llama2"),
+               {"Lowercase", "Prepend"});
+  expect_error(with("/normalizer/normalizers/0/prepend", 1, "llama2"), {"prepend", "string"});
+  expect_error(with("/pre_tokenizer/replacement", "_", "mistral"), {"replacement", "U+2581"});
+  expect_error(with("/pre_tokenizer/prepend_scheme", "last", "mistral"),
+               {"prepend_scheme", "\"last\"", "never"});
+  expect_error(with("/decoder", {{"type", "ByteLevel"}}, "llama2"), {"decoder", "ByteLevel"});
+  expect_error(with("/decoder/decoders/0/content", "-", "llama2"), {"decoders[0]", "Replace"});
+  expect_error(with("/decoder/decoders/1", {{"type", "WordPiece"}}, "llama2"),
+               {"decoders[1]", "WordPiece", "ByteFallback"});
 }
 
 TEST_F(TokenizerFiles, PatternsThatOnigurumaReadsDifferently) {

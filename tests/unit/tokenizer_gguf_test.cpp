@@ -1,6 +1,8 @@
 // The tokenizer in GGUF metadata: equal to the tokenizer.json it was made from, and its errors.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "runtime/text/tokenizer.h"
 #include "tests/unit/gguf_tokenizer.h"
 #include "tests/unit/text_test_util.h"
@@ -59,6 +61,67 @@ TEST_F(TokenizerGguf, QwenHasNoNfc) {
   EXPECT_EQ(tokenizer->decode(tokenizer->encode("cafe\u0301"), false), "cafe\u0301");
 }
 
+TEST_F(TokenizerGguf, ScoredPiecesGiveTheIdsOfSentencepiece) {
+  const auto tokenizer = open(test::converted_pieces());
+  EXPECT_EQ(tokenizer->description(), "SentencePiece BPE, 640 tokens, 3 added");
+  const json texts = test::read_json(test::text_data("edge_cases.json"))["texts"];
+  const json ids = test::read_json(test::text_data("edge_ids.json"))["sentencepiece"];
+  int compared = 0;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (ids[i].is_null()) continue;  // special tokens, which sentencepiece takes for text
+    EXPECT_EQ(tokenizer->encode(texts[i].get<std::string>()), ids[i].get<std::vector<int>>())
+        << texts[i];
+    ++compared;
+  }
+  EXPECT_GT(compared, 450);
+}
+
+TEST_F(TokenizerGguf, ScoredPiecesAndWhatStandsAroundThem) {
+  using test::set_floats;
+  Entries entries = test::converted_pieces();
+  const auto tokenizer = open(entries);
+  EXPECT_EQ(tokenizer->prefix(), std::vector<int>{1});  // without being asked for
+  EXPECT_TRUE(tokenizer->suffix().empty());
+  EXPECT_EQ(tokenizer->eos_token(), "</s>");
+  EXPECT_TRUE(tokenizer->is_special(0));
+  // A space before each text between special tokens.
+  const std::vector<int> the = tokenizer->encode("the");
+  EXPECT_EQ(the, (std::vector<int>{*tokenizer->id("\u2581the")}));
+  EXPECT_EQ(tokenizer->encode("</s>the"), (std::vector<int>{2, the[0]}));
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode(" the"), false), "  the");
+  const std::string prefix = "tokenizer.ggml.add_space_prefix";
+  entries[prefix] = test::entry(prefix, kBool, std::string(1, '\0'));
+  EXPECT_EQ(open(entries)->encode(" the"), the);
+
+  const Entries good = test::converted_pieces();
+  const auto changed = [&](const auto& change) {
+    Entries other = good;
+    change(other);
+    return other;
+  };
+  for (const char* key : {"tokens", "token_type", "scores"}) {
+    const std::string full = std::string("tokenizer.ggml.") + key;
+    expect_error(changed([&](Entries& e) { e.erase(full); }), {full, "missing"});
+  }
+  expect_error(changed([](Entries& e) {
+                 set_floats(e, "tokenizer.ggml.scores", {0.0f, 1.0f});
+               }),
+               {"tokenizer.ggml.scores", "2 entries", "640 tokens"});
+  expect_error(changed([](Entries& e) {
+                 set_strings(e, "tokenizer.ggml.tokens", {"<unk>", "<s>", "</s>", "a"});
+                 set_ints(e, "tokenizer.ggml.token_type", {2, 3, 3, 1});
+                 set_floats(e, "tokenizer.ggml.scores", {0, 0, 0, std::nanf("")});
+               }),
+               {"score of token 3", "not a number"});
+  expect_error(
+      changed([](Entries& e) {
+        set_strings(e, "tokenizer.ggml.tokens", {"<unk>", "<s>", "</s>", std::string(257, 'a')});
+        set_ints(e, "tokenizer.ggml.token_type", {2, 3, 3, 1});
+        set_floats(e, "tokenizer.ggml.scores", {0, 0, 0, 0});
+      }),
+      {"token 3 is longer than 256 bytes"});
+}
+
 TEST_F(TokenizerGguf, BosAndEos) {
   Entries entries = converted("llama3", "llama-bpe");
   EXPECT_EQ(open(entries)->prefix(), std::vector<int>{640});  // the default of this pre-tokenizer
@@ -93,8 +156,8 @@ TEST_F(TokenizerGguf, Errors) {
     e.erase("tokenizer.ggml.model");
     e.erase("tokenizer.ggml.tokens");
   })));  // none at all
-  expect_error(changed([](Entries& e) { set_string(e, "tokenizer.ggml.model", "llama"); }),
-               {"tokenizer.ggml.model", "\"llama\"", "supports gpt2"});
+  expect_error(changed([](Entries& e) { set_string(e, "tokenizer.ggml.model", "bert"); }),
+               {"tokenizer.ggml.model", "\"bert\"", "supports gpt2", "llama"});
   expect_error(changed([](Entries& e) { set_string(e, "tokenizer.ggml.pre", "tekken"); }),
                {"tokenizer.ggml.pre", "\"tekken\"", "gpt-2, default, qwen2, smollm, llama-bpe"});
   expect_error(changed([](Entries& e) { set_uint(e, "tokenizer.ggml.pre", 1); }),

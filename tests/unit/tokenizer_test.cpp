@@ -20,7 +20,8 @@ using test::file_from;
 using test::read_json;
 using test::text_data;
 
-const std::vector<std::string> kStyles = {"gpt2", "opt", "llama3", "qwen2", "smollm"};
+const std::vector<std::string> kStyles = {"gpt2",   "opt",    "llama3",  "qwen2",
+                                          "smollm", "llama2", "mistral", "metaspace"};
 constexpr const char* kSmol = "SmolLM2-135M-Instruct.Q4_1.gguf";
 constexpr const char* kQwen = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 
@@ -72,12 +73,18 @@ TEST(Tokenizer, EdgeCasesOfEveryStyle) {
 TEST(Tokenizer, DecodesAnyIdsAsTokenizersDoes) {
   const json goldens = read_json(text_data("decode.json"));
   for (const std::string& style : kStyles) {
+    if (style == "metaspace") continue;  // its decoder drops all marks of the first token
     const auto tokenizer = open_style(style);
+    // What is decoded continues a text: the space before it stays.
+    const bool drops_space = style == "llama2" || style == "mistral";
+    const auto decoded = [&](const std::vector<int>& ids, bool skip_special) {
+      const std::string text = tokenizer->decode(ids, skip_special);
+      return drops_space && text.starts_with(' ') ? text.substr(1) : text;
+    };
     for (const json& item : goldens.at(style)) {
       const auto ids = item["ids"].get<std::vector<int>>();
-      EXPECT_EQ(tokenizer->decode(ids, false), item["all"].get<std::string>()) << style << item;
-      EXPECT_EQ(tokenizer->decode(ids, true), item["no_special"].get<std::string>())
-          << style << item;
+      EXPECT_EQ(decoded(ids, false), item["all"].get<std::string>()) << style << item;
+      EXPECT_EQ(decoded(ids, true), item["no_special"].get<std::string>()) << style << item;
     }
   }
 }
@@ -90,6 +97,13 @@ TEST(Tokenizer, DecodingGivesTheTextBack) {
       const auto text = item.get<std::string>();
       EXPECT_EQ(tokenizer->decode(tokenizer->encode(text), false), text) << style;
     }
+  }
+  // Characters without a token go byte by byte.
+  const std::string text = "  wheel\n \xf0\x9f\x99\x82 \xe6\xb0\xb4\xe8\xbb\x8a\t\0x ";
+  for (const std::string style : {"llama2", "mistral", "metaspace"}) {
+    const auto tokenizer = open_style(style);
+    EXPECT_EQ(tokenizer->decode(tokenizer->encode(text), false),
+              (style == "llama2" ? " " : "") + text);
   }
 }
 
@@ -118,6 +132,15 @@ TEST(Tokenizer, Facts) {
   EXPECT_FALSE(qwen->is_special(100000));
   EXPECT_EQ(qwen->bytes(*qwen->id("Ġw")), " w");
   EXPECT_EQ(Tokenizer::open("synthetic:opt-125m"), nullptr);
+
+  const auto llama2 = open_style("llama2");
+  EXPECT_EQ(llama2->prefix(), std::vector<int>{1});
+  EXPECT_EQ(llama2->description(), "SentencePiece BPE, 642 tokens, 5 added");
+  EXPECT_EQ(llama2->bytes(*llama2->id("\u2581the")), " the");
+  EXPECT_EQ(llama2->bytes(*llama2->id("<0xE6>")), "\xe6");
+  EXPECT_EQ(llama2->bytes(2), "</s>");
+  EXPECT_TRUE(llama2->is_special(0));
+  EXPECT_FALSE(llama2->is_special(*llama2->id("<0xE6>")));
 }
 
 TEST(Tokenizer, FingerprintsTellTokenizersApart) {
@@ -147,6 +170,9 @@ TEST(Tokenizer, FingerprintsTellTokenizersApart) {
     f["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "[a-z]+|\\s+";
   });
   expect_another("normalisation", [](nlohmann::json& f) { f["normalizer"] = nullptr; });
+  for (const char* style : {"llama2", "mistral", "metaspace"}) {
+    EXPECT_TRUE(seen.insert(open_style(style)->fingerprint()).second) << style;
+  }
 }
 
 TEST(Tokenizer, RefusesInvalidUtf8) {

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <fstream>
 #include <string>
 
 #include "engine/device/cuda/check.h"
@@ -98,8 +99,11 @@ class CudaModule final : public DeviceModule {
 
   std::string software() override {
     const Versions v = versions();
+    const std::string driver = driver_version();
     return "CUDA " + v.runtime + ", " +
-           (v.driver.empty() ? "no driver" : "driver for CUDA " + v.driver);
+           (v.driver.empty()
+                ? "no driver"
+                : "driver " + driver + (driver.empty() ? "" : " ") + "for CUDA " + v.driver);
   }
 
   std::string products() override { return products_version(); }
@@ -108,6 +112,12 @@ class CudaModule final : public DeviceModule {
   struct Versions {
     std::string runtime, driver;  // empty: there is none
   };
+  // "580.95.05"; empty where the kernel does not say.
+  static std::string driver_version() {
+    std::string version;
+    std::getline(std::ifstream("/sys/module/nvidia/version"), version);
+    return version;
+  }
   static Versions versions() {
     int runtime = 0, driver = 0;
     check_cuda(cudaRuntimeGetVersion(&runtime), "asking for the version");

@@ -5,6 +5,8 @@
 // the score matrix is never there. Nothing of a query's arithmetic depends on what else is in its
 // warp, block or batch: a tile that lies past its position leaves it as it was, bit for bit.
 // q * scale * log2(e) and the softmax weights (up to 1, summed up as rounded) are rounded to f16.
+// Our own for that reason: kept libraries (FlashAttention, FlashInfer) cut a context into parts by how
+// much else a batch has, and want pages numbered in one pool, where these have any address.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,4 +1,6 @@
-// Kernels on rows of hidden states. They are queued on the stream; pointers are to device memory.
+// Kernels on rows of hidden states. Our own: the float32 ones have the CPU's bits, those that round to
+// f16 write what the next product reads, and each is a pass over memory with nothing to gain from a
+// library. They are queued on the stream; pointers are to device memory.
 // Shapes and formulas: ops/vector_ops.h, ops/rope.h. Throws ResourceMissing where a kernel cannot
 // start, DoesNotFit for rows longer than a block's memory (50,000 elements and more).
 #pragma once

@@ -48,7 +48,7 @@ __device__ int plain_columns(const PackedMatrix& w) {
 }
 
 __global__ void unpack_f32_kernel(PackedMatrix w, int64_t first, Half* out) {
-  __shared__ PlainTile tile;
+  __shared__ alignas(uint32_t) PlainTile tile;
   const std::byte* const panel = w.panel(first + blockIdx.x);
   const int64_t k0 = static_cast<int64_t>(blockIdx.y) * kPlainColumns;
   const int columns = plain_columns(w);
@@ -63,7 +63,7 @@ __global__ void unpack_f32_kernel(PackedMatrix w, int64_t first, Half* out) {
 // F16, BF16: eight rows at a time.
 template <DType kType>
 __global__ void unpack_16_bits_kernel(PackedMatrix w, int64_t first, Half* out) {
-  __shared__ PlainTile tile;
+  __shared__ alignas(uint32_t) PlainTile tile;
   const int64_t k0 = static_cast<int64_t>(blockIdx.y) * kPlainColumns;
   const int columns = plain_columns(w);
   const std::byte* const panel = w.panel(first + blockIdx.x) + k0 * kPanelRows * 2;
