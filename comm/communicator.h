@@ -55,18 +55,28 @@ class Communicator {
   // How this rank shows that it is at work and not stuck: a number that grows while it computes.
   // Set before anything that takes long. Called from another thread.
   virtual void watch_progress(std::function<uint64_t()> progress) = 0;
-  // While one lives, this rank counts as waiting (for input, say), not as stuck.
+  // While one lives, and no longer than it is said to take at most, this rank counts as waiting,
+  // not as stuck.
   class Idle {
    public:
-    explicit Idle(Communicator& communicator) : communicator_(communicator) {
-      communicator_.set_idle(true);
+    using Minutes = std::chrono::minutes;
+    static constexpr Minutes kLongest{30};
+    static constexpr Minutes kForInput = Minutes::max();  // who writes it may take any time
+
+    explicit Idle(Communicator& communicator, Minutes at_most = kLongest)
+        : communicator_(communicator), at_most_(at_most) {
+      go_on();
     }
-    ~Idle() { communicator_.set_idle(false); }
+    ~Idle() { communicator_.set_busy(); }
     Idle(const Idle&) = delete;
     Idle& operator=(const Idle&) = delete;
 
+    // Something was seen to move: as long again from now on.
+    void go_on() { communicator_.set_idle(at_most_); }
+
    private:
     Communicator& communicator_;
+    const Minutes at_most_;
   };
 
   // While one lives, this rank waits for another one in a way that its communicator knows nothing
@@ -106,7 +116,8 @@ class Communicator {
   virtual void abort(int exit_code) = 0;
 
  protected:
-  virtual void set_idle(bool idle) = 0;
+  virtual void set_idle(std::chrono::minutes at_most) = 0;
+  virtual void set_busy() = 0;
   virtual void set_waiting(bool waiting) = 0;
   virtual void check_peers() = 0;
 };

@@ -43,7 +43,8 @@ class LocalTransport final : public Communicator, public ActivationLink {
   void recycle(HiddenBuffer buffer) override;
 
  protected:
-  void set_idle(bool) override {}
+  void set_idle(std::chrono::minutes) override {}
+  void set_busy() override {}
   void set_waiting(bool waiting) override;
   void check_peers() override;
 

@@ -56,7 +56,8 @@ void MpiLife::post(int rank) {
 // Skips a rank that has not taken the last one yet.
 void MpiLife::tell() {
   const bool interrupted = interrupted_ && *interrupted_;
-  const SignOfLife life{progress_ ? progress_() : 0, watch_.own_state(), interrupted};
+  const PeerState state = watch_.told_state(std::chrono::steady_clock::now());
+  const SignOfLife life{progress_ ? progress_() : 0, state, interrupted};
   for (int r = 0; r < size_; ++r) {
     Peer& peer = peers_[r];
     if (r == rank_ || (peer.send != MPI_REQUEST_NULL && !is_done(peer.send))) continue;

@@ -267,9 +267,14 @@ void MpiTransport::note(const Transfer& transfer) {
   impl_->transfers.note(transfer);
 }
 
-void MpiTransport::set_idle(bool idle) {
+void MpiTransport::set_idle(std::chrono::minutes at_most) {
   const std::lock_guard lock(impl_->mutex);
-  impl_->life.watch().set_own_state(idle ? PeerState::kIdle : PeerState::kWorking);
+  impl_->life.watch().set_idle(at_most, Clock::now());
+}
+
+void MpiTransport::set_busy() {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->life.watch().set_own_state(PeerState::kWorking);
 }
 
 void MpiTransport::set_waiting(bool waiting) {

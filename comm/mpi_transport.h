@@ -53,7 +53,8 @@ class MpiTransport final : public Communicator, public ActivationLink {
   void recycle(HiddenBuffer buffer) override;
 
  protected:
-  void set_idle(bool idle) override;
+  void set_idle(std::chrono::minutes at_most) override;
+  void set_busy() override;
   void set_waiting(bool waiting) override;
   void check_peers() override;
 

@@ -36,7 +36,16 @@ class PeerWatch {
   const std::string& host(int rank) const { return hosts_[rank]; }
 
   PeerState own_state() const { return state_; }
-  void set_own_state(PeerState state) { state_ = state; }
+  void set_own_state(PeerState state) { set(state, Time::max()); }
+  // Who says nothing more is stuck when that time is over.
+  void set_idle(std::chrono::minutes at_most, Time now) {
+    const bool ends = at_most < std::chrono::minutes::max();
+    set(PeerState::kIdle, ends ? now + at_most : Time::max());
+  }
+  // What the others shall hear.
+  PeerState told_state(Time now) const {
+    return state_ == PeerState::kIdle && now > idle_until_ ? PeerState::kWorking : state_;
+  }
 
   void heard(int rank, const SignOfLife& life, Time now);
   // A message of the job has left or come: not all ranks wait. What ranks tell of themselves is a
@@ -56,12 +65,17 @@ class PeerWatch {
     SignOfLife last;
     Time alive;  // when it last showed that it works or waits
   };
+  void set(PeerState state, Time idle_until) {
+    state_ = state;
+    idle_until_ = idle_until;
+  }
   std::string name(int rank) const;
   bool all_wait() const;
 
   const int rank_;
   const Seconds timeout_;
   PeerState state_ = PeerState::kIdle;
+  Time idle_until_ = Time::max();
   std::vector<Peer> peers_;
   std::vector<std::string> hosts_;
   Time last_judged_, all_waiting_since_;

@@ -85,23 +85,24 @@ void handle_signals() {
 int run_as_rank(const std::string& command, double peer_timeout,
                 const std::function<int(const Wires&)>& rank_main) {
   handle_signals();
+  const auto give_up = [](const std::string& why) {
+    spdlog::error("{}", why);
+    _exit(kExitTryAgain);
+  };
   if (!under_launcher()) {
     const auto transport = std::move(LocalTransport::create(1).front());
-    return rank_main({*transport, *transport});
+    return rank_main({*transport, *transport, give_up});
   }
   std::error_code no_folder;
   remove_leftovers_of_dead_jobs("/dev/shm", std::filesystem::temp_directory_path(no_folder),
                                 own_host());
-  MpiTransport transport(peer_timeout, [](const std::string& why) {
-    spdlog::error("{}", why);
-    _exit(kExitTryAgain);
-  });
+  MpiTransport transport(peer_timeout, give_up);
   refuse_to_be_alone(transport);
   log_as_rank(transport);
   transport.share(interrupted);  // a SIGTERM to any rank ends the run as one to rank 0
   try {
     refuse_other_commands(transport, command);
-    return rank_main({transport, transport});
+    return rank_main({transport, transport, give_up});
   } catch (...) {
     const Communicator::Idle not_missed(transport);  // before it has said why
     // Where all ranks find the same (a wrong option, a lost peer), rank 0 says it and ends the job.

@@ -91,7 +91,7 @@ ScheduleLimits Desk::in_order(ScheduleLimits limits) const {
 }
 
 Coordinator::Fed Desk::next(bool idle) {
-  const Communicator::Idle waiting_for_input(communicator_);
+  const Communicator::Idle waiting(communicator_, Communicator::Idle::kForInput);
   for (;;) {
     if (reader_ && !input_ready(idle)) return Coordinator::NothingYet{};
     auto line = next_line();

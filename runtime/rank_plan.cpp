@@ -145,8 +145,9 @@ StagePlan Rank::make_plan(const Workload& workload, bool build) {
 }
 
 void Rank::open_offload_file() {
-  const Communicator::Idle building(wires_.communicator);  // or waiting for who builds
-  const auto say = [this](const std::string& line) {
+  Communicator::Idle building(wires_.communicator);  // or waiting for who builds
+  const auto say = [&](const std::string& line) {
+    building.go_on();
     spdlog::info("{}", line);
     if (!interrupted_ || !*interrupted_) return;
     throw Interrupted("interrupted before the first step; run the same command again");
@@ -169,7 +170,8 @@ Agreement Rank::agree_on_plan() {
   room.served = std::llround(1000 * plan_.served_per_s);
   return agree(wires_.communicator,
                {HEADRACE_VERSION, checkpoint_->fingerprint(), headrace::numerics(options_),
-                schedule_text(options_), room, math()});
+                schedule_text(options_), room, math(),
+                std::to_string(range_.first_layer) + "-" + std::to_string(range_.end_layer - 1)});
 }
 
 // Another rank has room for fewer sequences.

@@ -30,6 +30,8 @@ class DeviceEvent {
   // Returns when what is before the place is done. Throws DeviceLost if some of it failed.
   virtual void synchronize() = 0;
   virtual bool is_reached() = 0;
+  // The same as synchronize(), but for some milliseconds at most; whether it is reached.
+  virtual bool wait_a_moment() = 0;
   // Nanoseconds since an earlier place; both are reached, and events with a time.
   virtual int64_t since(DeviceEvent& earlier) = 0;
 };

@@ -8,7 +8,6 @@
 namespace headrace {
 namespace {
 
-constexpr int kStagings = 16;
 constexpr size_t kMostRecordings = 192;
 
 const float* floats(const Operand* x) { return reinterpret_cast<const float*>(x); }
@@ -28,40 +27,46 @@ size_t table_bytes(const DeviceOps::Sizes& sizes) {
   return bytes_for<AttentionSequence>(sizes.step_rows) + bytes_for<std::byte*>(sizes.pages);
 }
 
+size_t rope_bytes(const DeviceOps::Sizes& sizes) {
+  return bytes_for<float>(sizes.step_rows, sizes.rope_half);
+}
+
+// The most that goes to the device at once.
+size_t staged_bytes(const DeviceOps::Sizes& sizes) {
+  return std::max(
+      {bytes_for<int32_t>(sizes.step_rows, 2), bytes_for<BestToken>(sizes.sequences),
+       bytes_for<AttentionSequence>(sizes.sequences) + bytes_for<std::byte*>(sizes.pages)});
+}
+
+size_t fetched_bytes(const DeviceOps::Sizes& sizes) {
+  return std::max(bytes_for<float>(sizes.logits), bytes_for<BestToken>(sizes.sequences));
+}
+
 }  // namespace
 
 uint64_t DeviceOps::bytes(const Sizes& sizes) {
-  return bytes_for<float>(sizes.hidden_rows, sizes.width) +
-         bytes_for<float>(sizes.step_rows, 2 * sizes.rope_half) +
+  return bytes_for<float>(sizes.hidden_rows, sizes.width) + 2 * rope_bytes(sizes) +
          bytes_for<int32_t>(sizes.step_rows, 2) + bytes_for<BestToken>(sizes.sequences) +
          table_bytes(sizes);
 }
 
-uint64_t DeviceOps::host_bytes(const Sizes& sizes, int64_t logits) {
-  return PinnedRoom::size_for(bytes_for<float>(logits)) +
-         2 * PinnedRoom::size_for(bytes_for<float>(sizes.step_rows, sizes.rope_half)) +
-         kStagings * PinnedRoom::size_for(std::max(bytes_for<int32_t>(sizes.step_rows, 2),
-                                                   bytes_for<AttentionSequence>(sizes.sequences) +
-                                                       bytes_for<std::byte*>(sizes.pages)));
+uint64_t DeviceOps::host_bytes(const Sizes& sizes) {
+  return PinnedRoom::size_for(fetched_bytes(sizes)) + 2 * PinnedRoom::size_for(rope_bytes(sizes)) +
+         PinnedRing::size_for(staged_bytes(sizes));
 }
 
 DeviceOps::DeviceOps(Device& device, DeviceStream& stream, const Sizes& sizes)
     : device_(device),
       stream_(stream),
       hidden_(device.allocate(bytes_for<float>(sizes.hidden_rows, sizes.width))),
-      cos_(device.allocate(bytes_for<float>(sizes.step_rows, sizes.rope_half))),
-      sin_(device.allocate(bytes_for<float>(sizes.step_rows, sizes.rope_half))),
       tables_(device.allocate(table_bytes(sizes))),
       best_(device.allocate(bytes_for<BestToken>(sizes.sequences))),
       ids_(device.allocate(bytes_for<int32_t>(sizes.step_rows, 2))),
       rope_half_(sizes.rope_half),
-      fetched_(device) {
-  const auto add_staging = [&](std::vector<Staging>& to) {
-    to.push_back({PinnedRoom(device), device.make_event()});
-  };
-  for (int i = 0; i < kStagings; ++i) add_staging(staging_);
-  for (int i = 0; i < 2; ++i) add_staging(rope_staging_);
-}
+      fetched_(device, fetched_bytes(sizes)),
+      staging_(device, staged_bytes(sizes)),
+      cos_(make_rope_half(sizes)),
+      sin_(make_rope_half(sizes)) {}
 
 DeviceOps::~DeviceOps() {
   try {
@@ -91,7 +96,7 @@ float* DeviceOps::enter(const EmbeddingTables& tables, const EmbeddingRows& rows
 void DeviceOps::embed(const EmbeddingTables& tables, const EmbeddingRows& rows, float* x) {
   std::vector<int32_t> ids(rows.tokens.begin(), rows.tokens.end());
   ids.insert(ids.end(), rows.positions.begin(), rows.positions.end());
-  bring(*ids_, std::as_bytes(std::span(ids)), next_staging());
+  bring(*ids_, std::as_bytes(std::span(ids)));
   const auto* tokens = ids_->as<int32_t>();
   device_.embed(stream_, tables, tokens,
                 rows.positions.empty() ? nullptr : tokens + rows.tokens.size(),
@@ -128,7 +133,7 @@ float* DeviceOps::fetch(float* from, int64_t floats) {
 
 void DeviceOps::begin_best(int64_t rows) {
   const std::vector<BestToken> none(static_cast<size_t>(rows));
-  bring(*best_, std::as_bytes(std::span(none)), next_staging());
+  bring(*best_, std::as_bytes(std::span(none)));
 }
 
 void DeviceOps::find_best(const float* logits, int64_t first_row, int64_t rows, int64_t width,
@@ -144,8 +149,8 @@ void DeviceOps::take_best(std::span<BestToken> host) {
 }
 
 void DeviceOps::set_rope(const RopeTable& host) {
-  bring(*cos_, std::as_bytes(host.all_cos()), rope_staging_[0]);
-  bring(*sin_, std::as_bytes(host.all_sin()), rope_staging_[1]);
+  bring(cos_, host.all_cos());
+  bring(sin_, host.all_sin());
 }
 
 void DeviceOps::normalise(const RowNorm& norm, const float* x, int64_t rows, float* y) {
@@ -162,8 +167,8 @@ const Operand* DeviceOps::operand(const float* x, int64_t, int64_t, float*) {
 
 void DeviceOps::apply_rope(int64_t first_row, float* x, int64_t rows, int heads, int head_dim) {
   const int64_t first = first_row * rope_half_;
-  device_.apply_rope(stream_, cos_->as<float>() + first, sin_->as<float>() + first, x, rows, heads,
-                     head_dim);
+  device_.apply_rope(stream_, cos_.device->as<float>() + first, sin_.device->as<float>() + first, x,
+                     rows, heads, head_dim);
 }
 
 void DeviceOps::linear_panels(const Operand* x, int64_t rows, const PackedMatrix& w,
@@ -257,38 +262,43 @@ const AttentionSequence* DeviceOps::upload(std::span<const AttentionSequence> se
   if (bytes > tables_->size()) throw std::logic_error("DeviceOps: a step is too large");
   std::byte* const to = tables_->data() + tables_used_;
   tables_used_ += bytes;
-  Staging& staging = next_staging();
-  make_room(staging, bytes);
+  const std::span<std::byte> staged = staging_.take(bytes);
   size_t at = sequences.size_bytes();
   for (size_t i = 0; i < sequences.size(); ++i) {
     AttentionSequence s = sequences[i];
-    std::memcpy(staging.bytes.data() + at, s.pages, table_bytes(s));
+    std::memcpy(staged.data() + at, s.pages, table_bytes(s));
     s.pages = reinterpret_cast<std::byte* const*>(to + at);
-    std::memcpy(staging.bytes.data() + i * sizeof s, &s, sizeof s);
+    std::memcpy(staged.data() + i * sizeof s, &s, sizeof s);
     at += table_bytes(s);
   }
-  bring(to, staging);
+  device_.copy_in(stream_, to, staged);
+  staging_.sent(stream_);
   const auto* const on_device = reinterpret_cast<const AttentionSequence*>(to);
   uploaded_.emplace(key, on_device);
   return on_device;
 }
 
-void DeviceOps::make_room(Staging& staging, size_t bytes) {
-  staging.copied->synchronize();
-  staging.bytes = staging.room.of(bytes);
-}
-
-void DeviceOps::bring(std::byte* to, const Staging& from) {
-  device_.copy_in(stream_, to, from.bytes);
-  device_.record(stream_, *from.copied);
-}
-
-void DeviceOps::bring(DeviceBuffer& to, std::span<const std::byte> host, Staging& staging) {
+void DeviceOps::bring(DeviceBuffer& to, std::span<const std::byte> host) {
   if (host.empty()) return;
   if (host.size() > to.size()) throw std::logic_error("DeviceOps: a step is too large");
-  make_room(staging, host.size());
-  std::memcpy(staging.bytes.data(), host.data(), host.size());
-  bring(to.data(), staging);
+  const std::span<std::byte> staged = staging_.take(host.size());
+  std::memcpy(staged.data(), host.data(), host.size());
+  device_.copy_in(stream_, to.data(), staged);
+  staging_.sent(stream_);
+}
+
+DeviceOps::RopeHalf DeviceOps::make_rope_half(const Sizes& sizes) {
+  const size_t bytes = rope_bytes(sizes);
+  return {device_.allocate(bytes), PinnedRoom(device_, bytes), device_.make_event()};
+}
+
+void DeviceOps::bring(RopeHalf& half, std::span<const float> values) {
+  if (values.empty()) return;
+  half.copied->synchronize();
+  const std::span<std::byte> staged = half.host.of(values.size_bytes());
+  std::memcpy(staged.data(), values.data(), values.size_bytes());
+  device_.copy_in(stream_, half.device->data(), staged);
+  device_.record(stream_, *half.copied);
 }
 
 }  // namespace headrace

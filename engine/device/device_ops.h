@@ -22,14 +22,15 @@ class DeviceOps : public Ops {
     int64_t sequences = 0;
     int64_t width = 0;  // of hidden states
     int rope_half = 0;
-    int64_t pages = 0;  // KV pages of all sequences
+    int64_t pages = 0;   // KV pages of all sequences
+    int64_t logits = 0;  // that are fetched at once
   };
   // `device` and `stream` must outlive it. Throws DoesNotFit, ResourceMissing.
   DeviceOps(Device& device, DeviceStream& stream, const Sizes& sizes);
   ~DeviceOps() override;
 
-  // Host memory that it takes, pinned. `logits`: fetched at once.
-  static uint64_t host_bytes(const Sizes& sizes, int64_t logits);
+  // Host memory that it takes, pinned.
+  static uint64_t host_bytes(const Sizes& sizes);
   // Device memory that it takes.
   static uint64_t bytes(const Sizes& sizes);
 
@@ -92,21 +93,19 @@ class DeviceOps : public Ops {
   // Where the step's hidden states are.
   float* hidden() { return place_.memory ? place_.memory : hidden_->as<float>(); }
 
-  // Host memory on its way to the device. What callers pass is copied here first, so that it need
-  // not outlive the call, whatever goes wrong afterwards.
-  struct Staging {
-    PinnedRoom room;
+  // What callers pass is copied into pinned memory first, so that it need not outlive the call,
+  // whatever goes wrong afterwards.
+  void bring(DeviceBuffer& to, std::span<const std::byte> host);
+  struct RopeHalf {
+    std::unique_ptr<DeviceBuffer> device;
+    PinnedRoom host;
     std::unique_ptr<DeviceEvent> copied;
-    std::span<std::byte> bytes = {};
   };
-  // One of them, once it is not in use.
-  Staging& next_staging() { return staging_[std::exchange(next_, (next_ + 1) % staging_.size())]; }
-  static void make_room(Staging& staging, size_t bytes);
-  void bring(std::byte* to, const Staging& from);
-  void bring(DeviceBuffer& to, std::span<const std::byte> host, Staging& staging);
+  RopeHalf make_rope_half(const Sizes& sizes);
+  void bring(RopeHalf& half, std::span<const float> values);
   const AttentionSequence* upload(std::span<const AttentionSequence> sequences);
 
-  std::unique_ptr<DeviceBuffer> hidden_, cos_, sin_, tables_, best_, ids_;
+  std::unique_ptr<DeviceBuffer> hidden_, tables_, best_, ids_;
   HiddenPlace place_;
   int rope_half_;
   // Where sequences and their tables of this step are in tables_, by the places on the host of the
@@ -120,8 +119,8 @@ class DeviceOps : public Ops {
   std::map<RecordingKey, std::unique_ptr<DeviceRecording>> recordings_;
   std::optional<RecordingKey> recorded_;  // the key of what is being recorded
   PinnedRoom fetched_;
-  std::vector<Staging> staging_, rope_staging_;
-  size_t next_ = 0;  // of staging_
+  PinnedRing staging_;
+  RopeHalf cos_, sin_;
 };
 
 }  // namespace headrace

@@ -64,7 +64,8 @@ StagedRows::Sizes host_rows_sizes(const ModelConfig& config, const DeviceStage::
   return {some ? rows : 0, config.q_rows(), config.kv_rows(), sizes.half};
 }
 
-HalfOps::Sizes half_sizes(const ModelConfig& config, const DeviceStage::Sizes& sizes) {
+HalfOps::Sizes half_sizes(const ModelConfig& config, const StageRange& range,
+                          const DeviceStage::Sizes& sizes) {
   HalfOps::Sizes half;
   half.step_rows = sizes.step_rows;
   half.sequences = std::min<int64_t>(sizes.slots, sizes.step_rows);
@@ -73,6 +74,9 @@ HalfOps::Sizes half_sizes(const ModelConfig& config, const DeviceStage::Sizes& s
   half.width = std::max(config.d_model, config.d_embed);
   half.rope_half = config.learned_positions ? 0 : config.head_dim / 2;
   half.pages = sizes.kv_pages;
+  if (range.is_last) {
+    half.logits = std::min<int64_t>(sizes.slots, StageEngine::kLogitRows) * config.vocab_size;
+  }
   half.micro_batch_rows = sizes.micro_batch_rows;
   half.gated_width = config.gated_mlp ? config.d_ffn : 0;
   half.float_attention_width = sizes.kv_format == KvFormat::kF16 ? 0 : config.q_rows();
@@ -80,8 +84,9 @@ HalfOps::Sizes half_sizes(const ModelConfig& config, const DeviceStage::Sizes& s
 }
 
 std::unique_ptr<DeviceOps> make_ops(Device& device, DeviceStream& stream, const ModelConfig& config,
-                                    std::span<std::byte> room, const DeviceStage::Sizes& sizes) {
-  const HalfOps::Sizes half = half_sizes(config, sizes);
+                                    const StageRange& range, std::span<std::byte> room,
+                                    const DeviceStage::Sizes& sizes) {
+  const HalfOps::Sizes half = half_sizes(config, range, sizes);
   if (sizes.half) return std::make_unique<HalfOps>(device, stream, half, room);
   return std::make_unique<DeviceOps>(device, stream, half);
 }
@@ -111,15 +116,16 @@ uint64_t DeviceStage::host_rows_bytes(const ModelConfig& config, const Sizes& si
 
 uint64_t DeviceStage::host_staging_bytes(const ModelConfig& config, const StageRange& range,
                                          const Sizes& sizes) {
-  const int64_t rows = range.is_last ? std::min<int64_t>(sizes.slots, StageEngine::kLogitRows) : 0;
-  const HalfOps::Sizes half = half_sizes(config, sizes);
-  return DeviceOps::host_bytes(half, rows * config.vocab_size) +
-         RopeTable::bytes(half.step_rows, half.rope_half);
+  const HalfOps::Sizes half = half_sizes(config, range, sizes);
+  // Where pages pass each layer has its own page tables, whose vectors double.
+  const int64_t places = sizes.has_passing_pages() ? sizes.kv_pages * range.layers() : 0;
+  return DeviceOps::host_bytes(half) + RopeTable::bytes(half.step_rows, half.rope_half) +
+         static_cast<uint64_t>(places) * 2 * sizeof(std::byte*);
 }
 
 uint64_t DeviceStage::bytes_needed(const ModelConfig& config, const WeightLayout& layout,
                                    const Sizes& sizes) {
-  const HalfOps::Sizes half = half_sizes(config, sizes);
+  const HalfOps::Sizes half = half_sizes(config, layout.range, sizes);
   return DeviceWeights::bytes_needed(layout, sizes.weights) +
          kv_bytes(config, layout.range, sizes) +
          KvWindow::device_bytes(window_sizes(config, layout.range, sizes)) +
@@ -137,7 +143,8 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
       weights_(*device_, *compute_, host, sizes.weights),
       kv_(device_->allocate(kv_bytes(checkpoint.config(), host.range(), sizes))),
       scratch_(device_->allocate(scratch_bytes(checkpoint.config(), host.range(), sizes))),
-      ops_(make_ops(*device_, *compute_, checkpoint.config(), weights_.room(), sizes)) {
+      ops_(make_ops(*device_, *compute_, checkpoint.config(), host.range(), weights_.room(),
+                    sizes)) {
   budget.set_aside(host_staging_bytes(checkpoint.config(), host.range(), sizes), "activations");
   for (int i = 0; i < sizes.link_buffers; ++i) {
     link_.push_back(device_->allocate(link_buffer_bytes(checkpoint.config(), sizes)));
@@ -153,7 +160,7 @@ DeviceStage::DeviceStage(std::unique_ptr<Device> device, const Checkpoint& check
   if (sizes.has_passing_rows()) {
     if (sizes.link_buffers > 0) throw std::logic_error("DeviceStage: rows pass, but on a wire");
     const int64_t width = checkpoint.config().d_model,
-                  rows = half_sizes(checkpoint.config(), sizes).hidden_rows;
+                  rows = half_sizes(checkpoint.config(), host.range(), sizes).hidden_rows;
     hidden_window_.emplace(*device_, *compute_,
                            ops_->hidden_room().first(static_cast<size_t>(rows * width)),
                            sizes.micro_batch_rows, width);

@@ -1,10 +1,19 @@
 #include "engine/device/timed_device.h"
 
+#include <chrono>
+#include <condition_variable>
 #include <exception>
+#include <mutex>
+#include <optional>
+#include <stop_token>
+#include <thread>
 #include <utility>
 
 namespace headrace {
 namespace {
+
+constexpr size_t kSpansAtOnce = 4096;  // ops of a step that is traced are looked at so often
+constexpr size_t kLeastPinnedPerSecond = size_t{1} << 30;  // bytes; 23 GiB were measured
 
 Track way_back(Track track) {
   switch (track) {
@@ -22,12 +31,19 @@ Track way_back(Track track) {
 class TimedDevice::Stream final : public DeviceStream {
  public:
   Stream(TimedDevice& device, std::unique_ptr<DeviceStream> stream, Track track)
-      : device_(device), stream_(std::move(stream)), track_(track) {}
+      : device_(device), stream_(std::move(stream)), track_(track) {
+    if (track == Track::kGpu) device_.kernels_.push_back(this);
+  }
+  ~Stream() override { std::erase(device_.kernels_, this); }
   void synchronize() override {
-    for (; !marks_.empty(); marks_.pop_front()) {
+    for (; !marks_.empty(); forget_mark()) {
       marks_.front()->synchronize();
       device_.moved_on_();
-      unused_.push_back(std::move(marks_.front()));
+    }
+    if (track_ != Track::kGpu) {
+      if (!all_) all_ = device_.device_->make_event();
+      device_.device_->record(*stream_, *all_);
+      device_.await(*all_);
     }
     stream_->synchronize();
     device_.collect();
@@ -39,25 +55,49 @@ class TimedDevice::Stream final : public DeviceStream {
     device_.moved_on_();
     if (track_ != Track::kGpu || device_.recording_ || ++ops_ % kOpsOfAMark != 0) return;
     // It may be that nobody ever waits for this stream as a whole.
-    while (marks_.size() >= kMostMarks && marks_.front()->is_reached()) {
-      unused_.push_back(std::move(marks_.front()));
-      marks_.pop_front();
-    }
-    if (unused_.empty()) unused_.push_back(device_.make_event());
+    while (marks_.size() >= kMostMarks && marks_.front()->is_reached()) forget_mark();
+    if (unused_.empty()) unused_.push_back(device_.device_->make_event());
     device_.device_->record(*stream_, *unused_.back());
     marks_.push_back(std::move(unused_.back()));
     unused_.pop_back();
+  }
+  // What has been done meanwhile.
+  void hear() {
+    for (; !marks_.empty() && marks_.front()->is_reached(); forget_mark()) device_.moved_on_();
   }
   DeviceStream& inner() { return *stream_; }
   Track track() const { return track_; }
 
  private:
+  void forget_mark() {
+    unused_.push_back(std::move(marks_.front()));
+    marks_.pop_front();
+  }
+
   TimedDevice& device_;
   std::unique_ptr<DeviceStream> stream_;
   Track track_;
   int64_t ops_ = 0;
   std::deque<std::unique_ptr<DeviceEvent>> marks_;
   std::vector<std::unique_ptr<DeviceEvent>> unused_;
+  std::unique_ptr<DeviceEvent> all_;
+};
+
+class TimedDevice::Event final : public DeviceEvent {
+ public:
+  Event(TimedDevice& device, std::unique_ptr<DeviceEvent> event)
+      : device_(device), event_(std::move(event)) {}
+  void synchronize() override { device_.await(*event_); }
+  bool is_reached() override { return event_->is_reached(); }
+  bool wait_a_moment() override { return event_->wait_a_moment(); }
+  int64_t since(DeviceEvent& earlier) override {
+    return event_->since(TimedDevice::inner(earlier));
+  }
+  DeviceEvent& inner() { return *event_; }
+
+ private:
+  TimedDevice& device_;
+  std::unique_ptr<DeviceEvent> event_;
 };
 
 // What is queued in a stream while one lives.
@@ -85,6 +125,7 @@ class TimedDevice::Op {
       if (!span_.begin) return;
       span_.end = device_.mark(stream_);
       device_.spans_.push_back(std::move(span_));
+      if (device_.spans_.size() % kSpansAtOnce == 0) device_.collect();
     } catch (const std::exception&) {
       // The op has failed, or the next one will; only a span or a mark is lost.
     }
@@ -105,6 +146,15 @@ TimedDevice::~TimedDevice() = default;
 
 DeviceStream& TimedDevice::inner(DeviceStream& stream) {
   return static_cast<Stream&>(stream).inner();
+}
+
+DeviceEvent& TimedDevice::inner(DeviceEvent& event) { return static_cast<Event&>(event).inner(); }
+
+void TimedDevice::await(DeviceEvent& event) {
+  while (!event.wait_a_moment()) {
+    for (Stream* const stream : kernels_) stream->hear();
+  }
+  event.synchronize();
 }
 
 std::unique_ptr<DeviceEvent> TimedDevice::mark(DeviceStream& stream) {
@@ -161,18 +211,20 @@ std::unique_ptr<DeviceStream> TimedDevice::make_stream(Track track) {
   return std::make_unique<Stream>(*this, device_->make_stream(track), track);
 }
 
-std::unique_ptr<DeviceEvent> TimedDevice::make_event() { return device_->make_event(); }
+std::unique_ptr<DeviceEvent> TimedDevice::make_event() {
+  return std::make_unique<Event>(*this, device_->make_event());
+}
 
 std::unique_ptr<DeviceEvent> TimedDevice::make_event_with_time() {
-  return device_->make_event_with_time();
+  return std::make_unique<Event>(*this, device_->make_event_with_time());
 }
 
 void TimedDevice::record(DeviceStream& stream, DeviceEvent& event) {
-  device_->record(inner(stream), event);
+  device_->record(inner(stream), inner(event));
 }
 
 void TimedDevice::wait(DeviceStream& stream, DeviceEvent& event) {
-  device_->wait(inner(stream), event);
+  device_->wait(inner(stream), inner(event));
 }
 
 void TimedDevice::copy_in(DeviceStream& stream, std::byte* to,
@@ -204,7 +256,21 @@ void TimedDevice::replay(DeviceStream& stream, DeviceRecording& recording) {
   device_->replay(inner(stream), recording);
 }
 
+// Of very much memory that takes minutes, in which a call of the driver says nothing.
 std::unique_ptr<DevicePin> TimedDevice::pin(std::span<std::byte> host) {
+  std::condition_variable_any ended;
+  std::mutex mutex;
+  const auto seconds = static_cast<int64_t>(host.size() / kLeastPinnedPerSecond);
+  std::optional<std::jthread> signs;
+  if (seconds > 0) {
+    signs.emplace([&](const std::stop_token& stop) {
+      std::unique_lock lock(mutex);
+      for (int64_t left = seconds; left > 0 && !stop.stop_requested(); --left) {
+        ended.wait_for(lock, stop, std::chrono::seconds(1), [] { return false; });
+        moved_on_();
+      }
+    });
+  }
   return device_->pin(host);
 }
 

@@ -15,9 +15,9 @@ namespace headrace {
 // Streams and events of one device are not another's.
 class TimedDevice final : public Device {
  public:
-  // `moved_on` is called when an op is queued, and of those in the stream of kernels, where that is
-  // waited for, for every kOpsOfAMark that are done: a step may take longer than other ranks wait
-  // for one that seems stuck.
+  // `moved_on` is called when an op is queued, and of those in streams of kernels, while something
+  // is waited for, for every kOpsOfAMark that are done: a step may take longer than other ranks
+  // wait for one that seems stuck.
   TimedDevice(std::unique_ptr<Device> device, std::function<void()> moved_on);
   ~TimedDevice() override;
 
@@ -69,6 +69,7 @@ class TimedDevice final : public Device {
 
  private:
   class Stream;
+  class Event;
   class Op;
 
   // A place in time that both clocks know.
@@ -85,6 +86,9 @@ class TimedDevice final : public Device {
     std::unique_ptr<DeviceEvent> begin, end;
   };
   static DeviceStream& inner(DeviceStream& stream);
+  static DeviceEvent& inner(DeviceEvent& event);
+  // Waits for an event of the device's own.
+  void await(DeviceEvent& event);
   std::unique_ptr<DeviceEvent> mark(DeviceStream& stream);
   void find_base(DeviceStream& stream);
 
@@ -95,6 +99,7 @@ class TimedDevice final : public Device {
   std::unique_ptr<Device> device_;
   const std::function<void()> moved_on_;
   bool recording_ = false;  // what is queued now is not done now
+  std::vector<Stream*> kernels_;
   std::shared_ptr<Base> base_;
   std::deque<Span> spans_;                            // in the order of their ends in each stream
   std::vector<std::unique_ptr<DeviceEvent>> events_;  // not in use

@@ -12,29 +12,40 @@ constexpr int64_t kVisitsThere = 3;
 
 }  // namespace
 
+KvStore::KvStore(const KvPageShape& shape, int layers, size_t stride, int64_t pages, int64_t homes,
+                 int slots, Tables kind)
+    : shape_(shape),
+      layers_(layers),
+      stride_(stride),
+      page_count_(pages),
+      kind_(kind),
+      page_stride_(stride),
+      layer_stride_(static_cast<size_t>(pages) * stride),
+      homes_(homes),
+      users_(static_cast<size_t>(pages)),
+      sequences_(slots),
+      tables_(slots, std::vector<std::vector<std::byte*>>(kind == Tables::kOfALayer ? layers : 1)) {
+  for (int64_t page = pages; page-- > 0;) free_.push_back(page);
+}
+
 KvStore::KvStore(const KvPageShape& shape, int layers, int64_t pages, int slots,
                  MemoryBudget& budget)
-    : KvStore(shape, layers, slots, KvArena{nullptr, pages}) {
-  shares_tables_ = false;
+    : KvStore(shape, layers, shape.page_bytes(), pages, pages, slots, Tables::kOfAllLayers) {
   memory_ = budget.allocate(bytes_per_page(shape, layers) * pages, "KV cache");
   arena_ = memory_.data();
 }
 
 KvStore::KvStore(const KvPageShape& shape, int layers, int slots, const KvArena& arena,
                  KvPassage* passage)
-    : shape_(shape),
-      layers_(layers),
-      stride_(shape.page_bytes()),
-      page_count_(arena.pages),
-      homes_(arena.pages),
-      shares_tables_(!passage),
-      arena_(arena.memory),
-      passage_(passage),
-      users_(static_cast<size_t>(page_count_)),
-      sequences_(slots),
-      tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
-  for (int64_t page = homes_; page-- > 0;) free_.push_back(page);
-  if (!passage) return;
+    : KvStore(shape, layers, shape.page_bytes(), arena.pages, arena.pages, slots,
+              passage ? Tables::kOfALayer : Tables::kOfAllLayers) {
+  arena_ = arena.memory;
+  passage_ = passage;
+  if (!passage) {
+    layer_stride_ = stride_;
+    page_stride_ = stride_ * static_cast<size_t>(layers);
+    return;
+  }
   const auto runs_of = [&](int64_t first, int64_t homes, std::vector<int64_t>& runs) {
     for (int64_t run = homes / passage->run(); run-- > 0;) {
       runs.push_back(first + run * passage->run());
@@ -44,31 +55,25 @@ KvStore::KvStore(const KvPageShape& shape, int layers, int slots, const KvArena&
   runs_of(passage->homes(), passage->disk_homes(), free_disk_runs_);
 }
 
-std::byte* KvStore::address(int layer, int64_t number) {
-  const int64_t page = shares_tables_ ? number * layers_ + layer : layer * page_count_ + number;
-  return arena_ + static_cast<size_t>(page) * stride_;
+KvStore::KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int slots,
+                 int64_t step_rows, const KvDiskOptions& disk, MemoryBudget& budget)
+    : KvStore(shape, layers, io_aligned(shape.page_bytes()),
+              memory_pages + pages_in_use(slots, step_rows), memory_pages, slots,
+              Tables::kOfAVisit) {
+  memory_ = budget.allocate(static_cast<size_t>(page_count_ * layers) * stride_, "KV cache");
+  arena_ = memory_.data();
+  disk_.emplace(disk, stride_, layers, slots, budget);
+}
+
+std::byte* KvStore::address(int layer, int64_t number) const {
+  return arena_ + static_cast<size_t>(number) * page_stride_ +
+         static_cast<size_t>(layer) * layer_stride_;
 }
 
 KvPageShape KvStore::shape(int layer) const {
   KvPageShape shape = shape_;
-  if (shares_tables_) shape.page_offset = static_cast<size_t>(layer) * stride_;
+  if (kind_ == Tables::kOfAllLayers) shape.page_offset = static_cast<size_t>(layer) * layer_stride_;
   return shape;
-}
-
-KvStore::KvStore(const KvPageShape& shape, int layers, int64_t memory_pages, int slots,
-                 int64_t step_rows, const KvDiskOptions& disk, MemoryBudget& budget)
-    : shape_(shape),
-      layers_(layers),
-      stride_(io_aligned(shape.page_bytes())),
-      page_count_(memory_pages + pages_in_use(slots, step_rows)),
-      homes_(memory_pages),
-      memory_(budget.allocate(static_cast<size_t>(page_count_ * layers) * stride_, "KV cache")),
-      arena_(memory_.data()),
-      disk_(std::in_place, disk, stride_, layers, slots, budget),
-      users_(static_cast<size_t>(page_count_)),
-      sequences_(slots),
-      tables_(slots, std::vector<std::vector<std::byte*>>(layers)) {
-  for (int64_t page = page_count_; page-- > 0;) free_.push_back(page);
 }
 
 int64_t KvStore::pages_in_use(int slots, int64_t step_rows) {
@@ -97,10 +102,7 @@ void KvStore::reserve(int slot, int64_t tokens) {
 void KvStore::take(int slot, int64_t number) {
   ++users_[number];
   sequences_[slot].memory.push_back(number);
-  const int tables = shares_tables_ ? 1 : layers_;
-  for (int layer = 0; layer < tables; ++layer) {
-    tables_[slot][layer].push_back(address(layer, number));
-  }
+  for (int layer = 0; auto& table : tables_[slot]) table.push_back(address(layer++, number));
 }
 
 void KvStore::give_back(int64_t number) {
@@ -244,8 +246,12 @@ void KvStore::acquire(int layer, size_t visit) {
   }
   int64_t next = disk_->acquire(layer, visit);
   for (const BatchItem& item : visits_[visit]) {
-    std::vector<std::byte*>& table = tables_[item.slot][layer];
-    for (const int64_t page : sequences_[item.slot].on_disk) table[page] = disk_->memory(next++);
+    const Sequence& sequence = sequences_[item.slot];
+    std::vector<std::byte*>& table = tables_[item.slot].front();
+    for (size_t page = 0; page < table.size(); ++page) {
+      if (sequence.memory[page] >= 0) table[page] = address(layer, sequence.memory[page]);
+    }
+    for (const int64_t page : sequence.on_disk) table[page] = disk_->memory(next++);
   }
 }
 
@@ -256,7 +262,8 @@ void KvStore::release(int layer, size_t visit) {
   if (visit + 1 < visits_.size()) return;
   // No row of this layer is missing now.
   for (const Leaving& page : leaving_) {
-    disk_->write(page.slot, page.index, layer, {tables_[page.slot][layer][page.page], stride_});
+    const int64_t number = sequences_[page.slot].memory[page.page];
+    disk_->write(page.slot, page.index, layer, {address(layer, number), stride_});
   }
 }
 

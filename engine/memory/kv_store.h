@@ -92,7 +92,7 @@ class KvStore {
   // Page addresses of a slot in a layer, for pages of shape(layer), in token order. Valid until the
   // slot's next reserve or release where is_fixed(), else until the visit is released.
   std::byte* const* pages(int slot, int layer) const {
-    return tables_[slot][shares_tables_ ? 0 : layer].data();
+    return tables_[slot][kind_ == Tables::kOfALayer ? layer : 0].data();
   }
   KvPageShape shape(int layer) const;
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
@@ -110,7 +110,13 @@ class KvStore {
     int slot;
     int64_t page, index;  // of the sequence; of KvDisk
   };
-  std::byte* address(int layer, int64_t number);
+  // A sequence's table is of all layers, which are the same distance apart for every page; of the
+  // layer that is visited; or each layer has its own.
+  enum class Tables { kOfAllLayers, kOfAVisit, kOfALayer };
+
+  KvStore(const KvPageShape& shape, int layers, size_t stride, int64_t pages, int64_t homes,
+          int slots, Tables kind);
+  std::byte* address(int layer, int64_t number) const;
   void find_homes(const BatchItem& item);
   void settle();
   void take(int slot, int64_t number);
@@ -131,18 +137,19 @@ class KvStore {
   int layers_;
   size_t stride_;
   int64_t page_count_;
-  int64_t homes_;  // in memory
+  Tables kind_;
+  size_t page_stride_, layer_stride_;  // from page to page, and from layer to layer
+  int64_t homes_;                      // in memory
   int64_t homes_taken_ = 0;
-  bool shares_tables_ = false;
-  Buffer memory_;     // of the arena, where it is the store's
-  std::byte* arena_;  // [layers][pages][stride]; [pages][layers][stride] where tables are shared
+  Buffer memory_;  // of the arena, where it is the store's
+  std::byte* arena_ = nullptr;
   std::optional<KvDisk> disk_;
   KvPassage* passage_ = nullptr;
   std::vector<int64_t> free_runs_, free_disk_runs_;           // first homes
   std::vector<int64_t> free_;                                 // page numbers
   std::vector<int32_t> users_;                                // slots, by page number
   std::vector<Sequence> sequences_;                           // by slot
-  std::vector<std::vector<std::vector<std::byte*>>> tables_;  // [slot][layer]
+  std::vector<std::vector<std::vector<std::byte*>>> tables_;  // [slot][1 or layer]
   std::vector<KvVisit> visits_;
   std::vector<Leaving> leaving_;  // pages that this step fills and that go to disk
 };

@@ -56,10 +56,12 @@ std::unique_ptr<OffloadFile> OffloadFile::open(const std::string& path, const Of
   reason = "";
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return nullptr;
-  std::unique_ptr<OffloadFile> file(new OffloadFile(path, header));
+  std::unique_ptr<OffloadFile> file;
   try {
+    file.reset(new OffloadFile(path, header));
     reason = file->read_tables(budget);
   } catch (const IoError& unreadable) {
+    if (!std::filesystem::exists(path, error)) return nullptr;  // removed meanwhile
     reason = std::string("cannot be read (") + unreadable.what() + ")";
   }
   // Removed or replaced while it was opened.

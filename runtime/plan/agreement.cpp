@@ -11,13 +11,19 @@ namespace {
 
 using nlohmann::json;
 
-// One where all are the same.
-std::string together(const std::vector<std::string>& values) {
-  const bool same = std::all_of(values.begin(), values.end(),
-                                [&](const std::string& v) { return v == values.front(); });
-  if (same) return values.front();
+struct StageMath {
+  std::string math, layers;
+};
+
+// One where all are the same, else which layers are computed in what.
+std::string together(const std::vector<StageMath>& stages) {
+  const bool same = std::all_of(stages.begin(), stages.end(),
+                                [&](const StageMath& s) { return s.math == stages.front().math; });
+  if (same) return stages.front().math;
   std::string text;
-  for (const std::string& value : values) text += (text.empty() ? "" : ", ") + value;
+  for (const StageMath& s : stages) {
+    text += (text.empty() ? "" : ", ") + s.math + " in layers " + s.layers;
+  }
   return text;
 }
 
@@ -31,16 +37,18 @@ Agreement agree(Communicator& communicator, const RankFacts& facts) {
                      {"numerics", facts.numerics},
                      {"schedule", facts.schedule},
                      {"math", facts.math},
+                     {"layers", facts.layers},
                      {"room",
                       {facts.room.kv_pages, facts.room.sequence_pages, facts.room.slots,
                        facts.room.step_rows, -facts.room.step_rows, facts.room.served}}};
   std::vector<int64_t> least = room_of(mine);
-  std::vector<std::string> math = {facts.math};
+  std::vector<StageMath> math = {{facts.math, facts.layers}};
   const std::vector<Bytes> all = gather(communicator, to_bytes(mine));
   for (size_t r = 1; r < all.size(); ++r) {
     const json theirs = from_bytes(all[r]);
     for (const auto& [key, value] : mine.items()) {
-      if (key == "room" || key == "math" || theirs.at(key) == value) continue;
+      const bool may_differ = key == "room" || key == "math" || key == "layers";
+      if (may_differ || theirs.at(key) == value) continue;
       throw UsageError(
           "the ranks do not agree: " + key + " is " + value.get<std::string>() +
           " on rank 0 (host " + communicator.host(0) + ") and " +
@@ -48,7 +56,7 @@ Agreement agree(Communicator& communicator, const RankFacts& facts) {
           communicator.host(static_cast<int>(r)) +
           "); start the same program with the same options and model file on every node");
     }
-    math.push_back(theirs.at("math").get<std::string>());
+    math.push_back({theirs.at("math").get<std::string>(), theirs.at("layers").get<std::string>()});
     const std::vector<int64_t> room = room_of(theirs);
     for (size_t i = 0; i < least.size(); ++i) least[i] = std::min(least[i], room.at(i));
   }

@@ -24,14 +24,15 @@ struct Agreement {
   int64_t served = 0;
 };
 
-// What one rank brings. All but `room` and `math` must be the same on every rank.
+// What one rank brings. All but `room`, `math` and `layers` must be the same on every rank.
 struct RankFacts {
   std::string version;      // of headrace
   std::string fingerprint;  // of the model
   std::string numerics;     // what else decides the bits: KV format, wire
   std::string schedule;     // slots, step rows and split that the command line gave
   Agreement room;
-  std::string math = "f32";  // what the stage is computed in; may differ
+  std::string math = "f32";  // what the stage is computed in
+  std::string layers;        // of the stage: "0-11"
 };
 
 // Throws UsageError on rank 0, naming both ranks, if facts differ; PeerLost.

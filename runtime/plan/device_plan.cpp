@@ -355,21 +355,22 @@ class DevicePlanner {
     plan = *best;
   }
 
-  // Longer sequences than usual find room there.
+  // Longer sequences than usual find room there. Their page tables take some of the host's memory.
   void give_rest_to_kv(StagePlan& plan) const {
-    DevicePlan& device = *plan.device;
-    if (device.sizes.has_passing_pages()) return;
+    DeviceStage::Sizes sizes = plan.device->sizes;
+    if (sizes.has_passing_pages()) return;
     const int64_t useful = plan.sizes.slots * KvStore::pages_for(config_.max_positions);
-    const uint64_t left = device.limit - device.all;
     const uint64_t each = page_ + sizeof(std::byte*);
-    const int64_t more =
-        std::min({static_cast<int64_t>(left / each), useful - device.sizes.kv_pages,
-                  pages_allowed() - device.sizes.kv_pages});
-    if (more <= 0) return;
-    device.sizes.kv_pages += more;
-    plan.sizes.kv_pages = device.sizes.kv_pages;
-    device.kv += page_ * static_cast<uint64_t>(more);
-    device.all = bytes(device.sizes);
+    const auto room = static_cast<int64_t>((device_.memory - plan.device->all) / each);
+    for (int64_t more = std::min({room, useful - sizes.kv_pages, pages_allowed() - sizes.kv_pages});
+         more > 0; more /= 2) {
+      sizes.kv_pages = plan.device->sizes.kv_pages + more;
+      const std::optional<StagePlan> with =
+          fits(sizes) ? with_disk(sizes, 0, sizes.slots) : std::nullopt;
+      if (!with) continue;
+      plan = *with;
+      return;
+    }
   }
 
   std::string refusal() const {

@@ -411,6 +411,27 @@ TEST_F(DeviceRun, AResumeWithOtherArithmeticIsRefused) {
   EXPECT_EQ(resumed(alone), "");
 }
 
+// Which layers are computed in what is a part of it, too.
+TEST_F(DeviceRun, AResumeWithOtherLayersOnAGpuIsRefused) {
+  std::vector<GenerateOptions> ranks = {options("cuda", "auto"), options("cpu", "auto")};
+  const auto with_split = [&](std::vector<int> split, bool resume) {
+    for (GenerateOptions& rank : ranks) {
+      rank.math = "f16";
+      rank.split = split;
+      rank.resume = resume;
+    }
+    return ranks;
+  };
+  ASSERT_EQ(good(with_split({1, 2}, false)).size(), 12U);
+  EXPECT_EQ(text_of(run(with_split({1, 2}, true)).front()), "");
+  const std::string refused = text_of(run(with_split({2, 1}, true)).front());
+  EXPECT_NE(refused.find("in layers 0-1, f32 in layers 2-2"), std::string::npos) << refused;
+  // On CPUs layers may go anywhere.
+  for (GenerateOptions& rank : ranks) rank.device = "cpu";
+  ASSERT_EQ(good(with_split({1, 2}, false)).size(), 12U);
+  EXPECT_EQ(text_of(run(with_split({2, 1}, true)).front()), "");
+}
+
 TEST_F(DeviceRun, AGpuThatIsTooOldIsLeftAlone) {
   const auto expected = good(options("cpu", "auto"), 1);
   capability = 7;

@@ -1,5 +1,7 @@
 #include "tests/device/fake_device.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -38,6 +40,7 @@ bool FakeDevice::Uses::any_in(std::span<const std::byte> memory) const {
 // Nothing that a destructor could throw.
 void FakeDevice::AllWork::gone(std::span<const std::byte> memory, const char* how) {
   ++whole_waits;
+  while (hangs) ::pause();
   for (const auto& queue : queues) {
     for (const Work& work : *queue) {
       if (!checks || !work.uses.any_in(memory)) continue;
@@ -112,6 +115,13 @@ class FakeDevice::Event final : public DeviceEvent {
     };
   }
   bool is_reached() override { return place()(); }
+  bool wait_a_moment() override {
+    if (device_.fault_ == Fault::kHostDoesNotWait) return true;
+    for (uint64_t left = device_.random_() % 16; left > 0 && !is_reached(); --left) {
+      if (!device_.run_one()) throw std::logic_error("what is waited for can never be done");
+    }
+    return is_reached();
+  }
   int64_t since(DeviceEvent& earlier) override {
     return *time_ - *static_cast<Event&>(earlier).time_;
   }
@@ -205,6 +215,7 @@ void FakeDevice::host_waits(const std::function<bool()>& done) {
   check_not_recording("waiting");
   if (waits_left_ <= 0) {
     work_->checks = false;
+    work_->hangs = hangs_;
     throw DeviceLost("the fake GPU was lost");
   }
   --waits_left_;

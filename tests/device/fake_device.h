@@ -43,6 +43,9 @@ class FakeDevice final : public Device {
   // After so many more waits of the host the device is lost.
   void lose_after(int64_t waits) { waits_left_ = waits; }
 
+  // When it is lost, who frees its memory waits forever.
+  void hang_when_lost() { hangs_ = true; }
+
   // What is queued in the stream from now on is not done until let_go(); who waits for it gets a
   // std::logic_error.
   void hold(DeviceStream& stream);
@@ -112,6 +115,7 @@ class FakeDevice final : public Device {
     std::vector<std::shared_ptr<Queue>> queues;
     uint64_t whole_waits = 0;
     bool checks = true;
+    bool hangs = false;
     // `memory` is no longer what it was.
     void gone(std::span<const std::byte> memory, const char* how);
   };
@@ -131,6 +135,7 @@ class FakeDevice final : public Device {
   int64_t time_ = 0;  // ns; passes as work is done
   Fault fault_;
   bool held_ = false;
+  bool hangs_ = false;
   uint64_t allocated_ = 0;
   uint64_t unpinned_ = 0;
   bool refuses_unpinned_ = false;

@@ -1,6 +1,7 @@
 // What the module of a program with fake GPUs calls back: the whole of headrace, in real processes,
 // on machines without a GPU. HEADRACE_FAKE_GPUS: how many there are. HEADRACE_FAKE_GPU_LOST_AFTER:
-// a GPU is lost when the host has waited for it so often.
+// a GPU is lost when the host has waited for it so often, and with HEADRACE_FAKE_GPU_HANGS it hangs
+// then.
 #include <cstdlib>
 #include <string>
 
@@ -32,6 +33,7 @@ class ProgramModule final : public test::FakeModule {
     gpu->refuse_unpinned();
     if (const char* const waits = std::getenv("HEADRACE_FAKE_GPU_LOST_AFTER")) {
       gpu->lose_after(std::atoll(waits));
+      if (std::getenv("HEADRACE_FAKE_GPU_HANGS")) gpu->hang_when_lost();
     }
     return gpu;
   }

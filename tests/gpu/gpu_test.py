@@ -605,16 +605,15 @@ class FakeGpus(harness.ProgramTest):
         self.assertIn("--device cuda:3: there are 3 GPUs, numbered from 0", job.log())
         self.run_program("plan", "--model", "synthetic:tiny-llama", "--device", "cuda:2")
 
-    def lost(self, ranks):
+    def lost(self, ranks, *options, **environment):
         """A GPU is lost in mid-run: the run ends with 75, says which, and keeps what it has."""
         requests = [{"custom_id": str(i), "prompt": [5, 6, 7, 8], "max_tokens": 2 + i, "ignore_eos": True}
                     for i in range(12)]
         batch, output = self.folder / "in.jsonl", self.folder / f"out{ranks}.jsonl"
         harness.write_requests(batch, requests)
         arguments = ("generate", "--model", "synthetic:tiny-llama", "--input", batch, "--output", output,
-                     "--token-ids", *CUDA, "--math", "f32", "--device-memory", "1GiB", "--max-batch", 3)
-        lost = dict(HEADRACE_FAKE_GPU_LOST_AFTER="150")
-        with unittest.mock.patch.dict(os.environ, lost):
+                     "--token-ids", *CUDA, "--math", "f32", "--device-memory", "1GiB", "--max-batch", 3, *options)
+        with unittest.mock.patch.dict(os.environ, HEADRACE_FAKE_GPU_LOST_AFTER="150", **environment):
             job = self.run_program(*arguments, ranks=ranks, expect=harness.TRY_AGAIN)
         self.assertRegex(job.log(), r"\[rank \d on .*fake GPU" if ranks else "fake GPU")
         self.assertIn("--resume", job.log())
@@ -630,6 +629,13 @@ class FakeGpus(harness.ProgramTest):
         self.with_gpus(2)
         self.lost(None)
         self.lost(2)
+
+    def test_a_gpu_that_hangs(self):
+        """Its memory cannot be freed, but its rank ends."""
+        self.with_gpus(2)
+        for ranks in (None, 2):
+            self.lost(ranks, "--peer-timeout", 3, HEADRACE_FAKE_GPU_HANGS="1")
+            self.assertIn("could not be ended within 3 s", self.jobs[-3].log())
 
     def refused(self, says, *arguments, ranks=2):
         harness.write_requests(self.folder / "in.jsonl", requests_of(300, 2))

@@ -11,7 +11,8 @@
 namespace headrace {
 namespace {
 
-const RankFacts kFacts = {"0.1.0", "f00", "kv=f16", "max-batch 8", {100, 60, 8, 512, ""}, "f32"};
+const RankFacts kFacts = {"0.1.0", "f00", "kv=f16", "max-batch 8", {100, 60, 8, 512, ""},
+                          "f32",   "0-1"};
 
 // What agree() gave each rank: room, or the text of its error.
 struct Outcome {
@@ -87,8 +88,10 @@ TEST(Agreement, ArithmeticMayDiffer) {
   std::vector<RankFacts> facts(3, kFacts);
   EXPECT_EQ(agree_all(facts)[1].room.math, "f32");
   facts[1].math = "f16 on a GPU";
+  facts[0].layers = "0-3", facts[1].layers = "4-4", facts[2].layers = "5-9";
   for (const Outcome& outcome : agree_all(facts)) {
-    EXPECT_EQ(outcome.room.math, "f32, f16 on a GPU, f32");
+    EXPECT_EQ(outcome.room.math,
+              "f32 in layers 0-3, f16 on a GPU in layers 4-4, f32 in layers 5-9");
   }
 }
 

@@ -98,7 +98,7 @@ struct EngineStage {
     sizes.weights.slots = run.device_slots;
     sizes.kv_pages = kKvPages;
     sizes.kv_format = format;
-    sizes.slots = 4 * kSlots;  // the head is tried with more rows than there are sequences
+    sizes.slots = static_cast<int>(kMostRows);  // logits of all rows are asked for
     sizes.step_rows = kMostRows;
     sizes.micro_batch_rows = run.micro_batch_rows;
     sizes.logit_rows = run.logit_rows;

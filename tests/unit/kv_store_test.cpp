@@ -17,6 +17,10 @@ namespace {
 constexpr KvPageShape kShape{2, 24, KvFormat::kF16};
 constexpr int kLayers = 3;
 
+std::byte* page_of(const KvStore& store, int slot, int layer, int64_t page) {
+  return store.pages(slot, layer)[page] + store.shape(layer).page_offset;
+}
+
 TEST(KvStore, TakesTheBytesItSays) {
   MemoryBudget budget("host memory", 1 << 24);
   {
@@ -40,6 +44,21 @@ TEST(KvStore, PagesForTokens) {
   EXPECT_EQ(KvStore::pages_for(1), 1);
   EXPECT_EQ(KvStore::pages_for(kPageTokens), 1);
   EXPECT_EQ(KvStore::pages_for(kPageTokens + 1), 2);
+}
+
+// They take memory that no budget has.
+TEST(KvStore, PageTablesAreOfAllLayers) {
+  MemoryBudget budget("host memory", 1 << 24);
+  KvStore store(kShape, kLayers, 10, 2, budget);
+  store.reserve(1, 40);
+  std::set<std::byte*> places;
+  for (int layer = 0; layer < kLayers; ++layer) {
+    EXPECT_EQ(store.pages(1, layer), store.pages(1, 0));
+    for (int page = 0; page < 3; ++page) {
+      places.insert(page_of(store, 1, layer, page));
+    }
+  }
+  EXPECT_EQ(places.size(), 3U * kLayers);
 }
 
 TEST(KvStore, ReservingGrowsOnlyAsFarAsNeeded) {
@@ -96,7 +115,8 @@ TEST(KvStore, PagesNeverOverlap) {
       store.reserve(slot, tokens);
       for (int64_t page = held[slot]; page < held[slot] + more; ++page) {
         for (int layer = 0; layer < kLayers; ++layer) {
-          std::memset(store.pages(slot, layer)[page], fill(slot, layer, page), kShape.page_bytes());
+          std::memset(page_of(store, slot, layer, page), fill(slot, layer, page),
+                      kShape.page_bytes());
         }
       }
       held[slot] += more;
@@ -107,7 +127,7 @@ TEST(KvStore, PagesNeverOverlap) {
       in_use += pages;
       for (int layer = 0; layer < kLayers; ++layer) {
         for (int64_t page = 0; page < pages; ++page) {
-          const std::byte* at = store.pages(s, layer)[page];
+          const std::byte* at = page_of(store, s, layer, page);
           EXPECT_TRUE(addresses.insert(at).second);
           ASSERT_EQ(std::to_integer<int>(at[0]), fill(s, layer, page));
           ASSERT_EQ(std::to_integer<int>(at[kShape.page_bytes() - 1]), fill(s, layer, page));
@@ -294,7 +314,7 @@ class Sweeps {
     const size_t token_bytes = kShape.page_bytes() / kPageTokens;
     from_disk_ += store_.visiting_pages(item.slot);
     for (int64_t i = 0; i < item.first_position + item.rows; ++i) {
-      std::byte* token = store_.pages(item.slot, layer)[i / kPageTokens] +
+      std::byte* token = page_of(store_, item.slot, layer, i / kPageTokens) +
                          static_cast<size_t>(i % kPageTokens) * token_bytes;
       const std::byte expected = mark(item.slot, layer, i);
       if (i >= item.first_position) {

@@ -107,6 +107,18 @@ TEST_F(PeerWatchTest, RanksThatAlwaysTellOfAWaitGoOnAsLongAsMessagesMove) {
   }
 }
 
+TEST_F(PeerWatchTest, WhoIsIdleForLongerThanItSaysIsStuck) {
+  watch_.set_idle(30min, now_);
+  EXPECT_EQ(watch_.told_state(now_ + 30min), PeerState::kIdle);
+  EXPECT_EQ(watch_.told_state(now_ + 31min), PeerState::kWorking);
+  watch_.set_idle(30min, now_ + 29min);
+  EXPECT_EQ(watch_.told_state(now_ + 58min), PeerState::kIdle);
+  watch_.set_idle(std::chrono::minutes::max(), now_);  // for input
+  EXPECT_EQ(watch_.told_state(now_ + 24h * 365), PeerState::kIdle);
+  watch_.set_own_state(PeerState::kWaiting);
+  EXPECT_EQ(watch_.told_state(now_ + 24h * 365), PeerState::kWaiting);
+}
+
 TEST_F(PeerWatchTest, OneRankThatIsNotWaitingIsEnoughToGoOn) {
   for (const PeerState own : {PeerState::kWaiting, PeerState::kIdle}) {
     watch_.set_own_state(own);

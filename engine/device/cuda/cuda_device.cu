@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <chrono>
 #include <optional>
 
 #include "engine/device/cuda/check.h"
@@ -32,6 +33,13 @@ class Event final : public DeviceEvent {
   explicit Event(unsigned flags) : event_(flags) {}
   void synchronize() override { event_.synchronize(); }
   bool is_reached() override { return event_.is_reached(); }
+  bool wait_a_moment() override {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(2);
+    while (!event_.is_reached()) {
+      if (std::chrono::steady_clock::now() > end) return false;
+    }
+    return true;
+  }
   int64_t since(DeviceEvent& earlier) override {
     return static_cast<int64_t>(1e9 * event_.seconds_since(static_cast<Event&>(earlier).event_));
   }
