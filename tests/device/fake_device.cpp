@@ -117,6 +117,7 @@ class FakeDevice::Event final : public DeviceEvent {
   bool is_reached() override { return place()(); }
   bool wait_a_moment() override {
     if (device_.fault_ == Fault::kHostDoesNotWait) return true;
+    device_.check_there();
     for (uint64_t left = device_.random_() % 16; left > 0 && !is_reached(); --left) {
       if (!device_.run_one()) throw std::logic_error("what is waited for can never be done");
     }
@@ -178,6 +179,7 @@ void FakeDevice::hold(DeviceStream& stream) {
 
 void FakeDevice::queue(DeviceStream& stream, Uses uses, std::function<void()> run,
                        std::function<bool()> ready) {
+  check_there();
   Work work{std::move(ready), std::move(run), std::move(uses)};
   if (recording_ && recording_->stream == &stream) {
     recording_->work.push_back(std::move(work));
@@ -213,13 +215,18 @@ void FakeDevice::run_until(const std::function<bool()>& done) {
 
 void FakeDevice::host_waits(const std::function<bool()>& done) {
   check_not_recording("waiting");
-  if (waits_left_ <= 0) {
-    work_->checks = false;
+  if (waits_left_ <= 0) {  // nothing more is done
+    is_lost_ = true;
     work_->hangs = hangs_;
-    throw DeviceLost("the fake GPU was lost");
+    for (const auto& queue : work_->queues) queue->clear();
   }
+  check_there();
   --waits_left_;
   run_until(done);
+}
+
+void FakeDevice::check_there() const {
+  if (is_lost_) throw DeviceLost("the fake GPU was lost; run again with --resume");
 }
 
 void FakeDevice::check_not_recording(const char* what) const {

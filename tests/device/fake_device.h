@@ -141,10 +141,12 @@ class FakeDevice final : public Device {
   bool refuses_unpinned_ = false;
   int64_t attentions_ = 0;
   int64_t waits_left_ = INT64_MAX;
+  bool is_lost_ = false;
   std::unique_ptr<Recording> recording_;
   class Pin;
   // Throws ResourceMissing, as CUDA does, if only a part of it is pinned.
   void check_pinned(std::span<const std::byte> host);
+  void check_there() const;
   void check_not_recording(const char* what) const;
   std::vector<std::span<std::byte>> pinned_;
   std::shared_ptr<AllWork> work_ = std::make_shared<AllWork>();

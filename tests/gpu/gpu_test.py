@@ -191,7 +191,7 @@ class Float16(Gpu):
                                     output=output)
             self.assert_same_results(expected, results, model.name)
 
-    def check_near(self, model, exactly, way):
+    def check_near(self, model, exactly, way, limit):
         requests = [{"custom_id": str(i), "prompt": r["prompt"], "max_tokens": 1, "logprobs": 5}
                     for i, r in enumerate(requests_of(300))]
         exact = self.generate(model, requests, "--device", "cpu", *exactly)
@@ -200,15 +200,16 @@ class Float16(Gpu):
             old, new = top_logprobs(record), top_logprobs(coarse[name])
             common = [abs(new[token] - value) for token, value in old.items() if token in new]
             self.assertGreaterEqual(len(common), 4, f"{model.name} {way} {name}: {old} became {new}")
-            self.assertLess(max(common), 0.05, f"{model.name} {way} {name}")
+            self.assertLess(max(common), limit, f"{model.name} {way} {name}")
 
     def test_near_the_cpu(self):
         """The most likely tokens, with log-probabilities near those of float32."""
         for model in TINY:
-            self.check_near(model, ("--kv", "f32"), ())
+            self.check_near(model, ("--kv", "f32"), (), 0.05)
         for formats in (("--weights", "q4"), ("--weights", "q8", "--kv", "q8"), ("--kv", "q8")):
             for model in (TINY[0], TINY[3]):
-                self.check_near(model, formats, formats)
+                # What is rounded to 8 bits may go another way.
+                self.check_near(model, formats, formats, 0.15 if "--kv" in formats else 0.05)
 
 
 class Goldens(goldens_test.Golden, Gpu):
@@ -418,8 +419,7 @@ class BadInput(Gpu):
         os.kill(job.rank_process(1), signal.SIGKILL)
         job.wait(60)
         job.await_no_process()
-        self.assertIn("rank 1 (host", job.log())
-        self.assertIn("with errorcode 75", job.log())
+        self.assertRegex(job.log(), r"\[rank 0 on .*rank 1 \(host .*run again with --resume")
         self.resume(arguments, output, requests, 2)
 
     def resume(self, arguments, output, requests, ranks):
@@ -609,7 +609,7 @@ class FakeGpus(harness.ProgramTest):
         """A GPU is lost in mid-run: the run ends with 75, says which, and keeps what it has."""
         requests = [{"custom_id": str(i), "prompt": [5, 6, 7, 8], "max_tokens": 2 + i, "ignore_eos": True}
                     for i in range(12)]
-        batch, output = self.folder / "in.jsonl", self.folder / f"out{ranks}.jsonl"
+        batch, output = self.folder / "in.jsonl", self.folder / f"lost{ranks}.jsonl"
         harness.write_requests(batch, requests)
         arguments = ("generate", "--model", "synthetic:tiny-llama", "--input", batch, "--output", output,
                      "--token-ids", *CUDA, "--math", "f32", "--device-memory", "1GiB", "--max-batch", 3, *options)
