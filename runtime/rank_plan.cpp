@@ -280,10 +280,10 @@ void Rank::settle_sharing() {
   }
   mine.table_pages = plan_.sizes.kv_pages;  // a GPU's page tables have no more room
   if (!plan_.device) {
-    // An address in each layer and a page number, in vectors that double; prompts twice on rank 0.
-    const int64_t bytes =
-        16 * (range_.layers() + 1) + 2 * kPageTokens * static_cast<int64_t>(sizeof(int32_t));
-    mine.table_pages = std::max(mine.table_pages, kTableBytes / bytes);
+    // An address and a page number, in vectors that double; prompts twice on rank 0.
+    constexpr int64_t kBytes =
+        2 * (sizeof(std::byte*) + sizeof(int64_t) + kPageTokens * sizeof(int32_t));
+    mine.table_pages = std::max(mine.table_pages, kTableBytes / kBytes);
   }
   const PageSharing agreed = agree(ranks, mine);
   if (!agreed.why_not.empty()) {

@@ -1,5 +1,6 @@
 #include "runtime/run.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -15,14 +16,15 @@ namespace headrace {
 namespace {
 
 // What a rank has is given back after an error; a GPU that hangs never lets go of its memory.
-void limit_teardown(std::optional<Deadline>& limit, double seconds, const Wires& wires,
+void limit_teardown(std::optional<Deadline>& limit, double peer_timeout, const Wires& wires,
                     const std::string& error) {
+  constexpr double kLeast = 10;
   if (!wires.give_up) return;
+  const double seconds = std::max(kLeast, peer_timeout);
   limit.emplace(std::chrono::duration<double>(seconds), [&wires, seconds, error] {
-    wires.give_up(
-        error + "\nand this rank could not be ended within " +
-        std::to_string(std::lround(seconds)) +
-        " s (--peer-timeout): a GPU or disk hangs; see to it, and run again with --resume");
+    wires.give_up(error + "\nand this rank could not be ended within " +
+                  std::to_string(std::lround(seconds)) +
+                  " s: a GPU or disk hangs; see to it, and run again with --resume");
   });
 }
 

@@ -2,8 +2,8 @@
 # Builds with sanitizers and runs tests: tests/sanitize.sh [--quick]
 # Addresses and undefined behaviour, then threads: tests in one process, changed files of every kind
 # (fuzz/README.md), and a small batch through the program, on one process and over MPI.
-# --quick, for every CI run: of the tests only those of what is read from outside, and of what runs
-# beside the computing thread.
+# --quick, for every CI run: of the tests only those of what is read from outside, of memory that
+# copies to and from a GPU use, and of what runs beside the computing thread.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 files=(checkpoint_test offload_test request_test results_test text_test)
@@ -20,7 +20,7 @@ tsan=(device_link_test device_pipeline_test device_run_test engine_test file_tes
 case ${1:-} in
   "") ;;
   --quick)
-    asan=("${files[@]}" headrace)
+    asan=("${files[@]}" kv_window_test device_weights_test headrace)
     tsan=(threads_test results_durability_test headrace)
     # Not every setting of what repeats one thing for long.
     filter='-*EveryByteIsRight*/?:*TheDestructorWaits*LittleAtATime'
