@@ -85,9 +85,14 @@ void handle_signals() {
 int run_as_rank(const std::string& command, double peer_timeout,
                 const std::function<int(const Wires&)>& rank_main) {
   handle_signals();
-  const auto give_up = [](const std::string& why) {
-    spdlog::error("{}", why);
-    _exit(kExitTryAgain);
+  const auto give_up = [](const std::exception_ptr& error, const std::string& why) {
+    try {
+      std::rethrow_exception(error);
+    } catch (...) {
+      const int code = report_error();
+      spdlog::error("{}", why);
+      _exit(code);
+    }
   };
   if (!under_launcher()) {
     const auto transport = std::move(LocalTransport::create(1).front());
@@ -96,7 +101,10 @@ int run_as_rank(const std::string& command, double peer_timeout,
   std::error_code no_folder;
   remove_leftovers_of_dead_jobs("/dev/shm", std::filesystem::temp_directory_path(no_folder),
                                 own_host());
-  MpiTransport transport(peer_timeout, give_up);
+  MpiTransport transport(peer_timeout, [](const std::string& why) {
+    spdlog::error("{}", why);
+    _exit(kExitTryAgain);
+  });
   refuse_to_be_alone(transport);
   log_as_rank(transport);
   transport.share(interrupted);  // a SIGTERM to any rank ends the run as one to rank 0

@@ -170,8 +170,7 @@ Agreement Rank::agree_on_plan() {
   room.served = std::llround(1000 * plan_.served_per_s);
   return agree(wires_.communicator,
                {HEADRACE_VERSION, checkpoint_->fingerprint(), headrace::numerics(options_),
-                schedule_text(options_), room, math(),
-                std::to_string(range_.first_layer) + "-" + std::to_string(range_.end_layer - 1)});
+                schedule_text(options_), room, math(), range_.first_layer, range_.end_layer});
 }
 
 // Another rank has room for fewer sequences.

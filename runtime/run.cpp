@@ -1,38 +1,17 @@
 #include "runtime/run.h"
 
-#include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <optional>
-#include <string>
 
-#include "comm/deadline.h"
 #include "runtime/desk.h"
 #include "runtime/rank.h"
 #include "runtime/report/run_report.h"
+#include "runtime/teardown.h"
 
 namespace headrace {
 
-namespace {
-
-// What a rank has is given back after an error; a GPU that hangs never lets go of its memory.
-void limit_teardown(std::optional<Deadline>& limit, double peer_timeout, const Wires& wires,
-                    const std::string& error) {
-  constexpr double kLeast = 10;
-  if (!wires.give_up) return;
-  const double seconds = std::max(kLeast, peer_timeout);
-  limit.emplace(std::chrono::duration<double>(seconds), [&wires, seconds, error] {
-    wires.give_up(error + "\nand this rank could not be ended within " +
-                  std::to_string(std::lround(seconds)) +
-                  " s: a GPU or disk hangs; see to it, and run again with --resume");
-  });
-}
-
-}  // namespace
-
 RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
                 const std::atomic<bool>& interrupted) {
-  std::optional<Deadline> teardown;  // outlives what it is for
+  Teardown teardown(wires, options.peer_timeout);
   RunReport report(options, wires.communicator);
   RequestSizes sizes;
   if (wires.is_first()) {
@@ -48,7 +27,7 @@ RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
     desk.emplace(options, rank, wires.communicator, sizes.lines);
   }
   RunEnd end = RunEnd::kDone;
-  try {
+  teardown.limit_after([&] {
     rank.load();
     report.expect(rank.expected());
     report.begin(rank.facts());
@@ -60,12 +39,9 @@ RunEnd run_rank(const GenerateOptions& options, const Wires& wires,
       rank.follow();
       report.end();
     }
-  } catch (const std::exception& e) {
-    limit_teardown(teardown, options.peer_timeout, wires, e.what());
-    throw;
-  }
-  report.finish(desk ? desk->counts() : RunCounts{}, end);
-  rank.finish();
+    report.finish(desk ? desk->counts() : RunCounts{}, end);
+    rank.finish();
+  });
   report.check_files();
   return end;
 }

@@ -6,10 +6,10 @@
 
 #include "engine/checkpoint/gguf.h"
 #include "engine/checkpoint/gguf_checkpoint.h"
+#include "engine/checkpoint/hasher.h"
 #include "engine/checkpoint/hf_checkpoint.h"
 #include "engine/checkpoint/read_file.h"
 #include "engine/checkpoint/synthetic.h"
-#include "engine/checkpoint/hasher.h"
 #include "engine/error.h"
 
 namespace headrace {

@@ -105,6 +105,10 @@ class ConfigReader {
     }
     const std::optional<int64_t> window = header_.integer(key("attention.sliding_window"));
     if (window && *window > 0 && *window < config.max_positions) {
+      if (config.family == Family::kLlama) {  // Mistral's, as in hf_config.cpp
+        config.max_positions = static_cast<int>(*window);
+        return;
+      }
       fail(key("attention.sliding_window"),
            "sliding-window attention is not supported; use a " + std::string("model without"));
     }

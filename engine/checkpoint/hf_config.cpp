@@ -109,8 +109,10 @@ void read_llama(const JsonFields& fields, ModelConfig& config) {
 void read_mistral(const JsonFields& fields, ModelConfig& config) {
   config.family = Family::kLlama;
   read_gated(fields, config);
-  if (const std::optional<int> window = fields.integer("sliding_window")) {
-    config.max_positions = std::min(config.max_positions, *window);
+  constexpr int kWindow = 4096;  // where config.json does not mention it
+  const std::optional<int> window = fields.integer("sliding_window");
+  if (window || !fields.has("sliding_window")) {
+    config.max_positions = std::min(config.max_positions, window.value_or(kWindow));
   }
 }
 

@@ -24,6 +24,8 @@ class JsonFields {
       : object_(&object), source_(std::move(source)), path_(std::move(path)) {}
 
   const nlohmann::json* find(const char* key) const;
+  // It is there, if only as null.
+  bool has(const char* key) const { return object_->contains(key); }
   std::optional<int> integer(const char* key, int min = 1,
                              int max = std::numeric_limits<int>::max()) const;
   std::optional<double> real(const char* key) const;

@@ -68,7 +68,9 @@ DeviceOps::DeviceOps(Device& device, DeviceStream& stream, const Sizes& sizes)
       cos_(make_rope_half(sizes)),
       sin_(make_rope_half(sizes)) {}
 
-DeviceOps::~DeviceOps() {
+DeviceOps::~DeviceOps() { wait_for_all(); }
+
+void DeviceOps::wait_for_all() noexcept {
   try {
     stream_.synchronize();
   } catch (const std::exception&) {

@@ -85,6 +85,8 @@ class DeviceOps : public Ops {
                                  std::span<const AttentionSequence> sequences, const float* k,
                                  const float* v);
   static int64_t most_rows(std::span<const AttentionSequence> sequences);
+  // For destructors: nothing that was queued uses what goes now.
+  void wait_for_all() noexcept;
 
   Device& device_;
   DeviceStream& stream_;

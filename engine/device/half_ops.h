@@ -19,6 +19,7 @@ class HalfOps final : public DeviceOps {
   // `room`: device memory for 32 rows of f16 at least, where matrices that are none may be
   // expanded.
   HalfOps(Device& device, DeviceStream& stream, const Sizes& sizes, std::span<std::byte> room);
+  ~HalfOps() override { wait_for_all(); }
 
   // Device memory that it takes, besides DeviceOps.
   static uint64_t bytes(const Sizes& sizes);

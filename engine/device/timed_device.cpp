@@ -183,7 +183,7 @@ void TimedDevice::find_base(DeviceStream& stream) {
 void TimedDevice::collect() {
   Timeline* const timeline = Timeline::of_thread();
   std::deque<Span> left;
-  for (Span& span : spans_) {
+  for (Span& span : std::exchange(spans_, {})) {
     if (!span.end->is_reached()) {
       left.push_back(std::move(span));
       continue;

@@ -59,9 +59,13 @@ std::unique_ptr<OffloadFile> OffloadFile::open(const std::string& path, const Of
   std::unique_ptr<OffloadFile> file;
   try {
     file.reset(new OffloadFile(path, header));
+  } catch (const IoError&) {
+    if (!std::filesystem::exists(path, error)) return nullptr;  // removed meanwhile
+    throw;
+  }
+  try {
     reason = file->read_tables(budget);
   } catch (const IoError& unreadable) {
-    if (!std::filesystem::exists(path, error)) return nullptr;  // removed meanwhile
     reason = std::string("cannot be read (") + unreadable.what() + ")";
   }
   // Removed or replaced while it was opened.

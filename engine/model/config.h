@@ -9,7 +9,6 @@
 
 namespace headrace {
 
-// Numbers are part of models' fingerprints.
 enum class Family { kLlama, kQwen2, kOpt, kQwen3 };
 enum class NormKind { kRms, kLayer };
 enum class Activation { kSilu, kRelu };

@@ -15,6 +15,7 @@
 #include "runtime/json_bytes.h"
 #include "runtime/rank.h"
 #include "runtime/report/host_facts.h"
+#include "runtime/teardown.h"
 
 namespace headrace {
 namespace {
@@ -131,21 +132,24 @@ std::optional<BenchReport> run_bench(BenchOptions options, const Wires& wires,
   options.share_prefixes = false;  // every prompt is measured
   Communicator& ranks = wires.communicator;
   const double start = seconds_now();
+  Teardown teardown(wires, options.peer_timeout);
   Rank rank(options, wires, {shape.tokens(), shape.tokens(), shape.prompt_tokens, 0}, true,
             &interrupted);
   check_context(shape, rank.checkpoint().config());
   if (wires.is_first()) check_fit(options, rank);
-  rank.load();
-  const double load_s = seconds_now() - start;
-  gather(ranks, {});  // nothing is measured before all are ready
-  const double all_loaded_s = seconds_now() - start;
-
+  double load_s = 0, all_loaded_s = 0;
   std::vector<BenchRun> runs;
-  if (wires.is_first()) {
-    runs = measure(rank, options, interrupted);
-  } else {
-    rank.follow();
-  }
+  teardown.limit_after([&] {
+    rank.load();
+    load_s = seconds_now() - start;
+    gather(ranks, {});  // nothing is measured before all are ready
+    all_loaded_s = seconds_now() - start;
+    if (wires.is_first()) {
+      runs = measure(rank, options, interrupted);
+    } else {
+      rank.follow();
+    }
+  });
   const std::vector<Bytes> facts = gather(ranks, facts_of(rank, load_s));
   std::optional<BenchReport> report;
   if (wires.is_first()) {

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <atomic>
+#include <exception>
 #include <functional>
+#include <string>
 
 #include "comm/activation_link.h"
 #include "comm/communicator.h"
@@ -16,8 +18,9 @@ namespace headrace {
 struct Wires {
   Communicator& communicator;
   ActivationLink& link;
-  // Ends this process, which cannot end by itself, with these last words. Any thread.
-  std::function<void(const std::string&)> give_up = {};
+  // Ends this process, which cannot end by itself after this error, with these last words. Any
+  // thread.
+  std::function<void(const std::exception_ptr&, const std::string&)> give_up = {};
 
   bool is_first() const { return communicator.rank() == 0; }
   bool is_last() const { return communicator.rank() + 1 == communicator.size(); }

@@ -12,17 +12,22 @@ namespace {
 using nlohmann::json;
 
 struct StageMath {
-  std::string math, layers;
+  std::string math;
+  int first_layer = 0, end_layer = 0;
 };
 
-// One where all are the same, else which layers are computed in what.
+// One where all are the same, else which layers are computed in what, however they are cut.
 std::string together(const std::vector<StageMath>& stages) {
-  const bool same = std::all_of(stages.begin(), stages.end(),
-                                [&](const StageMath& s) { return s.math == stages.front().math; });
-  if (same) return stages.front().math;
-  std::string text;
+  std::vector<StageMath> parts;
   for (const StageMath& s : stages) {
-    text += (text.empty() ? "" : ", ") + s.math + " in layers " + s.layers;
+    if (parts.empty() || parts.back().math != s.math) parts.push_back(s);
+    parts.back().end_layer = s.end_layer;
+  }
+  if (parts.size() == 1) return parts.front().math;
+  std::string text;
+  for (const StageMath& s : parts) {
+    text += (text.empty() ? "" : ", ") + s.math + " in layers " + std::to_string(s.first_layer) +
+            "-" + std::to_string(s.end_layer - 1);
   }
   return text;
 }
@@ -37,12 +42,12 @@ Agreement agree(Communicator& communicator, const RankFacts& facts) {
                      {"numerics", facts.numerics},
                      {"schedule", facts.schedule},
                      {"math", facts.math},
-                     {"layers", facts.layers},
+                     {"layers", {facts.first_layer, facts.end_layer}},
                      {"room",
                       {facts.room.kv_pages, facts.room.sequence_pages, facts.room.slots,
                        facts.room.step_rows, -facts.room.step_rows, facts.room.served}}};
   std::vector<int64_t> least = room_of(mine);
-  std::vector<StageMath> math = {{facts.math, facts.layers}};
+  std::vector<StageMath> math = {{facts.math, facts.first_layer, facts.end_layer}};
   const std::vector<Bytes> all = gather(communicator, to_bytes(mine));
   for (size_t r = 1; r < all.size(); ++r) {
     const json theirs = from_bytes(all[r]);
@@ -56,7 +61,8 @@ Agreement agree(Communicator& communicator, const RankFacts& facts) {
           communicator.host(static_cast<int>(r)) +
           "); start the same program with the same options and model file on every node");
     }
-    math.push_back({theirs.at("math").get<std::string>(), theirs.at("layers").get<std::string>()});
+    math.push_back({theirs.at("math").get<std::string>(), theirs.at("layers").at(0).get<int>(),
+                    theirs.at("layers").at(1).get<int>()});
     const std::vector<int64_t> room = room_of(theirs);
     for (size_t i = 0; i < least.size(); ++i) least[i] = std::min(least[i], room.at(i));
   }

@@ -32,7 +32,7 @@ struct RankFacts {
   std::string schedule;     // slots, step rows and split that the command line gave
   Agreement room;
   std::string math = "f32";  // what the stage is computed in
-  std::string layers;        // of the stage: "0-11"
+  int first_layer = 0, end_layer = 0;  // of the stage
 };
 
 // Throws UsageError on rank 0, naming both ranks, if facts differ; PeerLost.

@@ -367,7 +367,7 @@ class DevicePlanner {
       sizes.kv_pages = plan.device->sizes.kv_pages + more;
       const std::optional<StagePlan> with =
           fits(sizes) ? with_disk(sizes, 0, sizes.slots) : std::nullopt;
-      if (!with) continue;
+      if (!with || (with->needs_disk() && !plan.needs_disk())) continue;
       plan = *with;
       return;
     }

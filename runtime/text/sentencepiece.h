@@ -18,4 +18,17 @@ std::optional<uint8_t> piece_byte(std::string_view entry);
 // The text of any entry.
 std::string piece_text(std::string_view entry);
 
+// Calls word(part) with the parts of a text that begin where a space follows something else.
+template <typename Word>
+void each_word(std::string_view text, Word word) {
+  size_t begin = 0;
+  for (size_t at = text.find(kSpaceMark); at != text.npos; at = text.find(kSpaceMark, at + 1)) {
+    const bool follows_space = text.substr(0, at).ends_with(kSpaceMark);
+    if (at == begin || follows_space) continue;
+    word(text.substr(begin, at - begin));
+    begin = at;
+  }
+  if (begin < text.size()) word(text.substr(begin));
+}
+
 }  // namespace headrace

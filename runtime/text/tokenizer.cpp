@@ -35,17 +35,20 @@ Bpe::Tables bpe_tables(Tokenizer::Data& data) {
     const auto found = data.ids.find(
         data.sentencepiece ? byte_piece(static_cast<uint8_t>(byte))
                            : byte_level_encode(std::string(1, static_cast<char>(byte))));
-    tables.byte_ids[byte] = found == data.ids.end() ? -1 : found->second;
+    const bool is_known = found != data.ids.end() && data.in_model(found->second);
+    tables.byte_ids[byte] = is_known ? found->second : -1;
   }
   for (const auto& [content, id] : data.ids) {
-    if (!data.sentencepiece || content.empty()) continue;
+    if (!data.sentencepiece || content.empty() || !data.in_model(id)) continue;
     size_t end = 0;
     const char32_t character = next_character(content, end);
     if (end == content.size()) tables.characters.emplace(character, id);
   }
   if (data.ignore_merges) {
     for (const auto& [content, id] : data.ids) {
-      if (auto bytes = byte_level_decode(content)) tables.whole.emplace(std::move(*bytes), id);
+      if (!data.in_model(id)) continue;
+      auto bytes = data.sentencepiece ? content : byte_level_decode(content);
+      if (bytes) tables.whole.emplace(std::move(*bytes), id);
     }
   }
   return tables;
@@ -84,11 +87,28 @@ std::string fingerprint_of(const Tokenizer::Data& data) {
     pre.run(sample, is_first, [&](std::string_view piece) { hash.text(piece); });
   };
   cut(true);
-  if (data.sentencepiece) {
-    cut(false);
-    hash.text(pre.normalize(sample));
+  if (data.sentencepiece) cut(false);
+  for (const NormalizerStep& step : pre.normalizer) {
+    if (step.kind == NormalizerStep::Kind::kNfc && pre.normalizer.size() == 1) continue;
+    integers({static_cast<int64_t>(step.kind)});
+    hash.text(step.from);
+    hash.text(step.to);
   }
   return hash.digest();
+}
+
+// Whether a text's words can be merged one by one: nothing goes over the space between them. So it
+// is where SentencePiece was trained as usual.
+bool has_words(const Tokenizer::Data& data) {
+  if (!data.sentencepiece || data.ignore_merges || !data.ids.contains(std::string(kSpaceMark))) {
+    return false;
+  }
+  const auto content = [&](uint64_t id) -> std::string_view { return data.contents[id]; };
+  return std::none_of(data.merges.begin(), data.merges.end(), [&](const auto& entry) {
+    const std::string_view left = content(entry.first >> 32),
+                           right = content(entry.first & UINT32_MAX);
+    return right.starts_with(kSpaceMark) && !left.ends_with(kSpaceMark);
+  });
 }
 
 // Added tokens are plain text; an entry outside the byte-level alphabet of a byte-level tokenizer
@@ -114,6 +134,7 @@ struct Tokenizer::Impl {
         normalized_added(added_where(*data, true)),
         bytes(token_bytes(*data)),
         special(data->contents.size(), false),
+        words(has_words(*data)),
         bpe(bpe_tables(*data)) {
     for (const AddedToken& token : data->added) {
       if (token.special) special[static_cast<size_t>(token.id)] = true;
@@ -130,6 +151,7 @@ struct Tokenizer::Impl {
   AddedTokenFinder normalized_added;  // looked for in what is left, normalised
   std::vector<std::string> bytes;     // by id
   std::vector<bool> special;
+  const bool words;
   Bpe bpe;
   int64_t tokens = 0;
 };
@@ -167,7 +189,10 @@ std::vector<int> Tokenizer::encode(std::string_view text) const {
     const std::string normalized = pre.normalize(part);
     impl_->normalized_added.scan(normalized, add_id, [&](std::string_view rest) {
       const bool is_first = part.data() == text.data() && rest.data() == normalized.data();
-      pre.run(rest, is_first, [&](std::string_view piece) { impl_->bpe.encode(piece, ids); });
+      pre.run(rest, is_first, [&](std::string_view piece) {
+        const auto merge = [&](std::string_view word) { impl_->bpe.encode(word, ids); };
+        impl_->words ? each_word(piece, merge) : merge(piece);
+      });
     });
   });
   return ids;

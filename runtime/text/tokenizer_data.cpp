@@ -14,8 +14,10 @@ constexpr int64_t kMaxTokens = 1 << 22;
 // Ten times what any model is known to have; looking for added tokens takes some 130 bytes of
 // memory for each of theirs.
 constexpr size_t kMaxAddedBytes = size_t{4} << 20;
-// Four times what SentencePiece's longest known ones have.
-constexpr size_t kLongestPiece = 256;
+// Twice what SentencePiece's longest known ones have.
+constexpr size_t kLongestPiece = 128;
+// Eight times as many as Llama-2's have.
+constexpr size_t kMostMergesPerPiece = 16;
 
 [[noreturn]] void broken(const std::string& place, const std::string& what) {
   throw ModelError(place + ": " + what +
@@ -97,11 +99,16 @@ void Tokenizer::Data::add_merges_by_score(std::span<const double> scores,
   for (size_t i = 0; i < by_score.size(); ++i) {
     if (i > 0 && score(by_score[i]) != score(by_score[i - 1])) ++next_rank_;
     const std::string_view text = contents[static_cast<size_t>(by_score[i])];
+    if (text.empty()) continue;
     size_t cut = 0;
     next_character(text, cut);
     for (; cut < text.size(); next_character(text, cut)) {
-      const int left = part(text.substr(0, cut)), right = part(text.substr(cut));
-      if (left >= 0 && right >= 0) merges[Bpe::key(left, right)] = {next_rank_, by_score[i]};
+      const int left = part(text.substr(0, cut));
+      const int right = left < 0 ? -1 : part(text.substr(cut));
+      if (right >= 0) merges[Bpe::key(left, right)] = {next_rank_, by_score[i]};
+    }
+    if (merges.size() > kMostMergesPerPiece * contents.size()) {
+      broken(place, "its pieces can be made of each other in too many ways");
     }
   }
 }
@@ -113,12 +120,21 @@ void Tokenizer::Data::add_added(AddedToken token, int64_t id, const std::string&
   const auto known = ids.find(token.content);
   if (known == ids.end()) {
     add_entry(token.content, id, place);
+    only_added_.insert(static_cast<int>(id));
   } else if (known->second != id) {
     broken(place, "the added token \"" + token.content + "\" has id " + std::to_string(id) +
                       " but the vocabulary gives it id " + std::to_string(known->second));
   }
   token.id = static_cast<int>(id);
   added.push_back(std::move(token));
+}
+
+void Tokenizer::Data::check_normalized(const std::string& place) const {
+  size_t bytes = 0;
+  for (const AddedToken& token : added) {
+    if (token.normalized) bytes += pretokenizer.normalize(token.content).size();
+    if (bytes > kMaxAddedBytes) broken(place, "the added tokens, normalised, take more than 4 MiB");
+  }
 }
 
 int Tokenizer::Data::require_id(const std::string& content, const std::string& place) const {

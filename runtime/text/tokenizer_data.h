@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "runtime/text/added_tokens.h"
@@ -32,6 +33,8 @@ struct Tokenizer::Data {
   bool fuse_unknown = false;
 
   std::vector<AddedToken> added;
+  // Of the model's vocabulary, not only an added token.
+  bool in_model(int id) const { return !only_added_.contains(id); }
   Pretokenizer pretokenizer;
   std::string pattern;  // for description(): "gpt2", "qwen2", ...
 
@@ -53,12 +56,15 @@ struct Tokenizer::Data {
                            const std::string& place);
   // An added token that the vocabulary may have already, with the same id.
   void add_added(AddedToken token, int64_t id, const std::string& place);
+  // Added tokens as they are looked for take no more memory than they may.
+  void check_normalized(const std::string& place) const;
   // The id of a token that must exist.
   int require_id(const std::string& content, const std::string& place) const;
 
  private:
   int next_rank_ = 0;
   size_t added_bytes_ = 0;  // of all contents in `added`
+  std::unordered_set<int> only_added_;
 };
 
 // `directory` holds tokenizer.json and perhaps tokenizer_config.json and chat_template.jinja. Both

@@ -163,6 +163,7 @@ std::unique_ptr<Tokenizer::Data> read_tokenizer_directory(const std::filesystem:
   read_pretokenizer(root, *data);
   read_post_processor(root, *data);
   check_decoder(root, *data);
+  data->check_normalized(path.string());
 
   if (const auto config = directory / "tokenizer_config.json"; is_there(config.string())) {
     const json config_text = parse_file(config);

@@ -1,5 +1,7 @@
 #include "runtime/text/tokenizer_json_parts.h"
 
+#include <algorithm>
+
 #include "runtime/text/sentencepiece.h"
 
 namespace headrace {
@@ -24,6 +26,19 @@ std::string plain_pattern(const JsonField& field) {
   return text->string();
 }
 
+// What a file asks for must not make much of little text.
+void bound_growth(const JsonField& field, const std::vector<NormalizerStep>& steps) {
+  constexpr size_t kMostSteps = 8, kLongest = 16, kMostGrowth = 16;
+  size_t growth = 1;
+  for (const NormalizerStep& step : steps) {
+    const bool replaces = step.kind == NormalizerStep::Kind::kReplace;
+    if (replaces) growth *= std::max<size_t>(1, step.to.size() / step.from.size());
+    if (step.to.size() > kLongest || growth > kMostGrowth || steps.size() > kMostSteps) {
+      unsupported(field, "making text so much longer", "short texts to prepend or put in");
+    }
+  }
+}
+
 void normalizer(const JsonField& field, Tokenizer::Data& data) {
   using Kind = NormalizerStep::Kind;
   const std::string& type = field.at("type").string();
@@ -40,6 +55,7 @@ void normalizer(const JsonField& field, Tokenizer::Data& data) {
   } else {
     unsupported_type(field, "null, NFC, Prepend, Replace and a Sequence of those");
   }
+  bound_growth(field, steps);
 }
 
 std::string pattern_name(std::string_view pattern) {
@@ -204,7 +220,7 @@ void check_decoder(const JsonField& root, const Tokenizer::Data& data) {
     if (type != "ByteLevel") unsupported_type(field, "ByteLevel");
     return;
   }
-  // Both turn marks into spaces and bytes' names into bytes, which is all that Tokenizer does.
+  // Tokenizer turns marks into spaces and bytes' names into bytes, whichever it is.
   if (type == "Metaspace") return;
   if (type != "Sequence") unsupported_type(field, "Metaspace and Sequence with byte_fallback");
   const JsonField steps = field.at("decoders");

@@ -12,7 +12,7 @@ namespace headrace {
 namespace {
 
 const RankFacts kFacts = {"0.1.0", "f00", "kv=f16", "max-batch 8", {100, 60, 8, 512, ""},
-                          "f32",   "0-1"};
+                          "f32",   0,     2};
 
 // What agree() gave each rank: room, or the text of its error.
 struct Outcome {
@@ -88,11 +88,21 @@ TEST(Agreement, ArithmeticMayDiffer) {
   std::vector<RankFacts> facts(3, kFacts);
   EXPECT_EQ(agree_all(facts)[1].room.math, "f32");
   facts[1].math = "f16 on a GPU";
-  facts[0].layers = "0-3", facts[1].layers = "4-4", facts[2].layers = "5-9";
+  const auto cut = [&](std::vector<int> ends) {
+    for (size_t r = 0; r < 3; ++r) {
+      facts[r].first_layer = r == 0 ? 0 : ends[r - 1];
+      facts[r].end_layer = ends[r];
+    }
+  };
+  cut({4, 5, 10});
   for (const Outcome& outcome : agree_all(facts)) {
     EXPECT_EQ(outcome.room.math,
               "f32 in layers 0-3, f16 on a GPU in layers 4-4, f32 in layers 5-9");
   }
+  facts[2].math = facts[1].math;
+  EXPECT_EQ(agree_all(facts)[0].room.math, "f32 in layers 0-3, f16 on a GPU in layers 4-9");
+  cut({4, 8, 10});
+  EXPECT_EQ(agree_all(facts)[0].room.math, "f32 in layers 0-3, f16 on a GPU in layers 4-9");
 }
 
 TEST(Agreement, AMismatchNamesTheKeyBothValuesAndBothRanks) {

@@ -217,8 +217,9 @@ TEST_F(GgufEdit, FurtherKeys) {
   refused_entries({entry("llama.rope.scaling.factor", 6, le(-1.0f))}, {"factor", "positive"});
   refused_entries({entry("llama.rope.scaling.factor", 6, le(NAN))}, {"factor", "positive"});
   refused_entries({entry("llama.expert_count", 4, le<uint32_t>(8))}, {"llama.expert_count"});
-  refused_entries({entry("llama.attention.sliding_window", 4, le<uint32_t>(16))},
-                  {"llama.attention.sliding_window"});
+  // Attention within a window is full attention.
+  const auto window = extended({entry("llama.attention.sliding_window", 4, le<uint32_t>(16))});
+  EXPECT_EQ(Checkpoint::open(window)->config().max_positions, 16);
   refused_entries({entry("llama.attention.key_length", 4, le<uint32_t>(31))},
                   {"llama.rope.dimension_count", "31"});
   refused_entries({entry("llama.attention.value_length", 4, le<uint32_t>(16))},

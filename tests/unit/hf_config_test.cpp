@@ -114,6 +114,13 @@ TEST_F(HfDirectory, MistralIsALlamaAsLongAsItsWindow) {
   EXPECT_EQ(patched("mistral", R"({"sliding_window": null})").max_positions, 256);
   EXPECT_EQ(patched("mistral", R"({"sliding_window": 4096})").max_positions, 256);
   refused("mistral", R"({"sliding_window": 0})", {"sliding_window"});
+  // Not mentioned at all it is 4,096.
+  nlohmann::json file =
+      nlohmann::json::parse(test::read_file(test::model_path("mistral") + "/config.json"));
+  file["max_position_embeddings"] = 32768;
+  file.erase("sliding_window");
+  test::write_file(path_ + "/config.json", file.dump());
+  EXPECT_EQ(read_hf_config(path_).max_positions, 4096);
 }
 
 TEST_F(HfDirectory, RopeInBothSpellings) {

@@ -149,6 +149,35 @@ TEST_F(TokenizerFiles, UnsupportedPartsOfSentencepiece) {
                {"decoders[1]", "WordPiece", "ByteFallback"});
 }
 
+TEST_F(TokenizerFiles, NormalizersThatMakeMuchOfLittle) {
+  const auto sequence = [](size_t steps, const std::string& from, const std::string& to) {
+    json list = json::array();
+    for (size_t i = 0; i < steps; ++i) {
+      list.push_back({{"type", "Replace"}, {"pattern", {{"String", from}}}, {"content", to}});
+    }
+    return json{{"type", "Sequence"}, {"normalizers", list}};
+  };
+  EXPECT_TRUE(open(with("/normalizer", sequence(4, "I", "II"))));
+  expect_error(with("/normalizer", sequence(5, "I", "II")), {"normalizer", "so much longer"});
+  expect_error(with("/normalizer", sequence(9, "I", "J")), {"normalizer", "so much longer"});
+  expect_error(with("/normalizer", sequence(1, "I", std::string(17, 'I'))), {"so much longer"});
+  expect_error(with("/normalizer", {{"type", "Prepend"}, {"prepend", std::string(17, ' ')}}),
+               {"normalizer", "so much longer"});
+  json many = with("/normalizer", sequence(1, "a", std::string(16, 'b')));
+  many["added_tokens"].push_back(
+      {{"id", 643}, {"content", std::string(300000, 'a')}, {"normalized", true}});
+  expect_error(many, {"added tokens, normalised", "4 MiB"});
+}
+
+// As in tokenizers: they are looked for in the text, but merging does not begin with them.
+TEST_F(TokenizerFiles, AddedTokensAreNoCharacters) {
+  json added = good("llama2");
+  added["added_tokens"].push_back({{"id", 642}, {"content", "汉"}, {"single_word", true}});
+  const auto tokenizer = open(added);
+  EXPECT_EQ(tokenizer->encode("a汉b"), open(good("llama2"))->encode("a汉b"));
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode("a汉b"), false), " a汉b");
+}
+
 TEST_F(TokenizerFiles, PatternsThatOnigurumaReadsDifferently) {
   const std::string at = "/pre_tokenizer/pretokenizers/0/pattern/Regex";
   for (const char* pattern :

@@ -115,11 +115,20 @@ TEST_F(TokenizerGguf, ScoredPiecesAndWhatStandsAroundThem) {
                {"score of token 3", "not a number"});
   expect_error(
       changed([](Entries& e) {
-        set_strings(e, "tokenizer.ggml.tokens", {"<unk>", "<s>", "</s>", std::string(257, 'a')});
+        set_strings(e, "tokenizer.ggml.tokens", {"<unk>", "<s>", "</s>", std::string(129, 'a')});
         set_ints(e, "tokenizer.ggml.token_type", {2, 3, 3, 1});
         set_floats(e, "tokenizer.ggml.scores", {0, 0, 0, 0});
       }),
-      {"token 3 is longer than 256 bytes"});
+      {"token 3 is longer than 128 bytes"});
+  // Each run of one letter can be made of any two.
+  expect_error(changed([](Entries& e) {
+                 std::vector<std::string> runs;
+                 for (size_t length = 0; length < 100; ++length) runs.emplace_back(length, 'a');
+                 set_strings(e, "tokenizer.ggml.tokens", runs);
+                 set_ints(e, "tokenizer.ggml.token_type", std::vector<int32_t>(100, 1));
+                 set_floats(e, "tokenizer.ggml.scores", std::vector<float>(100, 0.0f));
+               }),
+               {"too many ways"});
 }
 
 TEST_F(TokenizerGguf, BosAndEos) {

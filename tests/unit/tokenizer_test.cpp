@@ -170,6 +170,9 @@ TEST(Tokenizer, FingerprintsTellTokenizersApart) {
     f["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "[a-z]+|\\s+";
   });
   expect_another("normalisation", [](nlohmann::json& f) { f["normalizer"] = nullptr; });
+  expect_another("what is replaced", [](nlohmann::json& f) {
+    f["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", "Z"}}}, {"content", "Y"}};
+  });
   for (const char* style : {"llama2", "mistral", "metaspace"}) {
     EXPECT_TRUE(seen.insert(open_style(style)->fingerprint()).second) << style;
   }

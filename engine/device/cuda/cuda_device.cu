@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <optional>
+#include <thread>
 
 #include "engine/device/cuda/check.h"
 #include "engine/device/cuda/memory.h"
@@ -34,9 +35,13 @@ class Event final : public DeviceEvent {
   void synchronize() override { event_.synchronize(); }
   bool is_reached() override { return event_.is_reached(); }
   bool wait_a_moment() override {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(2);
+    using std::chrono::microseconds;
+    const auto begin = std::chrono::steady_clock::now();
     while (!event_.is_reached()) {
-      if (std::chrono::steady_clock::now() > end) return false;
+      const auto waited = std::chrono::steady_clock::now() - begin;
+      if (waited > microseconds(2000)) return false;
+      // Another rank may want the core.
+      if (waited > microseconds(50)) std::this_thread::sleep_for(microseconds(50));
     }
     return true;
   }
