@@ -25,6 +25,8 @@ namespace fs = std::filesystem;
 constexpr const char* kSegment = "vader_segment.";
 constexpr const char* kSessions = "ompi.";
 constexpr const char* kSession = "pid.";
+// Open MPI, too, ends ranks whose mpirun is gone, and leaves its files.
+constexpr std::chrono::milliseconds kInterval{20};
 constexpr int kAttempts = 50;
 
 // The segments that the process with this /proc directory has mapped.
@@ -74,7 +76,7 @@ Launcher::~Launcher() {
 
 void Launcher::watch() {
   std::unique_lock lock(mutex_);
-  while (!stopped_.wait_for(lock, std::chrono::milliseconds(100), [this] { return stop_; })) {
+  while (!stopped_.wait_for(lock, kInterval, [this] { return stop_; })) {
     if (getppid() == pid_) continue;  // the kernel gives orphans another parent
     lock.unlock();
     note_files();
