@@ -105,12 +105,11 @@ class ConfigReader {
     }
     const std::optional<int64_t> window = header_.integer(key("attention.sliding_window"));
     if (window && *window > 0 && *window < config.max_positions) {
-      if (config.family == Family::kLlama) {  // Mistral's, as in hf_config.cpp
-        config.max_positions = static_cast<int>(*window);
-        return;
+      if (config.family != Family::kLlama) {
+        fail(key("attention.sliding_window"),
+             "sliding-window attention is not supported; use a model without");
       }
-      fail(key("attention.sliding_window"),
-           "sliding-window attention is not supported; use a " + std::string("model without"));
+      config.max_positions = static_cast<int>(*window);  // Mistral's, as in hf_config.cpp
     }
   }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "runtime/text/nfc.h"
+#include "runtime/text/sentencepiece.h"
+#include "runtime/text/utf8.h"
 
 namespace headrace {
 
@@ -30,26 +32,15 @@ Pieces split_all(const std::vector<SplitPattern>& splits, std::string_view text)
   return pieces;
 }
 
-std::string replaced(std::string_view text, std::string_view from, std::string_view to) {
-  std::string out;
-  for (size_t at = 0; at < text.size();) {
-    const size_t found = std::min(text.find(from, at), text.size());
-    out += text.substr(at, found - at);
-    if (found < text.size()) out += to;
-    at = found + from.size();
-  }
-  return out;
-}
-
 void run_metaspace(const Metaspace& space, std::string_view text, bool is_first,
                    const std::function<void(std::string_view)>& piece) {
-  std::string marked = replaced(text, " ", space.mark);
+  std::string marked = replaced(text, " ", kSpaceMark);
   const bool wants_mark = space.prefix == Metaspace::Prefix::kAlways ||
                           (space.prefix == Metaspace::Prefix::kFirst && is_first);
-  if (wants_mark && !marked.starts_with(space.mark)) marked = space.mark + marked;
+  if (wants_mark && !marked.starts_with(kSpaceMark)) marked.insert(0, kSpaceMark);
   const std::string_view all = marked;
   for (size_t begin = 0, end = 0; begin < all.size(); begin = end) {
-    end = space.splits ? std::min(all.find(space.mark, begin + 1), all.size()) : all.size();
+    end = space.splits ? std::min(all.find(kSpaceMark, begin + 1), all.size()) : all.size();
     piece(all.substr(begin, end - begin));
   }
 }

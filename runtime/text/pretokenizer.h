@@ -29,9 +29,8 @@ struct NormalizerStep {
 // the text. Source: `tokenizers`, pre_tokenizers/metaspace.rs.
 struct Metaspace {
   enum class Prefix { kNever, kFirst, kAlways };
-  std::string mark = "\xe2\x96\x81";  // U+2581
-  Prefix prefix = Prefix::kAlways;    // kFirst: only where the whole input begins
-  bool splits = true;                 // a piece begins at each mark
+  Prefix prefix = Prefix::kAlways;  // kFirst: only where the whole input begins
+  bool splits = true;               // a piece begins at each mark
 };
 
 struct Pretokenizer {

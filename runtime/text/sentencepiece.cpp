@@ -1,5 +1,7 @@
 #include "runtime/text/sentencepiece.h"
 
+#include "runtime/text/utf8.h"
+
 namespace headrace {
 namespace {
 
@@ -20,13 +22,7 @@ std::optional<uint8_t> piece_byte(std::string_view entry) {
 
 std::string piece_text(std::string_view entry) {
   if (const auto byte = piece_byte(entry)) return std::string(1, static_cast<char>(*byte));
-  std::string text;
-  for (size_t at = 0; at < entry.size();) {
-    const bool is_mark = entry.substr(at).starts_with(kSpaceMark);
-    text += is_mark ? ' ' : entry[at];
-    at += is_mark ? kSpaceMark.size() : 1;
-  }
-  return text;
+  return replaced(entry, kSpaceMark, " ");
 }
 
 }  // namespace headrace

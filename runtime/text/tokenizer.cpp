@@ -89,6 +89,7 @@ std::string fingerprint_of(const Tokenizer::Data& data) {
   cut(true);
   if (data.sentencepiece) cut(false);
   for (const NormalizerStep& step : pre.normalizer) {
+    // By itself it is above.
     if (step.kind == NormalizerStep::Kind::kNfc && pre.normalizer.size() == 1) continue;
     integers({static_cast<int64_t>(step.kind)});
     hash.text(step.from);

@@ -32,7 +32,9 @@ void bound_growth(const JsonField& field, const std::vector<NormalizerStep>& ste
   size_t growth = 1;
   for (const NormalizerStep& step : steps) {
     const bool replaces = step.kind == NormalizerStep::Kind::kReplace;
-    if (replaces) growth *= std::max<size_t>(1, step.to.size() / step.from.size());
+    if (replaces) {
+      growth *= std::max<size_t>(1, (step.to.size() + step.from.size() - 1) / step.from.size());
+    }
     if (step.to.size() > kLongest || growth > kMostGrowth || steps.size() > kMostSteps) {
       unsupported(field, "making text so much longer", "short texts to prepend or put in");
     }
@@ -119,10 +121,8 @@ void metaspace(const JsonField& field, Tokenizer::Data& data) {
     unsupported_type(field, "null and Metaspace with byte_fallback");
   }
   Metaspace space;
-  space.mark = field.at("replacement").string();
-  if (space.mark != kSpaceMark) {
-    unsupported(field.at("replacement"), "\"" + space.mark + "\"", "U+2581");
-  }
+  const JsonField mark = field.at("replacement");
+  if (mark.string() != kSpaceMark) unsupported(mark, "\"" + mark.string() + "\"", "U+2581");
   const auto scheme = field.find("prepend_scheme");
   const std::string prefix = scheme ? scheme->string() : "always";
   if (prefix == "never" || !field.boolean_or("add_prefix_space", true)) {

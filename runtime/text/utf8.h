@@ -18,6 +18,9 @@ std::string replace_invalid_utf8(std::string_view text);
 // past it.
 char32_t next_character(std::string_view text, size_t& at);
 
+// With every `from`, which is not empty, made `to`.
+std::string replaced(std::string_view text, std::string_view from, std::string_view to);
+
 void append_utf8(char32_t character, std::string& out);
 
 }  // namespace headrace

@@ -222,9 +222,7 @@ class Goldens(goldens_test.Golden, Gpu):
 
     def check(self, folder, *arguments):
         goldens = json.loads((folder / "goldens.json").read_text())["results"]
-        requests = [{"custom_id": str(i), "prompt": golden["prompt"], "ignore_eos": True, "logprobs": 5,
-                     "max_tokens": len(golden["greedy"])} for i, golden in enumerate(goldens)]
-        results = self.generate(folder, requests, *CUDA, *arguments)
+        results = self.generate(folder, goldens_test.golden_requests(goldens), *CUDA, *arguments)
         return [(golden, results[str(i)], f"{folder.name} {arguments} prompt {i}") for i, golden in enumerate(goldens)]
 
     def folders(self):
@@ -363,8 +361,7 @@ class HostAttention(Gpu):
 class RealModels(goldens_test.Golden, Gpu):
     def check(self, model, golden, math):
         prompts = golden["prompts"]
-        # How log-probabilities name tokens.
-        name_of = lambda token: self.run_program("tokenize", "--model", model, "--decode", token).stdout()[:-1]
+        name_of = lambda token: self.token_text(model, token)
         if math == "f32":
             first = self.generate(model, [{"custom_id": p["name"], "prompt": p["prompt_ids"], "ignore_eos": True,
                                            "logprobs": 5, "max_tokens": 1} for p in prompts],
@@ -422,18 +419,7 @@ class BadInput(Gpu):
         job.wait(60)
         job.await_no_process()
         self.assertRegex(job.log(), r"\[rank 0 on .*rank 1 \(host .*run again with --resume")
-        self.resume(arguments, output, requests, 2)
-
-    def resume(self, arguments, output, requests, ranks):
-        """What was written stays, and the rest comes."""
-        kept = harness.read_results(output)
-        self.assertGreaterEqual(len(kept), 2)
-        self.assertLess(len(kept), len(requests))
-        self.run_program(*arguments, "--resume", ranks=ranks, limit=90)
-        expected = self.generate(arguments[2], requests, *CUDA)
-        results = harness.read_results(output)
-        self.assert_same_results(expected, results)
-        self.assert_same_results(kept, {name: results[name] for name in kept})
+        self.assert_resumes(arguments, output, self.generate(model, requests, *CUDA), ranks=2)
 
 
 class Link(Gpu):
@@ -544,11 +530,9 @@ class Link(Gpu):
         print(job.log())
         self.assertIn("rank 1 (host", job.log())
         self.assertIn("with errorcode 75", job.log())
-        self.assertLess(len(harness.read_results(output)), len(requests))
-        self.run_program(*arguments, "--resume", ranks=2, limit=90, prefix=self.wrapper())
         if Link.undisturbed is None:
             Link.undisturbed = self.generate(model, requests, "--device", "cpu")
-        self.assert_same_results(Link.undisturbed, harness.read_results(output))
+        self.assert_resumes(arguments, output, Link.undisturbed, ranks=2, prefix=self.wrapper())
 
     def test_a_rank_that_is_killed(self):
         self.lose_a_rank(lambda job: os.kill(job.rank_process(1), signal.SIGKILL))
@@ -614,19 +598,14 @@ class FakeGpus(harness.ProgramTest):
         batch, output = self.folder / "in.jsonl", self.folder / f"lost{ranks}.jsonl"
         harness.write_requests(batch, requests)
         arguments = ("generate", "--model", "synthetic:tiny-llama", "--input", batch, "--output", output,
-                     "--token-ids", *CUDA, "--math", "f32", "--device-memory", "1GiB", "--max-batch", 3, *options)
+                     "--token-ids", *CUDA, "--math", "f32", "--device-memory", "1GiB", "--max-batch", 3)
         with unittest.mock.patch.dict(os.environ, HEADRACE_FAKE_GPU_LOST_AFTER="150", **environment):
-            job = self.run_program(*arguments, ranks=ranks, expect=harness.TRY_AGAIN)
+            job = self.run_program(*arguments, *options, ranks=ranks, expect=harness.TRY_AGAIN)
         if not environment:
             self.assertRegex(job.log(), r"\[rank \d on .*the fake GPU was lost; run again with --resume"
                              if ranks else "the fake GPU was lost; run again with --resume")
-        kept = harness.read_results(output)
-        self.assertGreater(len(kept), 0, job.log())
-        self.assertLess(len(kept), len(requests))
-        self.run_program(*arguments, "--resume", ranks=ranks)
-        results = harness.read_results(output)
-        self.assert_same_results(self.generate("synthetic:tiny-llama", requests, "--device", "cpu"), results)
-        self.assert_same_results(kept, {name: results[name] for name in kept})
+        expected = self.generate("synthetic:tiny-llama", requests, "--device", "cpu")
+        self.assert_resumes(arguments, output, expected, ranks=ranks)
 
     def test_a_gpu_that_is_lost(self):
         self.with_gpus(2)

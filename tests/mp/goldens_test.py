@@ -12,7 +12,16 @@ TOLERANCE = 2e-3
 LIMITS = {"--kv f16": 0.01, "--kv q8": 0.16, "--kv q4": 1.0, "--weights q8": 0.25, "--weights q4": 4.5}
 
 
+def golden_requests(goldens):
+    return [{"custom_id": str(i), "prompt": golden["prompt"], "ignore_eos": True, "logprobs": 5,
+             "max_tokens": len(golden["greedy"])} for i, golden in enumerate(goldens)]
+
+
 class Golden(harness.ProgramTest):
+    def token_text(self, model, token):
+        """How logprobs name a token."""
+        return self.run_program("tokenize", "--model", model, "--decode", token).stdout()[:-1]
+
     def check_top5(self, record, top5, name_of, note):
         """`top5`: (id, logit), best first, of the first token."""
         logprobs = harness.choices(record)[0]["logprobs"]["top_logprobs"][0]
@@ -43,10 +52,6 @@ class RealModels(Golden):
             top5 = [(t["id"], t["logit"]) for t in prompt["top5"]]
             self.check_top5(results[prompt["name"]], top5, lambda t: self.token_text(model, t), prompt["name"])
 
-    def token_text(self, model, token):
-        """How logprobs name a token."""
-        return self.run_program("tokenize", "--model", model, "--decode", token).stdout()[:-1]
-
     def test_smollm2_gguf(self):
         self.check(harness.real_model(harness.SMOL), harness.golden("smol.json"))
 
@@ -62,9 +67,7 @@ class TinyModels(Golden):
     """Every family, from safetensors and from a GGUF file, by token ids."""
 
     def check(self, model, goldens, *arguments, ranks=None):
-        requests = [{"custom_id": str(i), "prompt": golden["prompt"], "ignore_eos": True, "logprobs": 5,
-                     "max_tokens": len(golden["greedy"])} for i, golden in enumerate(goldens)]
-        results = self.generate(model, requests, "--threads", 1, *arguments, ranks=ranks)
+        results = self.generate(model, golden_requests(goldens), "--threads", 1, *arguments, ranks=ranks)
         note = f"{model.name} {arguments} on {ranks or 1} ranks"
         for i, golden in enumerate(goldens):
             record = results[str(i)]

@@ -293,6 +293,16 @@ class ProgramTest(unittest.TestCase):
             self.fail(f"{note}: {name} differs\n{json.dumps(record)[:1500]}\n"
                       f"{json.dumps(actual[name])[:1500]}")
 
+    def assert_resumes(self, arguments, output, expected, ranks=None, prefix=()):
+        """A run that was cut short has some results; with --resume they stay, and the rest comes."""
+        kept = read_results(output)
+        self.assertGreater(len(kept), 0)
+        self.assertLess(len(kept), len(expected))
+        self.run_program(*arguments, "--resume", ranks=ranks, limit=90, prefix=prefix)
+        results = read_results(output)
+        self.assert_same_results(expected, results)
+        self.assert_same_results(kept, {name: results[name] for name in kept})
+
 
 def main():
     """unittest's main; exit code 77 (CTest: skipped) if every test was skipped. Who ends it ends its jobs."""
